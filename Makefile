@@ -1,0 +1,47 @@
+# `make repro` and `make test` each set up what they need from a fresh clone. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The stages of dvc.yaml call `python` and `wimfris` by name: they must be the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup test lint repro repository
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
+
+repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table and where the report lies
+	$(BIN)/dvc repro
+	@$(BIN)/wimfris report
+
+test: setup ## set up, then the test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## set up, then linter, formatter check and type checker
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "make: there is no '$(PYTHON)' here; install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $$($(PYTHON) --version) is too old, 3.11 or newer is needed; name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV): some minutes, most of it downloads"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "Installed. To work in it: . $(BIN)/activate"
+
+# DVC and the run manifests need a commit to name; a downloaded zip has none.
+repository:
+	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || \
+	  { echo "make: this folder is not a git repository with a commit; run: git init && git add -A && git commit -m start" >&2; exit 1; }

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wimfris.data import letterbox
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "protocol.npz"
+SIDES = st.integers(8, 700)
+SIZES = st.integers(16, 480)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as file:
+        return {key.removeprefix("case2/"): file[key] for key in file.files if key.startswith("case2/")}
+
+
+def test_the_protocol_comes_out_exactly(golden: dict[str, np.ndarray]) -> None:
+    height, width = golden["mask"].shape
+    place = letterbox.geometry(height, width, 448)
+    assert np.array_equal(place.forward, golden["matrix"])
+    assert np.array_equal(place.inverse, golden["inverse"])
+    image = letterbox.letterbox_image(golden["image"], 448)
+    assert image.dtype == np.float32
+    assert np.array_equal(image.astype(np.float16), golden["letterbox_image_mean_std"])
+    mask = letterbox.letterbox_mask(golden["mask"], 448)
+    assert np.array_equal(mask.astype(np.float16), golden["letterbox_mask"])
+    prediction = letterbox.predicted_mask(torch.from_numpy(golden["logits"]), height, width, 448)
+    assert np.array_equal(prediction, golden["prediction"])
+
+
+@given(SIDES, SIDES, SIZES)
+def test_there_and_back_is_the_identity(height: int, width: int, size: int) -> None:
+    place = letterbox.geometry(height, width, size)
+    row = np.array([[0, 0, 1]])
+    there_and_back = np.vstack([place.inverse, row]) @ np.vstack([place.forward, row])
+    assert np.allclose(there_and_back, np.eye(3), atol=1e-3)
+    # One scale for both axes, no shear, centre on centre, and the longer side fills the input.
+    assert place.forward[0, 0] == pytest.approx(place.forward[1, 1], rel=1e-4)
+    assert np.allclose(place.forward[[0, 1], [1, 0]], 0, atol=1e-6)
+    assert np.allclose(place.forward @ [width / 2, height / 2, 1], size / 2, atol=1e-3)
+    assert max(height, width) * place.forward[0, 0] == pytest.approx(size, rel=1e-4)
+
+
+@settings(max_examples=25)
+@given(st.integers(60, 300), st.integers(60, 300), st.integers(150, 300), st.floats(0.3, 0.7), st.floats(0.3, 0.7))
+def test_a_mask_survives_the_way_there_and_back(height: int, width: int, size: int, x: float, y: float) -> None:
+    rows, columns = np.mgrid[:height, :width]
+    mask = (rows - y * height) ** 2 + (columns - x * width) ** 2 < (0.25 * min(height, width)) ** 2
+    boxed = letterbox.letterbox_mask(mask, size)
+    assert boxed.shape == (size, size)
+    assert 0 <= boxed.min() <= boxed.max() == 1
+    back = letterbox.original_probabilities(boxed, height, width) > 0.5
+    assert back.shape == mask.shape
+    assert (back & mask).sum() / (back | mask).sum() > 0.9
+    logits = torch.logit(torch.from_numpy(boxed), eps=1e-4)
+    predicted = letterbox.predicted_mask(logits, height, width, size, threshold=0.5)
+    assert (predicted & mask).sum() / (predicted | mask).sum() > 0.9
+
+
+def test_the_border_is_the_mean_colour() -> None:
+    image = letterbox.letterbox_image(np.full((20, 40, 3), 255, np.uint8), 64)
+    assert image.shape == (3, 64, 64)
+    half_a_level = 0.5 / 255 / letterbox.CLIP_STD
+    # The image fills rows 16 to 47; the cubic kernel reaches two pixels further.
+    for border in (image[:, :13], image[:, 51:]):
+        assert np.all(np.abs(border) <= half_a_level.reshape(3, 1, 1) + 1e-6)
+    white = (1 - letterbox.CLIP_MEAN) / letterbox.CLIP_STD
+    assert np.allclose(image[:, 20:44, 4:60], white.reshape(3, 1, 1), atol=1e-6)
+    assert not letterbox.letterbox_mask(np.ones((20, 40), bool), 64)[:14].any()
+
+
+def test_colours_keep_their_order() -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[..., 0] = 255
+    channels = letterbox.letterbox_image(image, 16)[:, 8, 8] * letterbox.CLIP_STD + letterbox.CLIP_MEAN
+    assert np.allclose(channels, [1, 0, 0], atol=1e-6)
+
+
+def test_a_batch_is_its_images() -> None:
+    logits = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = letterbox.input_probabilities(logits, 30)
+    assert batch.shape == (3, 30, 30)
+    for one, probabilities in zip(logits, batch, strict=True):
+        alone = letterbox.original_probabilities(letterbox.input_probabilities(one[None], 30)[0], 20, 40)
+        assert np.allclose(letterbox.original_probabilities(probabilities, 20, 40), alone, atol=1e-6)
+    # Corners on corners: the corner of the logits is the corner of the input.
+    assert np.allclose(
+        batch[:, [0, 0, -1, -1], [0, -1, 0, -1]], torch.sigmoid(logits[:, 0])[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    )
+
+
+def test_wrong_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="RGB image"):
+        letterbox.letterbox_image(np.zeros((4, 4), np.uint8), 8)
+    with pytest.raises(ValueError, match="RGB image"):
+        letterbox.letterbox_image(np.zeros((4, 4, 3), np.float32), 8)
+    with pytest.raises(ValueError, match="mask"):
+        letterbox.letterbox_mask(np.zeros((4, 4, 1)), 8)

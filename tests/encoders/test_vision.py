@@ -1,0 +1,137 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wimfris.encoders.vision import Guidance, VisionEncoder
+
+TAPS = (1, 2)
+PREFIX = 3  # class and two register tokens
+
+
+class Probe(nn.Module):
+    """An adapter that keeps what it was given and returns a known function of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Guidance]] = []
+
+    def forward(self, tokens: Tensor, guidance: Guidance) -> Tensor:
+        self.seen.append((tokens, guidance))
+        return torch.sin(tokens)
+
+
+@pytest.fixture
+def backbone(build: Any) -> nn.Module:
+    return build["vision_backbone"]().double().eval()
+
+
+@pytest.fixture
+def text() -> tuple[Tensor, Tensor]:
+    """Words and their padding."""
+    return torch.randn(3, 5, 16, dtype=torch.float64), torch.tensor(
+        [[False] * 3 + [True] * 2, [False] * 5, [False] * 5]
+    )
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int] = (8, 8)) -> Tensor:
+    """(B, 1 + R + H W, D) -> (B, D, H, W), cell by cell."""
+    batch, _, width = tokens.shape
+    out = tokens.new_empty(batch, width, *grid)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            out[:, :, row, column] = tokens[:, PREFIX + row * grid[1] + column]
+    return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
+def test_no_or_untrained_adapters_leave_the_three_stages_as_they_are(
+    build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor], layers: tuple[int, ...]
+) -> None:
+    names = list(backbone.state_dict())
+    plain = backbone(pixel_values=image.double(), output_hidden_states=True)
+    encoder = VisionEncoder(backbone, {layer: build["msa"]("zero").double() for layer in layers}, TAPS)
+    stages = encoder(image.double(), *text)
+    expected = [*(plain.hidden_states[layer + 1] for layer in TAPS), plain.last_hidden_state]
+    assert len(stages) == 3
+    for stage, tokens in zip(stages, expected, strict=True):
+        assert torch.equal(stage, to_map(tokens))
+    assert list(backbone.state_dict()) == names
+    assert {name.removeprefix("backbone.") for name in encoder.state_dict() if name.startswith("backbone.")} == set(
+        names
+    )
+
+
+@torch.no_grad()
+def test_an_adapter_reads_the_second_norm_and_adds_to_the_mlp_before_the_layer_scale(
+    backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
+) -> None:
+    before = backbone(pixel_values=image.double(), output_hidden_states=True).hidden_states
+    block, probe = backbone.encoder.layer[1], Probe()
+    stages = VisionEncoder(backbone, {1: probe}, TAPS)(image.double(), *text)
+    stream = before[1] + block.layer_scale1.lambda1 * block.attention(block.norm1(before[1]))[0]
+    normed = block.norm2(stream)
+    seen, guidance = probe.seen[0]
+    torch.testing.assert_close(seen, normed)
+    assert guidance.words is text[0] and guidance.padding is text[1] and guidance.grid == (8, 8)
+    mlp = block.mlp.fc2(block.mlp.activation_fn(block.mlp.fc1(normed)))
+    torch.testing.assert_close(stream + block.layer_scale2.lambda1 * mlp, before[2])
+    torch.testing.assert_close(stages[0], to_map(stream + block.layer_scale2.lambda1 * (mlp + torch.sin(normed))))
+
+
+@torch.no_grad()
+def test_a_map_has_the_shape_of_the_image(build: Any, backbone: Any, text: tuple[Tensor, Tensor]) -> None:
+    """Also of an image that the positions are interpolated for."""
+    encoder = VisionEncoder(backbone, {1: build["msa"]().double()}, TAPS)
+    image = torch.randn(3, 3, 24, 40, dtype=torch.float64)
+    assert [tuple(stage.shape) for stage in encoder(image, *text)] == [(3, 16, 6, 10)] * 3
+
+
+@torch.no_grad()
+def test_padded_words_change_nothing(
+    build: Any, stir: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
+) -> None:
+    encoder = VisionEncoder(backbone, {layer: stir(build["msa"]()).double() for layer in (1, 3)}, TAPS)
+    words, padding = text
+    before = encoder(image.double(), words, padding)
+    longer = torch.cat(
+        [torch.where(padding[..., None], 20.0, words), torch.full((3, 4, 16), -3.0, dtype=torch.float64)], dim=1
+    )
+    after = encoder(image.double(), longer, torch.cat([padding, torch.ones(3, 4, dtype=torch.bool)], dim=1))
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other)
+    assert (encoder(image.double(), words + 1, padding)[0] != before[0]).any()
+
+
+def test_gradients_reach_adapters_and_words_through_the_frozen_backbone_and_leave_it_alone(
+    build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
+) -> None:
+    encoder = VisionEncoder(backbone, {layer: build["msa"]().double() for layer in (1, 3)}, TAPS)
+    words = text[0].requires_grad_()
+    sum(stage.square().sum() for stage in encoder(image.double(), words, text[1])).backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in backbone.parameters())
+    assert words.grad is not None and (words.grad[~text[1]] != 0).all() and (words.grad[text[1]] == 0).all()
+    for adapter in encoder.adapters.values():
+        assert all(parameter.grad is not None and (parameter.grad != 0).any() for parameter in adapter.parameters())
+
+
+def test_the_backbone_stays_in_eval_mode(build: Any, backbone: Any) -> None:
+    encoder = VisionEncoder(backbone, {1: build["msa"]()}, TAPS)
+    outer = nn.Sequential(encoder).train()
+    assert encoder.training and encoder.adapters["1"].training
+    assert not any(module.training for module in backbone.modules())
+    outer.eval()
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_a_pass_that_failed_leaves_nothing_behind(
+    build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
+) -> None:
+    encoder = VisionEncoder(backbone, {3: build["msa"]().double()}, TAPS)
+    before = encoder(image.double(), *text)
+    with pytest.raises(AssertionError, match="key weights"):
+        encoder(image.double(), text[0][..., :3], text[1])  # words of the wrong width
+    for one, other in zip(encoder(image.double(), *text), before, strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,204 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from wimfris.model.hmf import (
+    CoordConv,
+    Gate,
+    Neck,
+    WindowMambaFusion,
+    window_index,
+    window_partition,
+    window_unpartition,
+)
+
+WIDTH, TEXT = 8, 6
+
+
+def fusion(window: int | None, gate: Any = "attention", norm: bool = True) -> WindowMambaFusion:
+    return WindowMambaFusion(WIDTH, TEXT, window=window, gate=gate, norm=norm, heads=2, state=3, conv=4, expand=2)
+
+
+def tokens_of(grid: tuple[int, int], batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Tokens (B, H W, C) and sentences (B, T)."""
+    tokens = torch.randn(batch, grid[0] * grid[1], WIDTH, dtype=torch.float64, requires_grad=True)
+    return tokens, torch.randn(batch, TEXT, dtype=torch.float64, requires_grad=True)
+
+
+def cells_by_window(grid: tuple[int, int], window: int) -> list[Tensor]:
+    """The raster positions of each window's real cells, by slicing."""
+    positions = torch.arange(grid[0] * grid[1]).reshape(grid)
+    rows, columns = range(0, grid[0], window), range(0, grid[1], window)
+    return [positions[y : y + window, x : x + window].flatten() for y in rows for x in columns]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
+def test_putting_back_what_was_cut_is_the_identity(
+    height: int, width: int, window_height: int, window_width: int
+) -> None:
+    window = (min(window_height, height), min(window_width, width))
+    tokens = torch.arange(2 * height * width * 3).reshape(2, height * width, 3)
+    windows = window_partition(tokens, height, width, window)
+    count = -(-height // window[0]) * -(-width // window[1])
+    assert windows.shape == (2 * count, window[0] * window[1], 3)
+    assert torch.equal(window_unpartition(windows, height, width, window), tokens)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_a_window_holds_its_real_cells_first_in_raster_order(height: int, width: int, window: int) -> None:
+    window = min(window, height, width)
+    gather = window_index(height, width, (window, window))[0]
+    cells = cells_by_window((height, width), window)
+    assert len(gather) == len(cells)
+    for row, expected in zip(gather, cells, strict=True):
+        assert torch.equal(row[: len(expected)], expected)
+
+
+def test_windows_equal_plain_reshaping_where_they_divide_the_grid() -> None:
+    tokens = torch.randn(2, 8 * 12, 3)
+    expected = tokens.reshape(2, 2, 4, 3, 4, 3).permute(0, 1, 3, 2, 4, 5).reshape(2 * 6, 16, 3)
+    assert torch.equal(window_partition(tokens, 8, 12, (4, 4)), expected)
+
+
+@pytest.mark.parametrize(("grid", "window"), [((6, 6), 3), ((5, 7), 3), ((4, 6), 1)])
+def test_no_gradient_crosses_a_border(stir: Any, grid: tuple[int, int], window: int) -> None:
+    wmf = stir(fusion(window)).double()
+    tokens, sentence = tokens_of(grid)
+    z = wmf.scan(tokens, sentence, grid)
+    for cells in cells_by_window(grid, window):
+        grad, prefix = torch.autograd.grad(z[0, cells].sum(), (tokens, sentence), retain_graph=True)
+        outside = torch.ones(grid[0] * grid[1], dtype=torch.bool)
+        outside[cells] = False
+        assert (grad[0, outside] == 0).all() and (grad[0, cells] != 0).any(dim=-1).all()
+        assert (grad[1] == 0).all() and (prefix[1] == 0).all() and (prefix[0] != 0).any()  # nor an image's
+
+
+@pytest.mark.parametrize(("grid", "window"), [((5, 7), 3), ((4, 4), 3), ((6, 4), 2), ((7, 5), 4)])
+def test_each_window_is_the_scan_of_its_real_tokens_behind_the_sentence(
+    stir: Any, grid: tuple[int, int], window: int
+) -> None:
+    wmf = stir(fusion(window)).double()
+    tokens, sentence = tokens_of(grid)
+    z = wmf.scan(tokens, sentence, grid)
+    for cells in cells_by_window(grid, window):
+        alone = wmf.mamba(wmf.norm(torch.cat([wmf.text(sentence)[:, None], tokens[:, cells]], dim=1)))[:, 1:]
+        torch.testing.assert_close(z[:, cells], alone)
+
+
+def test_one_window_of_the_whole_grid_is_no_window(stir: Any) -> None:
+    grid = (6, 6)
+    whole = stir(fusion(6)).double().eval()
+    none = fusion(None).double().eval()
+    none.load_state_dict(whole.state_dict())
+    tokens, sentence = tokens_of(grid)
+    assert torch.equal(whole.scan(tokens, sentence, grid), none.scan(tokens, sentence, grid))
+    fused = torch.randn(2, WIDTH, *grid, dtype=torch.float64)
+    words, padding = torch.randn(2, 4, TEXT, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.bool)
+    assert torch.equal(whole(fused, words, sentence, padding), none(fused, words, sentence, padding))
+
+
+def test_no_window_is_one_sequence_on_any_grid(stir: Any) -> None:
+    grid = (3, 5)
+    wmf = stir(fusion(None)).double()
+    tokens, sentence = tokens_of(grid)
+    sequence = torch.cat([wmf.text(sentence)[:, None], tokens], dim=1)
+    torch.testing.assert_close(wmf.scan(tokens, sentence, grid), wmf.mamba(wmf.norm(sequence))[:, 1:])
+
+
+@pytest.mark.parametrize("grid", [(3, 8), (8, 3)])
+def test_a_window_larger_than_the_grid_is_an_error(grid: tuple[int, int]) -> None:
+    wmf = fusion(4).double()
+    with pytest.raises(ValueError, match="window 4 is larger than the grid"):
+        wmf.scan(*tokens_of(grid), grid)
+
+
+def test_windows_first_cut_in_inference_mode_can_be_trained() -> None:
+    window_index.cache_clear()
+    wmf, grid = fusion(2).double(), (5, 4)
+    tokens, sentence = tokens_of(grid)
+    with torch.inference_mode():
+        wmf.scan(tokens, sentence, grid)
+    wmf.scan(tokens, sentence, grid).sum().backward()
+    assert tokens.grad is not None
+
+
+@pytest.mark.parametrize("gate", ["attention", "text", "none"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_equation(stir: Any, gate: str, norm: bool) -> None:
+    """G = F + unwindow(z * gate(z)); out = G + CoordConv(G)."""
+    wmf = stir(fusion(2, gate, norm)).double().eval()
+    assert isinstance(wmf.norm, torch.nn.LayerNorm) == norm
+    fused = torch.randn(2, WIDTH, 4, 5, dtype=torch.float64)
+    words, sentence = torch.randn(2, 4, TEXT, dtype=torch.float64), torch.randn(2, TEXT, dtype=torch.float64)
+    padding = torch.tensor([[False, False, True, True], [False] * 4])
+    z = wmf.scan(fused.flatten(2).mT, sentence, (4, 5))
+    gated = fused + wmf.gate(z, words, sentence, padding).mT.reshape(fused.shape)
+    torch.testing.assert_close(wmf(fused, words, sentence, padding), gated + wmf.coordinates(gated))
+
+
+def test_gate_by_text_is_one_factor_per_channel(stir: Any) -> None:
+    gate = stir(Gate("text", WIDTH, TEXT, heads=2)).double()
+    z, sentence = torch.randn(2, 9, WIDTH, dtype=torch.float64), torch.randn(2, TEXT, dtype=torch.float64)
+    out = gate(z, torch.randn(2, 4, TEXT, dtype=torch.float64), sentence, torch.zeros(2, 4, dtype=torch.bool))
+    attention = gate.attention
+    factor = attention.out_proj(sentence @ attention.v_proj_weight.T + attention.in_proj_bias[-WIDTH:])
+    torch.testing.assert_close(out, z * factor[:, None])
+
+
+def test_gate_by_attention_depends_on_the_query_and_on_real_words_alone(stir: Any) -> None:
+    gate = stir(Gate("attention", WIDTH, TEXT, heads=2)).double()
+    z, words = torch.randn(2, 9, WIDTH, dtype=torch.float64), torch.randn(2, 4, TEXT, dtype=torch.float64)
+    padding = torch.tensor([[False, False, True, True], [False] * 3 + [True]])
+    out = gate(z, words, torch.zeros(2, TEXT, dtype=torch.float64), padding)
+    assert (out / z).var(dim=1).min() > 0  # not one factor per channel
+    longer = torch.cat(
+        [torch.where(padding[..., None], 30.0, words), torch.full((2, 2, TEXT), 4.0, dtype=torch.float64)], dim=1
+    )
+    padding = torch.cat([padding, torch.ones(2, 2, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(gate(z, longer, torch.ones(2, TEXT, dtype=torch.float64), padding), out)
+
+
+def test_gate_none_passes_the_scan_through() -> None:
+    gate = Gate("none", WIDTH, TEXT, heads=2)
+    z = torch.randn(2, 9, WIDTH)
+    assert not list(gate.parameters())
+    assert torch.equal(gate(z, torch.randn(2, 4, TEXT), torch.randn(2, TEXT), torch.zeros(2, 4, dtype=torch.bool)), z)
+
+
+def test_coordinates_run_from_minus_one_to_one_columns_before_rows() -> None:
+    layer = CoordConv(3).eval()
+    seen: list[Tensor] = []
+    layer.located.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.randn(2, 3, 4, 5)
+    layer(x)
+    assert torch.equal(seen[0][:, :3], x)
+    torch.testing.assert_close(seen[0][:, 3], torch.linspace(-1, 1, 5).expand(2, 4, 5))
+    torch.testing.assert_close(seen[0][:, 4], torch.linspace(-1, 1, 4)[:, None].expand(2, 4, 5))
+
+
+def test_no_neck_is_the_concatenation_and_one_convolution(stir: Any) -> None:
+    neck = stir(Neck(4, WIDTH, None)).double().eval()
+    assert {name.split(".")[0] for name in neck.state_dict()} == {"aggregate"}
+    convolution, norm, _ = neck.aggregate
+    assert convolution.kernel_size == (1, 1)
+    stages = [torch.randn(2, 4, 3, 5, dtype=torch.float64) for _ in range(3)]
+    words, sentence, padding = torch.randn(2, 4, TEXT), torch.randn(2, TEXT), torch.zeros(2, 4, dtype=torch.bool)
+    mixed = torch.einsum("oi,bihw->bohw", convolution.weight[..., 0, 0], torch.cat(stages, dim=1))
+    expected = F.batch_norm(mixed, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).relu()
+    torch.testing.assert_close(neck(stages, words, sentence, padding), expected)
+
+
+def test_the_neck_fuses_what_the_convolution_gives(stir: Any) -> None:
+    neck = stir(Neck(4, WIDTH, fusion(2))).double().eval()
+    stages = [torch.randn(2, 4, 4, 4, dtype=torch.float64) for _ in range(3)]
+    words, sentence = torch.randn(2, 4, TEXT, dtype=torch.float64), torch.randn(2, TEXT, dtype=torch.float64)
+    padding = torch.zeros(2, 4, dtype=torch.bool)
+    fused = neck.aggregate(torch.cat(stages, dim=1))
+    torch.testing.assert_close(neck(stages, words, sentence, padding), neck.fusion(fused, words, sentence, padding))

@@ -1,0 +1,72 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wimfris.errors import UserError
+from wimfris.model.mamba import DELTA_RANGE, Mamba
+
+CASES = {
+    "mamba_d32_L17": Mamba(32),
+    "mamba_d24_L2": Mamba(24),
+    "mamba_d32_L65": Mamba(32, state=8, expand=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_numbers_and_names_of_mamba_ssm(golden: Any, case: str) -> None:
+    arrays, mamba = golden("mamba_reference.npz", case), CASES[case]
+    weights = {
+        name.removeprefix("param/"): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith("param/")
+    }
+    assert set(mamba.state_dict()) == set(weights)
+    mamba.load_state_dict(weights, strict=True)
+    mamba.zero_grad()
+    x = torch.from_numpy(arrays["in/x"]).requires_grad_()
+    y = mamba(x)
+    expected = torch.from_numpy(arrays["out/y"])
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    (y * torch.from_numpy(np.cos(np.arange(y.numel())).reshape(y.shape).astype(np.float32))).sum().backward()
+    for name, value in {"x": x, **dict(mamba.named_parameters())}.items():
+        expected = torch.from_numpy(arrays[f"grad/{name}"])
+        assert value.grad is not None
+        torch.testing.assert_close(value.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_no_output_sees_a_later_token(stir: Any) -> None:
+    mamba = stir(Mamba(6, state=3)).double()
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    y = mamba(x)
+    for t in range(9):
+        (grad,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
+        assert (grad[:, t + 1 :] == 0).all() and (grad[:, : t + 1] != 0).any(dim=-1).all()
+    torch.testing.assert_close(mamba(x[:, :4]), y[:, :4])
+
+
+def test_sequences_of_a_batch_do_not_meet(stir: Any) -> None:
+    mamba = stir(Mamba(6, state=3)).double()
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(mamba(x), torch.cat([mamba(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("conv", [1, 2, 4])
+def test_the_convolution_is_the_causal_conv1d_whose_weights_it_holds(conv: int) -> None:
+    mamba = Mamba(4, conv=conv)
+    u = torch.randn(2, 7, 8)
+    expected = torch.nn.functional.silu(mamba.conv1d(u.mT)[..., :7].mT)
+    torch.testing.assert_close(mamba._convolve(u, "reference"), expected)
+
+
+def test_initial_steps_lie_in_the_range_of_mamba_ssm() -> None:
+    step = torch.nn.functional.softplus(Mamba(64).dt_proj.bias)
+    low, high = DELTA_RANGE
+    assert step.min() >= low * 0.999 and step.max() <= high * 1.001
+    torch.testing.assert_close(step.log().mean().exp(), torch.tensor((low * high) ** 0.5), rtol=0.5, atol=0)
+
+
+def test_a_backend_that_cannot_run_is_refused() -> None:
+    with pytest.raises(UserError, match="mamba_ssm"):
+        Mamba(4, backend="mamba_ssm")(torch.randn(1, 2, 4))

@@ -1,0 +1,145 @@
+"""The records' file: what goes in comes out, the bytes depend on the rows alone, and a bad file is one line that names
+it.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wimfris.errors import UserError
+from wimfris.results.records import SCHEMA, read_all, read_records, write_records
+
+
+def records(run: str = "full-0") -> pd.DataFrame:
+    variant, seed = run.rsplit("-", 1)
+    rows = [
+        {
+            "run": run,
+            "variant": variant,
+            "seed": int(seed),
+            "dataset": "scenes",
+            "scale": "tiny",
+            "protocol": "cris",
+            "split": split,
+            "condition": condition,
+            "ref_id": ref_id,
+            "sent_id": 10 * ref_id,
+            "image_id": ref_id,
+            "sentence": "" if condition == "empty" else f"thing {ref_id}",
+            "kind": "attribute",
+            "target_area": 50,
+            "intersection": 20,
+            "union": 60,
+        }
+        for split in ("val", "testA")
+        for condition in ("sentence", "shuffled", "empty")
+        for ref_id in (1, 2, 3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *parts: object) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "records" / "full-0.parquet"
+    write_records(records(), path)
+    read = read_records(path)
+    assert list(read.columns) == SCHEMA.names
+    order = ["split", "condition", "ref_id"]
+    pd.testing.assert_frame_equal(
+        read.sort_values(order, ignore_index=True), records().sort_values(order, ignore_index=True), check_dtype=False
+    )
+    assert sorted(file.name for file in path.parent.iterdir()) == ["full-0.parquet"]
+
+
+def test_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
+    frame = records()
+    write_records(frame, tmp_path / "a.parquet")
+    write_records(frame.sample(frac=1, random_state=1)[frame.columns[::-1]], tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "full-0.parquet"
+    write_records(records(), path)
+    before = path.read_bytes()
+    with pytest.raises(UserError) as error:
+        write_records(records().drop(columns="union"), path)
+    one_line(error, path, "'union'")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, 10, 0.5, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, size: float) -> None:
+    path = tmp_path / "full-0.parquet"
+    write_records(records(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * size) if isinstance(size, float) else size])
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    one_line(error, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read_records(tmp_path / "full-7.parquet")
+    one_line(error, tmp_path / "full-7.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("seed", ["zero", "one"]),
+        ("union", [1.5, 2.5]),
+        ("sentence", ["a", None]),
+        ("intersection", [61, 20]),
+        ("intersection", [-1, 20]),
+        ("split", ["val", "validation"]),
+        ("condition", ["sentence", "other"]),
+    ],
+)
+def test_a_bad_column_is_named(tmp_path: Path, column: str, values: list[object]) -> None:
+    frame = records()[:2]
+    frame[column] = pd.Series(values)
+    path = tmp_path / "full-0.parquet"
+    with pytest.raises(UserError) as error:
+        write_records(frame, path)
+    one_line(error, path, column)
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    one_line(error, path, column)
+
+
+@pytest.mark.parametrize("column", ["union", "extra"])
+def test_a_missing_or_unknown_column_is_named(tmp_path: Path, column: str) -> None:
+    frame = records().drop(columns=column) if column in SCHEMA.names else records().assign(extra=1)
+    path = tmp_path / "full-0.parquet"
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    one_line(error, path, f"'{column}'")
+
+
+def test_read_all_goes_through_the_runs_in_sorted_order(tmp_path: Path) -> None:
+    for folder, run in (("scenes-tiny", "none-0"), ("scenes-tiny", "full-1"), ("scenes-smoke", "full-0")):
+        write_records(records(run), tmp_path / folder / "records" / f"{run}.parquet")
+    (tmp_path / "scenes-tiny" / "records" / ".full-2.parquet.1.tmp").write_bytes(b"half a file")
+    frame = read_all(tmp_path)
+    assert list(frame["run"].unique()) == ["full-0", "full-1", "none-0"]
+    assert len(frame) == 3 * len(records()) and frame.index.is_unique
+
+
+def test_read_all_says_that_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read_all(tmp_path)
+    one_line(error, tmp_path, "dvc repro")

@@ -1,0 +1,206 @@
+"""The main table: its numbers are those computed by hand; the files are stable, escaped and say what they are of."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from wimfris.errors import UserError
+from wimfris.results.records import write_records
+from wimfris.results.tables import main_table, print_table, write_main_tables, write_table
+
+COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
+COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]
+
+
+def run(
+    name: str,
+    areas: list[tuple[int, int]],
+    split: str = "val",
+    condition: str = "sentence",
+    dataset: str = "scenes",
+    scale: str = "tiny",
+    protocol: str = "cris",
+) -> pd.DataFrame:
+    """Records of one run: areas are (intersection, union) of its sentences."""
+    variant, seed = name.rsplit("-", 1)
+    count = range(len(areas))
+    return pd.DataFrame(
+        {
+            "run": name,
+            "variant": variant,
+            "seed": int(seed),
+            "dataset": dataset,
+            "scale": scale,
+            "protocol": protocol,
+            "split": split,
+            "condition": condition,
+            "ref_id": [index // 2 for index in count],
+            "sent_id": list(count),
+            "image_id": [index // 2 for index in count],
+            "sentence": [f"thing {index}" for index in count],
+            "kind": "",
+            "target_area": 10,
+            "intersection": [inside for inside, _ in areas],
+            "union": [around for _, around in areas],
+        }
+    )
+
+
+def several() -> pd.DataFrame:
+    """Two seeds of `full` on three splits with controls, one of another variant, and another data set."""
+    parts = []
+    for split in ("test", "testB", "testA", "val", "train"):
+        parts += [run("full-0", [(1, 2), (3, 4)], split), run("full-1", [(1, 4), (4, 4)], split)]
+        parts += [run(f"full-{seed}", [(0, 4), (1, 4)], split, "shuffled") for seed in (0, 1)]
+        parts += [run(f"full-{seed}", [(0, 4), (0, 4)], split, "empty") for seed in (0, 1)]
+        parts += [run("a_variant-0", [(1, 2), (0, 0)], split)]
+    parts += [run("full-0", [(9, 10)], "val", dataset="refcoco", scale="base")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_numbers_equal_those_computed_by_hand() -> None:
+    # IoUs of seed 0: 0 (union 0), 1/2, 3/4, 1; of seed 1: 0, 0, 1, 1.
+    first = run("full-0", [(0, 0), (2, 4), (3, 4), (12, 12)])
+    second = run("full-1", [(0, 0), (0, 10), (4, 4), (6, 6)])
+    controls = [
+        run("full-0", [(1, 4)] * 4, condition="shuffled"),
+        run("full-1", [(3, 4)] * 4, condition="shuffled"),
+        run("full-0", [(0, 4)] * 4, condition="empty"),
+        run("full-1", [(1, 10)] * 4, condition="empty"),
+    ]
+    table = main_table(pd.concat([first, second, *controls], ignore_index=True))
+    assert list(table.columns) == COLUMNS
+    (row,) = table.to_dict("records")
+    assert [row[name] for name in COLUMNS[:7]] == ["scenes", "tiny", "cris", "full", "val", 2, 4]
+    assert row["miou"] == pytest.approx((2.25 / 4 + 2 / 4) / 2)
+    assert row["oiou"] == pytest.approx((17 / 20 + 10 / 20) / 2)
+    assert row["pr50"] == pytest.approx(0.5)  # strictly greater: the IoU of 1/2 does not count
+    assert row["pr70"] == pytest.approx(0.5)
+    assert row["pr80"] == pytest.approx((0.25 + 0.5) / 2)
+    assert row["miou_sd"] == pytest.approx(abs(2.25 / 4 - 2 / 4) / np.sqrt(2))
+    assert row["miou_shuffled"] == pytest.approx(0.5)
+    assert row["miou_empty"] == pytest.approx(0.05)
+
+
+def test_one_seed_has_no_spread_and_missing_controls_stay_empty() -> None:
+    table = main_table(run("none-0", [(1, 2)]))
+    assert table["miou_sd"].isna().all() and table["miou_shuffled"].isna().all() and table["miou_empty"].isna().all()
+
+
+def test_a_control_that_a_seed_lacks_is_empty_and_not_the_other_seeds() -> None:
+    parts = [run("full-0", [(1, 2)]), run("full-1", [(1, 2)]), run("full-0", [(0, 2)], condition="empty")]
+    assert main_table(pd.concat(parts))["miou_empty"].isna().all()
+
+
+def test_rows_come_in_one_order_whatever_the_order_of_the_records() -> None:
+    table = main_table(several())
+    scenes = table[table["dataset"] == "scenes"]
+    assert list(scenes["split"]) == 2 * ["train", "val", "testA", "testB", "test"]
+    assert list(scenes["system"]) == 5 * ["full"] + 5 * ["a_variant"]
+    for seed in range(3):
+        pd.testing.assert_frame_equal(main_table(several().sample(frac=1, random_state=seed)), table)
+
+
+def test_protocols_do_not_mix() -> None:
+    frame = pd.concat([run("full-0", [(1, 2)]), run("none-0", [(1, 2)], protocol="other")])
+    with pytest.raises(UserError, match=r"scenes.*val.*'cris' \(run full-0\) and 'other' \(run none-0\)"):
+        main_table(frame)
+
+
+def test_sentence_sets_do_not_mix() -> None:
+    frame = pd.concat([run("full-0", [(1, 2), (1, 2)]), run("full-1", [(1, 2)])])
+    with pytest.raises(UserError, match=r"run full-1 \(1 sentences\).*full-0 \(2\)"):
+        main_table(frame)
+    other = run("full-1", [(1, 2), (1, 2)]).assign(sent_id=[0, 7])
+    with pytest.raises(UserError, match="full-1"):
+        main_table(pd.concat([run("full-0", [(1, 2), (1, 2)]), other]))
+
+
+def test_a_case_counts_once() -> None:
+    stale = run("full-0", [(1, 2)]).assign(run="old-0")
+    with pytest.raises(UserError, match="twice in run full-0 and old-0"):
+        main_table(pd.concat([run("full-0", [(1, 2)]), stale]))
+
+
+def test_controls_without_their_sentences_are_refused() -> None:
+    with pytest.raises(UserError, match="full-0 has controls but no sentences"):
+        main_table(run("full-0", [(1, 2)], condition="empty"))
+
+
+def test_the_csv_is_plain_and_reads_back(tmp_path: Path) -> None:
+    table = main_table(several())
+    (path,) = write_table(table, tmp_path / "tables" / "main", ["csv"])
+    text = path.read_text()
+    assert text.splitlines()[0] == ",".join(COLUMNS)
+    assert len(text.splitlines()) == 1 + len(table)
+    pd.testing.assert_frame_equal(pd.read_csv(path), table, check_dtype=False, atol=5e-7, rtol=0)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        write_table(main_table(several().sample(frac=1, random_state=seed)), tmp_path / name / "main")
+    for suffix in ("csv", "md", "tex"):
+        assert (tmp_path / "a" / f"main.{suffix}").read_bytes() == (tmp_path / "b" / f"main.{suffix}").read_bytes()
+
+
+def test_markdown_and_latex_say_what_they_are_of(tmp_path: Path) -> None:
+    write_table(main_table(several()), tmp_path / "main")
+    markdown, latex = (tmp_path / "main.md").read_text(), (tmp_path / "main.tex").read_text()
+    assert "## refcoco, scale base, protocol cris, 1 seed\n" in markdown
+    assert "## scenes, scale tiny, protocol cris, 1 to 2 seeds\n" in markdown
+    assert r"\caption{refcoco, scale base, protocol cris, 1 seed. " in latex
+    for text in (markdown, latex):
+        sections = text.split("scale base")
+        assert len(sections) == 2
+        scenes = text[text.index("scenes, scale tiny") :]
+        assert "built-in data set (scenes) at scale tiny; they say nothing about the figures in the paper" in scenes
+        assert "built-in" not in text[: text.index("scenes, scale tiny")]
+    assert latex.count(r"\begin{table}") == latex.count(r"\toprule") == latex.count(r"\end{table}") == 2
+
+
+def test_shown_figures_are_percent_with_one_decimal(tmp_path: Path) -> None:
+    write_table(main_table(run("full-0", [(1, 2), (1, 3)])), tmp_path / "main")
+    cells = [line for line in (tmp_path / "main.md").read_text().splitlines() if line.startswith("| full")]
+    assert [cell.strip() for cell in cells[0].strip("|").split("|")][:5] == ["full", "val", "2", "41.7", ""]
+    assert "full & val" in " ".join((tmp_path / "main.tex").read_text().replace("     ", " ").split())
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    frame = run("no_window & a|b-0", [(1, 2)], dataset="ref_coco&")
+    write_table(main_table(frame), tmp_path / "main")
+    markdown, latex = (tmp_path / "main.md").read_text(), (tmp_path / "main.tex").read_text()
+    assert r"no\_window \& a\|b" in markdown and r"ref\_coco\&" in markdown
+    assert r"no\_window \& a|b" in latex and r"\caption{ref\_coco\&, " in latex
+    assert "no_window" not in markdown + latex and "coco&" not in markdown + latex
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="html"):
+        write_table(main_table(several()), tmp_path / "main", ["html"])
+
+
+def test_the_printed_table_fits_80_columns_uncut() -> None:
+    out = io.StringIO()
+    names = {"run": "msa_emphasis-0", "variant": "msa_emphasis"}
+    frame = pd.concat([several(), several().query("variant == 'a_variant'").assign(**names)])
+    print_table(main_table(frame).assign(n=12345), Console(file=out, width=80))
+    text = out.getvalue()
+    assert "msa_emphasis" in text and "12345" in text and "62.5" in text and "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_all_sets_under_runs_appear(tmp_path: Path) -> None:
+    for (dataset, scale, name), part in several().groupby(["dataset", "scale", "run"]):
+        write_records(part, tmp_path / "runs" / f"{dataset}-{scale}" / "records" / f"{name}.parquet")
+    table = write_main_tables(tmp_path / "runs", tmp_path / "reports")
+    pd.testing.assert_frame_equal(table, main_table(several()))
+    assert sorted(path.name for path in (tmp_path / "reports" / "tables").iterdir()) == [
+        "main.csv",
+        "main.md",
+        "main.tex",
+    ]
+    assert (tmp_path / "reports/tables/main.md").read_text().count("\n## ") == 2

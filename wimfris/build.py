@@ -1,0 +1,107 @@
+"""From settings to parts: the only place where the configuration meets the model's constructors."""
+
+import torch
+from torch import nn
+
+from wimfris.data.tokens import Tokenizer
+from wimfris.encoders.load import load_text, load_vision
+from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.vision import VisionEncoder
+from wimfris.errors import UserError
+from wimfris.model.decoder import Decoder, Projector
+from wimfris.model.hmf import Neck, WindowMambaFusion
+from wimfris.model.loss import SegmentationLoss
+from wimfris.model.msa import MultiScaleAligner
+from wimfris.model.mta import MambaTextAdapter
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import Settings
+
+
+def build_device(settings: Settings) -> torch.device:
+    """The device of the settings. Raises UserError where it is not there."""
+    if settings.train.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device: cuda, but torch sees no CUDA device; "
+            f"set scales.{settings.scale}.train.device to cpu, or mend the driver"
+        )
+    return torch.device(settings.train.device)
+
+
+def build_text_adapters(settings: Settings) -> dict[int, MambaTextAdapter]:
+    """Text layer -> MTA."""
+    mta = settings.model.mta
+    return {
+        layer: MambaTextAdapter(
+            settings.encoders.text.width,
+            mta.width,
+            state=mta.state,
+            conv=mta.conv,
+            expand=mta.expand,
+            scale=mta.scale,
+            init=mta.init,
+            backend=settings.model.scan,
+        )
+        for layer in mta.layers
+    }
+
+
+def build_vision_adapters(settings: Settings) -> dict[int, MultiScaleAligner]:
+    """Vision layer -> MSA."""
+    msa = settings.model.msa
+    return {
+        layer: MultiScaleAligner(
+            settings.encoders.vision.width,
+            settings.encoders.text.width,
+            msa.width,
+            heads=msa.heads,
+            kernels=msa.kernels,
+            emphasis=msa.emphasis,
+            emphasis_initial=msa.emphasis_initial,
+            init=msa.init,
+        )
+        for layer in msa.layers
+    }
+
+
+def build_neck(settings: Settings) -> Neck:
+    """HMF, or the 1x1 convolution alone where `model.neck` is none."""
+    hmf, text_width = settings.model.hmf, settings.encoders.text.width
+    fusion = None
+    if settings.model.neck == "hmf":
+        fusion = WindowMambaFusion(
+            hmf.width,
+            text_width,
+            window=settings.scan_window,
+            gate=hmf.gate,
+            norm=hmf.norm,
+            heads=hmf.heads,
+            state=hmf.state,
+            conv=hmf.conv,
+            expand=hmf.expand,
+            backend=settings.model.scan,
+        )
+    return Neck(settings.encoders.vision.width, hmf.width, fusion)
+
+
+def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
+    """The whole model, frozen backbones loaded, everything else fresh from torch's global random state."""
+    vision, text_width, width = settings.encoders.vision, settings.encoders.text.width, settings.model.hmf.width
+    decoder = settings.model.decoder
+    return Segmenter(
+        TextEncoder(load_text(settings, tokenizer), build_text_adapters(settings)),
+        VisionEncoder(load_vision(settings), build_vision_adapters(settings), vision.taps),
+        build_neck(settings),
+        Decoder(
+            width, text_width, layers=decoder.layers, heads=decoder.heads, ffn=decoder.ffn, dropout=decoder.dropout
+        ),
+        Projector(width, text_width),
+        nn.Linear(text_width, width),
+    )
+
+
+def build_loss(settings: Settings) -> SegmentationLoss:
+    """The weighted sum of the three losses."""
+    loss = settings.loss
+    return SegmentationLoss(
+        contrast=loss.contrast, dice=loss.dice, align=loss.align, window=settings.align_window, target=loss.align_target
+    )

@@ -1,0 +1,226 @@
+"""`wimfris <verb>`: the project's commands. DVC's stages call the same ones."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wimfris.errors import UserError
+from wimfris.params import Params, Settings, read_params
+
+app = typer.Typer(
+    help="WIMFRIS, a research harness: `dvc repro` runs it all, these are its steps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data set: make or find it, index it, audit it.", no_args_is_help=True)
+encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(encoders_app, name="encoders")
+
+RUNS, REPORTS = Path("runs"), Path("reports")
+RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
+ScaleOption = Annotated[str | None, typer.Option(help="Another scale than params.yaml's.")]
+
+
+def _params(scale: str | None = None) -> Params:
+    params = read_params()
+    return params if scale is None else params.model_copy(update={"scale": scale})
+
+
+def _split_run(run: str) -> tuple[str, int]:
+    variant, _, seed = run.rpartition("-")
+    if not variant or not seed.isdigit():
+        raise UserError(f"--run {run}: a run is named <variant>-<seed>, for example full-0")
+    return variant, int(seed)
+
+
+def _settings_of(run: str) -> Settings:
+    return read_params().settings(_split_run(run)[0])
+
+
+@data_app.command("make")
+def data_make() -> None:
+    """Draw the built-in set, or note where the official files of the data set lie."""
+    from wimfris.data.source import make_source
+
+    print(f"{make_source(read_params().settings())}: the official layout of the data set in use")
+
+
+@data_app.command("prepare")
+def data_prepare() -> None:
+    """Check every annotation and image, and write the index: one row per referred object; and its audit."""
+    from wimfris.data.audit import audit
+    from wimfris.data.index import prepare
+    from wimfris.data.source import source_root
+
+    settings = read_params().settings()
+    index = prepare(source_root(settings), settings.data.name, settings.folder / "index")
+    (settings.folder / "index" / "audit.md").write_text(audit({settings.data.name: index}))
+    sentences = int(index["sentences"].map(len).sum())
+    print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
+
+
+@data_app.command("audit")
+def data_audit(
+    indexes: Annotated[
+        list[Path] | None, typer.Argument(help="Index files; by default that of the data set in use.")
+    ] = None,
+) -> None:
+    """Print counts, sentence lengths, mask areas, the guesser's mIoU, and images that splits or sets share."""
+    from wimfris.data.audit import audit
+    from wimfris.data.index import read_index
+
+    paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
+    frames = {str(frame["dataset"].iloc[0]): frame for frame in map(read_index, paths)}
+    print(audit(frames))
+
+
+@encoders_app.command("record")
+def encoders_record() -> None:
+    """Load the frozen encoders of the scale in use and write what identifies them."""
+    from wimfris.encoders.load import describe_encoders
+
+    settings = read_params().settings()
+    path = settings.folder / "encoders.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(describe_encoders(settings), indent=2) + "\n")
+
+
+@encoders_app.command("fetch")
+def encoders_fetch(scale: ScaleOption = None) -> None:
+    """Download the encoders of a scale from the hub, at their pinned revisions, into its local cache."""
+    from wimfris.encoders.load import fetch_encoders
+
+    folders = fetch_encoders(_params(scale).settings())
+    print("\n".join(map(str, folders)) or "the encoders of this scale are built in: nothing to fetch")
+
+
+@encoders_app.command("pretrain")
+def encoders_pretrain() -> None:
+    """Train the small built-in encoders anew (about an hour), and write their card."""
+    from wimfris.encoders.pretrain import pretrain_builtin
+
+    pretrain_builtin(read_params())
+
+
+@app.command()
+def train(run: RunOption) -> None:
+    """Train and evaluate one run. Interrupted, it goes on from its last checkpoint."""
+    from wimfris.data.source import source_images
+    from wimfris.train import train_run
+
+    params = read_params()
+    variant, seed = _split_run(run)
+    train_run(params, variant, seed, source_images(params.settings(variant)))
+
+
+@app.command()
+def evaluate(run: RunOption, out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")]) -> None:
+    """Evaluate a trained run again: all splits, all sentences, both controls."""
+    import torch
+
+    from wimfris.data.index import read_index
+    from wimfris.data.source import source_images
+    from wimfris.evaluate import Evaluator
+    from wimfris.predict import Predictor
+    from wimfris.results.records import write_records
+    from wimfris.train import make_progress
+
+    settings = _settings_of(run)
+    torch.set_num_threads(settings.train.threads)
+    predictor = Predictor.load(settings, run)
+    index = read_index(settings.folder / "index" / "index.parquet")
+    evaluator = Evaluator(settings, index, source_images(settings), predictor.tokenizer, torch.device("cpu"))
+    with make_progress() as progress:
+        bar = progress.add_task(f"{run} evaluation", total=evaluator.cases())
+        write_records(
+            evaluator.report(predictor.segmenter, run, _split_run(run)[1], lambda: progress.advance(bar)), out
+        )
+
+
+@app.command()
+def predict(
+    run: RunOption,
+    image: Annotated[Path, typer.Option(help="A picture.")],
+    text: Annotated[str, typer.Option(help="What to find in it.")],
+    out: Annotated[Path, typer.Option(help="Where mask and overlay go.")] = Path(),
+) -> None:
+    """Write the mask of what the sentence names, and the picture with it laid over."""
+    from wimfris.data.dataset import read_image
+    from wimfris.predict import Predictor, write_prediction
+
+    if not image.is_file():
+        raise UserError(f"--image {image}: no such file")
+    picture = read_image(image)
+    mask = Predictor.load(_settings_of(run), run)(picture, text)
+    paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
+    write_prediction(picture, mask, *paths)
+    print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]}")
+
+
+@app.command()
+def profile(scale: ScaleOption = None, variant: str = "full") -> None:
+    """Print the trained parameters of each part of the model."""
+    from wimfris.profile import trained_parameters
+
+    params = _params(scale)
+    table = Table("part", "trained parameters", title=f"{variant} at scale {params.scale}")
+    table.columns[1].justify = "right"
+    for part, number in trained_parameters(params.settings(variant)).items():
+        table.add_row(part, f"{number:,}")
+    Console().print(table)
+
+
+@app.command()
+def tables() -> None:
+    """Write reports/tables/main.{csv,md,tex} from the records of all runs."""
+    from wimfris.results.tables import write_main_tables
+
+    write_main_tables(RUNS, REPORTS)
+
+
+@app.command()
+def figures() -> None:
+    """Draw the gallery, the learning curves and the learned emphasis of the runs of the set and scale in use."""
+    from wimfris.data.index import read_index
+    from wimfris.data.source import source_images
+    from wimfris.predict import gallery_examples
+    from wimfris.results import figures as draw
+    from wimfris.results.records import read_records
+
+    params = read_params()
+    settings = params.settings()
+    folder = REPORTS / "figures" / settings.folder.name
+    names = [f"full-{seed}" for seed in params.seeds]
+    logs = {name: draw.read_log(settings.folder / "logs" / f"{name}.jsonl") for name in names}
+    draw.learning_curves(logs, folder / "curves.png")
+    draw.emphasis(logs, folder / "emphasis.png", settings.scale)
+    index = read_index(settings.folder / "index" / "index.parquet")
+    records = read_records(settings.folder / "records" / f"{names[0]}.parquet")
+    examples = gallery_examples(settings, names[0], records, index, source_images(settings), "val", count=4)
+    draw.gallery(examples, folder / "gallery.png")
+
+
+@app.command()
+def report() -> None:
+    """Print the results table, and where the report lies."""
+    from wimfris.results.records import read_all
+    from wimfris.results.tables import main_table, print_table
+
+    print_table(main_table(read_all(RUNS)))
+    print(f"The report: {REPORTS / 'tables' / 'main.md'} (also .csv, .tex), pictures in {REPORTS / 'figures'}")
+
+
+def main() -> None:
+    """The entry point: bad input is one line on stderr and exit code 2; a bug keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"wimfris: {error}", file=sys.stderr)
+        sys.exit(2)

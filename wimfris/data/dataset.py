@@ -1,0 +1,115 @@
+"""Cases for training and evaluation: letterboxed image, mask and token ids of one sentence that names one object."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wimfris.data.index import decode_mask
+from wimfris.data.letterbox import letterbox_image, letterbox_mask
+from wimfris.data.tokens import Tokenizer
+from wimfris.errors import UserError
+
+CONTROL_SEED = 0  # of the order in which sentences are swapped for the control
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB, as its pixels lie: COCO's annotations know nothing of EXIF rotation."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise UserError(f"{path}: missing or not an image; `dvc repro prepare` checks them all")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sentence of one object: the row of the index, the sentence's number there, and the text that the model is to
+    see.
+    """
+
+    row: int
+    sentence: int
+    text: str
+
+
+def every_sentence(index: pd.DataFrame) -> list[Case]:
+    """Each sentence of each object of the index, in its order."""
+    return [Case(row, k, text) for row, texts in enumerate(index["sentences"]) for k, text in enumerate(texts)]
+
+
+def shuffled_sentences(index: pd.DataFrame) -> list[Case]:
+    """The control: every case with a sentence that was said of another image. Raises UserError where there are not two
+    images.
+
+    Cases are ordered by image, images at random; each takes the text that lies as many cases on as the largest image
+    has.
+    """
+    cases = every_sentence(index)
+    images = index["image_id"].to_numpy()
+    rank = {image: k for k, image in enumerate(np.random.default_rng(CONTROL_SEED).permutation(np.unique(images)))}
+    order = sorted(range(len(cases)), key=lambda i: (rank[images[cases[i].row]], i))
+    shift = max(np.bincount([rank[images[case.row]] for case in cases]))
+    if 2 * shift > len(cases):
+        raise UserError(
+            "sentences cannot be shuffled between images: one image holds more than half of the split's sentences"
+        )
+    texts = {order[k]: cases[order[(k + shift) % len(order)]].text for k in range(len(order))}
+    return [Case(case.row, case.sentence, texts[i]) for i, case in enumerate(cases)]
+
+
+def empty_sentences(index: pd.DataFrame) -> list[Case]:
+    """The control: every case with the empty sentence."""
+    return [Case(case.row, case.sentence, "") for case in every_sentence(index)]
+
+
+def epoch_cases(index: pd.DataFrame, seed: int, epoch: int) -> list[Case]:
+    """One epoch of training: every object once, in random order, with one of its sentences at random; decided by seed
+    and epoch alone.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    chosen = [int(rng.integers(len(texts))) for texts in index["sentences"]]
+    return [
+        Case(int(row), chosen[row], index["sentences"].iloc[row][chosen[row]]) for row in rng.permutation(len(index))
+    ]
+
+
+class ReferDataset(Dataset[dict[str, Any]]):
+    """Case -> image (3, S, S) float32, mask (1, S, S) float32 in [0, 1] (training), token_ids (L,) int64, number."""
+
+    def __init__(
+        self, index: pd.DataFrame, cases: list[Case], images: Path, tokenizer: Tokenizer, size: int, *, with_mask: bool
+    ) -> None:
+        self.index, self.cases, self.images = index, cases, images
+        self.tokenizer, self.size, self.with_mask = tokenizer, size, with_mask
+        self._rows = index[["file_name", "height", "width", "rle_counts"]].to_dict("records")
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        case = self.cases[number]
+        row = self._rows[case.row]
+        image = read_image(self.images / row["file_name"])
+        if image.shape[:2] != (row["height"], row["width"]):
+            raise UserError(
+                f"{self.images / row['file_name']}: its size has changed since `prepare`; run `dvc repro -f prepare`"
+            )
+        item: dict[str, Any] = {
+            "image": torch.from_numpy(letterbox_image(image, self.size)),
+            "token_ids": torch.from_numpy(self.tokenizer.encode(case.text)),
+            "number": number,
+        }
+        if self.with_mask:
+            item["mask"] = torch.from_numpy(letterbox_mask(decode_mask(row), self.size))[None]
+        return item
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The batch's tensors on the device."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

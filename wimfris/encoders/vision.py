@@ -1,0 +1,91 @@
+"""The frozen vision encoder: DINOv2 with registers, with adapters attached beside its MLPs by hooks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+
+def vision_backbone(
+    *, width: int, layers: int, heads: int, patch: int, registers: int, image_size: int, layer_scale: float = 1.0
+) -> Dinov2WithRegistersModel:
+    """A DINOv2 with registers and fresh weights; `image_size` (pixels) is the size its position grid is made for."""
+    config = Dinov2WithRegistersConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        mlp_ratio=4,
+        patch_size=patch,
+        image_size=image_size,
+        num_register_tokens=registers,
+        layerscale_value=layer_scale,
+    )
+    return Dinov2WithRegistersModel(config)
+
+
+def patch_size(backbone: Dinov2WithRegistersModel) -> int:
+    """Side of a patch in pixels."""
+    size = backbone.config.patch_size
+    assert isinstance(size, int)
+    return size
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a vision adapter reads besides its tokens: words (B, L, T), their padding (B, L; True at padding), and the
+    grid (H, W).
+    """
+
+    words: Tensor
+    padding: Tensor
+    grid: tuple[int, int]
+
+
+class VisionEncoder(nn.Module):
+    """Three feature maps of a frozen DINOv2 with an adapter beside the MLP of some blocks.
+
+    An adapter reads n = norm2(h), tokens (B, 1 + R + H W, D), and a `Guidance`; what it returns is added to MLP(n)
+    before the layer scale, so that the block's output is h + layer_scale(MLP(n) + adapter(n)). The backbone's code and
+    state-dict names stay as they are.
+
+    taps: the two blocks (zero-based) after which a map leaves; the third is the final norm's output.
+    """
+
+    def __init__(
+        self, backbone: Dinov2WithRegistersModel, adapters: Mapping[int, nn.Module], taps: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.adapters = nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
+        self._guidance: Guidance | None = None  # of the pass under way
+        self._tapped: list[Tensor] = []
+        for layer, adapter in adapters.items():
+            backbone.encoder.layer[layer].get_submodule("mlp").register_forward_hook(
+                partial(self._add_adapter, adapter)
+            )
+        for layer in taps:
+            backbone.encoder.layer[layer].register_forward_hook(self._tap)
+
+    def _add_adapter(self, adapter: nn.Module, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + adapter(inputs[0], self._guidance)
+
+    def _tap(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._tapped.append(output)
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        super().train(mode)
+        self.backbone.eval()  # frozen: no dropout, whatever the mode
+        return self
+
+    def forward(self, image: Tensor, words: Tensor, padding: Tensor) -> list[Tensor]:
+        """Image (B, 3, P H, P W) of patch size P, words (B, L, T), padding (B, L) -> three maps (B, D, H, W)."""
+        patch, registers = patch_size(self.backbone), self.backbone.config.num_register_tokens
+        grid = (image.shape[-2] // patch, image.shape[-1] // patch)
+        self._guidance, self._tapped = Guidance(words, padding, grid), []
+        try:
+            last = self.backbone(pixel_values=image).last_hidden_state
+            return [tokens[:, 1 + registers :].transpose(1, 2).unflatten(2, grid) for tokens in (*self._tapped, last)]
+        finally:
+            self._guidance, self._tapped = None, []

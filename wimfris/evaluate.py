@@ -1,0 +1,134 @@
+"""Evaluation: every sentence of every object is one case, judged at the image's own size; one record each."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sentence, shuffled_sentences, to_device
+from wimfris.data.index import decode_mask
+from wimfris.data.letterbox import CRIS_THRESHOLD, input_probabilities, original_probabilities
+from wimfris.data.tokens import Tokenizer
+from wimfris.metrics import summarise
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import Settings
+
+THRESHOLDS = {"cris": CRIS_THRESHOLD}  # protocol -> probability above which a pixel is predicted
+CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model is told: the sentence, or a control
+    "sentence": every_sentence,
+    "shuffled": shuffled_sentences,
+    "empty": empty_sentences,
+}
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bf16 or fp16, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class Evaluator:
+    """Predicts the cases of an index and compares them with its masks."""
+
+    def __init__(
+        self, settings: Settings, index: pd.DataFrame, images: Path, tokenizer: Tokenizer, device: torch.device
+    ) -> None:
+        self.settings, self.index, self.images = settings, index, images
+        self.tokenizer, self.device = tokenizer, device
+        self.threshold = THRESHOLDS[settings.evaluate.protocol]
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of a split, numbered from 0."""
+        return self.index[self.index["split"] == name].reset_index(drop=True)
+
+    @torch.no_grad()
+    def predictions(
+        self, segmenter: Segmenter, rows: pd.DataFrame, cases: list[Case]
+    ) -> Iterable[tuple[int, np.ndarray]]:
+        """(case number, predicted mask (height, width) bool at the image's own size), case by case."""
+        settings = self.settings
+        dataset = ReferDataset(rows, cases, self.images, self.tokenizer, settings.data.image_size, with_mask=False)
+        # a generator of its own, so that evaluating leaves torch's global one as it is
+        loader = DataLoader(
+            dataset, settings.evaluate.batch_size, num_workers=settings.train.workers, generator=torch.Generator()
+        )
+        was_training = segmenter.training
+        segmenter.eval()
+        for batch in loader:
+            batch = to_device(batch, self.device)
+            with precision_context(settings.train.precision, self.device):
+                logits = segmenter(batch["image"], batch["token_ids"]).logits
+            for number, probabilities in zip(
+                batch["number"].tolist(), input_probabilities(logits, settings.data.image_size), strict=True
+            ):
+                row = rows.iloc[cases[number].row]
+                yield (
+                    number,
+                    original_probabilities(probabilities, int(row["height"]), int(row["width"])) > self.threshold,
+                )
+        segmenter.train(was_training)
+
+    def records(
+        self, segmenter: Segmenter, split: str, condition: str, advance: Callable[[], None] = lambda: None
+    ) -> pd.DataFrame:
+        """One row a sentence of the split: intersection, union and target area in pixels, and what names the case."""
+        rows = self.split(split)
+        cases = CONDITIONS[condition](rows)
+        found, decoded, target = [], -1, np.empty(0, bool)
+        for number, predicted in self.predictions(segmenter, rows, cases):
+            case = cases[number]
+            row = rows.iloc[case.row]
+            if case.row != decoded:  # the sentences of one object follow each other
+                decoded, target = case.row, decode_mask(row).astype(bool)
+            found.append(
+                {
+                    "split": split,
+                    "condition": condition,
+                    "ref_id": row["ref_id"],
+                    "sent_id": row["sent_ids"][case.sentence],
+                    "image_id": row["image_id"],
+                    "sentence": case.text,
+                    "kind": row["kinds"][case.sentence],
+                    "target_area": int(target.sum()),
+                    "intersection": int((predicted & target).sum()),
+                    "union": int((predicted | target).sum()),
+                }
+            )
+            advance()
+        return pd.DataFrame(found)
+
+    def score(self, segmenter: Segmenter, split: str, advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """mIoU, oIoU and precisions of the split, by the same records that are reported."""
+        records = self.records(segmenter, split, "sentence", advance)
+        return summarise(records["intersection"].to_numpy(), records["union"].to_numpy())
+
+    def report(
+        self, segmenter: Segmenter, run: str, seed: int, advance: Callable[[], None] = lambda: None
+    ) -> pd.DataFrame:
+        """The records of a run: every evaluation split, with its sentences and under both controls."""
+        parts = [
+            self.records(segmenter, split, condition, advance)
+            for split in self.settings.data.splits
+            for condition in CONDITIONS
+        ]
+        settings = self.settings
+        return pd.concat(parts, ignore_index=True).assign(
+            run=run,
+            variant=settings.variant,
+            seed=seed,
+            dataset=settings.data.name,
+            scale=settings.scale,
+            protocol=settings.evaluate.protocol,
+        )
+
+    def cases(self) -> int:
+        """Sentences that `report` evaluates, controls included."""
+        return sum(
+            len(CONDITIONS) * int(self.split(split)["sentences"].map(len).sum()) for split in self.settings.data.splits
+        )

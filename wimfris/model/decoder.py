@@ -1,0 +1,119 @@
+"""The task decoder, as in CRIS and DETRIS: transformer layers over the fused map, then a text-made convolution that
+gives mask logits.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wimfris.model.hmf import conv_norm_relu
+
+
+def _sinusoid(positions: Tensor, width: int) -> Tensor:
+    """(n,) -> (n, width): sine at even and cosine at odd channels, wavelengths from 2 pi to 10000 * 2 pi (Vaswani et
+    al., 2017).
+    """
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angle = positions[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+@lru_cache(maxsize=32)
+def positions_1d(length: int, width: int) -> Tensor:
+    """Positions of words: (1, length, width)."""
+    return _sinusoid(torch.arange(length).float(), width)[None]
+
+
+@lru_cache(maxsize=32)
+def positions_2d(height: int, width: int, channels: int) -> Tensor:
+    """Positions of a map's cells in raster order: (1, height * width, channels); the first half of the channels tells
+    x, the second y.
+    """
+    xs = _sinusoid(torch.arange(width).float(), channels // 2)[None].expand(height, -1, -1)
+    ys = _sinusoid(torch.arange(height).float(), channels // 2)[:, None].expand(-1, width, -1)
+    return torch.cat([xs, ys], dim=-1).reshape(1, height * width, channels)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over the map, cross-attention to the words, feed-forward; each normalised before and (attention)
+    after, residual around it.
+    """
+
+    def __init__(self, width: int, text_width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.self_attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.self_attention_norm = nn.LayerNorm(width)
+        self.cross_attention = nn.MultiheadAttention(
+            width, heads, dropout=dropout, kdim=text_width, vdim=text_width, batch_first=True
+        )
+        self.cross_attention_norm = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, ffn), nn.ReLU(), nn.Dropout(dropout), nn.LayerNorm(ffn), nn.Linear(ffn, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, words: Tensor, place: Tensor, order: Tensor, padding: Tensor) -> Tensor:
+        """x (B, H * W, C), words (B, L, T), their positions `place` and `order`, padding (B, L) -> (B, H * W, C)."""
+        y = self.norm1(x)
+        query = y + place
+        x = x + self.dropout(self.self_attention_norm(self.self_attention(query, query, y, need_weights=False)[0]))
+        query = self.norm2(x) + place
+        y = self.cross_attention(query, words + order, words, key_padding_mask=padding, need_weights=False)[0]
+        x = x + self.dropout(self.cross_attention_norm(y))
+        return x + self.dropout(self.ffn(self.norm3(x)))
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers and a final norm: map (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, width: int, text_width: int, *, layers: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(width, text_width, heads, ffn, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
+        """Map (B, C, H, W), words (B, L, T), padding (B, L) -> (B, C, H, W)."""
+        grid = (fused.shape[2], fused.shape[3])
+        place = positions_2d(*grid, fused.shape[1]).to(fused)
+        order = positions_1d(words.shape[1], words.shape[2]).to(words)
+        x = fused.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, words, place, order, padding)
+        return self.norm(x).transpose(1, 2).unflatten(2, grid)
+
+
+class Projector(nn.Module):
+    """Text-to-pixel logits: the map, four times finer, under a 3x3 convolution whose weights and bias the sentence
+    makes.
+    """
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.pixels = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            conv_norm_relu(width, width, 3),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            conv_norm_relu(width, width // 2, 3),
+            nn.Conv2d(width // 2, width // 2, 1),
+        )
+        self.kernel = nn.Linear(text_width, 9 * (width // 2) + 1)
+
+    def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
+        """Map (B, C, H, W), sentence (B, T) -> logits (B, 1, 4H, 4W)."""
+        pixels = self.pixels(x.contiguous(memory_format=torch.channels_last))  # twice as fast a convolution on a CPU
+        kernel = self.kernel(sentence)
+        return convolve_each(pixels, kernel[:, :-1].unflatten(1, (pixels.shape[1], 9)), kernel[:, -1])
+
+
+def convolve_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution to one channel, each sample with a kernel of its own: x (B, C, H, W), weight (B, C, 9), bias
+    (B,) -> (B, 1, H, W).
+
+    As a matrix product over channels and a sum of nine shifted maps: grouped convolutions are slow everywhere.
+    """
+    columns = weight.transpose(1, 2).flip(1).to(x.dtype) @ x.flatten(2)
+    return F.fold(columns, x.shape[-2:], kernel_size=3, padding=1) + bias[:, None, None, None]

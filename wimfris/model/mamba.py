@@ -1,0 +1,62 @@
+"""The Mamba block (Gu & Dao, 2023), with the parameter names of mamba_ssm's `Mamba`: weights are exchangeable."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wimfris.model.scan import choose_backend, selective_scan
+
+DELTA_RANGE = (1e-3, 1e-1)  # of the initial step, drawn log-uniformly; from mamba_ssm
+
+
+class Mamba(nn.Module):
+    """y = out_proj(scan(SiLU(conv1d(x'))) * SiLU(z)) with x', z = in_proj(x).
+
+    width: model width; state: N; conv: kernel of the causal depthwise convolution; expand: inner width over width.
+    """
+
+    def __init__(self, width: int, *, state: int = 16, conv: int = 4, expand: int = 2, backend: str = "auto") -> None:
+        super().__init__()
+        inner, rank = expand * width, math.ceil(width / 16)
+        self.state, self.rank, self.backend = state, rank, backend
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, conv, groups=inner, padding=conv - 1)
+        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self._init_step()
+
+    def _init_step(self) -> None:
+        """dt_proj such that softplus of its bias is log-uniform in DELTA_RANGE, as mamba_ssm does it."""
+        low, high = (math.log(delta) for delta in DELTA_RANGE)
+        delta = torch.exp(torch.rand(self.dt_proj.out_features) * (high - low) + low).clamp(min=1e-4)
+        with torch.no_grad():
+            nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, L, width) -> (batch, L, width). Position t sees positions up to t."""
+        backend = choose_backend(self.backend, x.is_cuda)
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = self._convolve(u, backend)
+        delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
+        delta = F.linear(delta, self.dt_proj.weight)  # its bias joins inside the softplus
+        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=backend)
+        return self.out_proj(y)
+
+    def _convolve(self, u: Tensor, backend: str) -> Tensor:
+        bias = self.conv1d.bias
+        assert bias is not None
+        if backend == "mamba_ssm":
+            from wimfris.model.scan.cuda import causal_conv1d_silu
+
+            return causal_conv1d_silu(u, self.conv1d.weight, bias)
+        # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
+        kernel, length = self.conv1d.weight.squeeze(1), u.shape[1]
+        padded = F.pad(u, (0, 0, kernel.shape[1] - 1, 0))
+        convolved = bias + sum(kernel[:, k] * padded[:, k : k + length] for k in range(kernel.shape[1]))
+        return F.silu(convolved)

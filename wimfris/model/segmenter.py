@@ -1,0 +1,79 @@
+"""The whole model: frozen encoders with their adapters, neck, decoder and projector."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.vision import VisionEncoder
+from wimfris.model.decoder import Decoder, Projector
+from wimfris.model.hmf import Neck
+from wimfris.model.msa import MultiScaleAligner
+
+
+@dataclass(frozen=True)
+class Output:
+    """Mask logits (B, 1, 4H, 4W); the neck's map `fused` (B, C, H, W) and the projected sentence `anchor` (B, C) for
+    the alignment loss.
+    """
+
+    logits: Tensor
+    fused: Tensor
+    anchor: Tensor
+
+
+def padding_after(token_ids: Tensor, end_token: int) -> Tensor:
+    """True at every position behind the (first) end-of-text token: (B, L) -> (B, L) bool. Not by the id 0, which is a
+    word piece of CLIP's too.
+    """
+    ended = (token_ids == end_token).cumsum(dim=1) > 0
+    return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
+
+
+class Segmenter(nn.Module):
+    """Image and sentence in, mask logits out. The encoders' backbones are frozen; everything else is trained."""
+
+    def __init__(
+        self,
+        text: TextEncoder,
+        vision: VisionEncoder,
+        neck: Neck,
+        decoder: Decoder,
+        projector: Projector,
+        alignment: nn.Linear,
+    ) -> None:
+        super().__init__()
+        self.text, self.vision = text, vision
+        self.neck, self.decoder, self.projector = neck, decoder, projector
+        self.alignment = alignment
+
+    def forward(self, image: Tensor, token_ids: Tensor) -> Output:
+        """image (B, 3, S, S), token_ids (B, L) int64, padded behind the end-of-text token."""
+        padding = padding_after(token_ids, self.text.end_token)
+        words, sentence = self.text(token_ids)
+        fused = self.neck(self.vision(image, words, padding), words, sentence, padding)
+        logits = self.projector(self.decoder(fused, words, padding), sentence)
+        return Output(logits, fused, self.alignment(sentence))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of everything but the frozen backbones: what a checkpoint holds."""
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.startswith(("text.backbone.", "vision.backbone."))
+        }
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `trained_state`. Raises KeyError where names are missing or unknown."""
+        expected = self.trained_state().keys()
+        if expected != state.keys():
+            missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
+            raise KeyError(f"missing: {missing[:3]}, unknown: {unknown[:3]}")
+        self.load_state_dict(state, strict=False)
+
+    @torch.no_grad()
+    def emphasis(self) -> dict[int, float]:
+        """Vision layer -> alpha of its aligner."""
+        adapters = self.vision.adapters.items()
+        return {int(layer): float(msa.emphasis()) for layer, msa in adapters if isinstance(msa, MultiScaleAligner)}

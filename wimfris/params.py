@@ -1,0 +1,404 @@
+"""params.yaml, typed: reads it, merges scale and variant, and refuses what it does not know before anything runs.
+
+The settings of one run are the shared sections, overridden by `scales.<scale>`, overridden by `variants.<variant>`.
+Every number of an experiment is in params.yaml; this module has no defaults of its own.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from wimfris.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Init = Literal["zero", "kaiming"]
+
+
+T = TypeVar("T", bound="Section")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scenes(Section):
+    """How many scenes of each split the built-in set draws."""
+
+    train: PositiveInt
+    val: PositiveInt
+    testA: PositiveInt
+    testB: PositiveInt
+
+
+class Data(Section):
+    name: Literal["scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google"]
+    root: str  # folder of the official files
+    image_size: PositiveInt  # side of the letterbox, pixels
+    tokens: dict[str, Annotated[int, Field(ge=3)]]  # data set -> text tokens, start and end included
+    scenes: Scenes
+
+    @property
+    def length(self) -> int:
+        """Text tokens of this data set."""
+        return self.tokens[self.name]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The evaluation splits of the data set, `val` first."""
+        tests = {"refcocog-umd": ("test",), "refcocog-google": ()}
+        return ("val", *tests.get(self.name, ("testA", "testB")))
+
+
+class TextBackbone(Section):
+    source: str  # builtin | random | a hub id
+    revision: str | None = None  # of the hub id: a commit
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+
+
+class VisionBackbone(TextBackbone):
+    patch: PositiveInt
+    registers: NonNegativeInt
+    taps: tuple[NonNegativeInt, NonNegativeInt]  # zero-based blocks after which the first two stages leave
+
+
+class Encoders(Section):
+    text: TextBackbone
+    vision: VisionBackbone
+
+
+class Mta(Section):
+    layers: tuple[NonNegativeInt, ...]
+    width: PositiveInt
+    state: PositiveInt
+    conv: PositiveInt
+    expand: PositiveInt
+    scale: float
+    init: Init
+
+
+class Msa(Section):
+    layers: tuple[NonNegativeInt, ...]
+    width: PositiveInt
+    heads: PositiveInt
+    kernels: tuple[PositiveInt, ...]
+    init: Init
+    emphasis: Literal["learned"] | PositiveFloat  # learned, or fixed at this alpha
+    emphasis_initial: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Hmf(Section):
+    width: PositiveInt
+    window: Literal["grid"] | PositiveInt  # grid: no window, one sequence over the whole map
+    gate: Literal["attention", "text", "none"]
+    heads: PositiveInt
+    norm: bool
+    state: PositiveInt
+    conv: PositiveInt
+    expand: PositiveInt
+
+
+class Decoder(Section):
+    layers: PositiveInt
+    heads: PositiveInt
+    ffn: PositiveInt
+    dropout: Fraction
+
+
+class Model(Section):
+    scan: Literal["auto", "reference", "mamba_ssm"]
+    mta: Mta
+    msa: Msa
+    neck: Literal["hmf", "none"]
+    hmf: Hmf
+    decoder: Decoder
+
+
+class Loss(Section):
+    contrast: NonNegativeFloat
+    dice: NonNegativeFloat
+    align: NonNegativeFloat
+    align_window: Literal["scan"] | PositiveInt
+    align_target: Literal["any", "fraction"]
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"]
+    warmup: NonNegativeInt  # steps
+
+
+class StepSchedule(Section):
+    kind: Literal["step"]
+    milestones: tuple[PositiveInt, ...]  # epochs
+    factor: PositiveFloat
+
+
+class Train(Section):
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
+    optimizer: Literal["adam", "adamw"]
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
+    clip_norm: PositiveFloat | None
+    schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt  # of the CPU: their number changes the sums
+    workers: NonNegativeInt
+    checkpoint_seconds: PositiveFloat
+
+
+class Evaluate(Section):
+    protocol: Literal["cris"]
+    batch_size: PositiveInt
+
+
+class PretrainText(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class PretrainVision(PretrainText):
+    scenes: PositiveInt
+
+
+class Pretrain(Section):
+    """How the built-in encoders were made, for the sizes of one scale."""
+
+    scale: str
+    seed: NonNegativeInt
+    text: PretrainText
+    vision: PretrainVision
+
+
+class Settings(Section):
+    """Everything that decides a run's result, resolved: what the manifest records."""
+
+    scale: str
+    variant: str
+    data: Data
+    encoders: Encoders
+    model: Model
+    loss: Loss
+    train: Train
+    evaluate: Evaluate
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the letterboxed image."""
+        return self.data.image_size // self.encoders.vision.patch
+
+    @property
+    def scan_window(self) -> int | None:
+        """Side of the scan's windows in patches; None where there is no window."""
+        return None if self.model.neck == "none" or self.model.hmf.window == "grid" else self.model.hmf.window
+
+    @property
+    def align_window(self) -> int:
+        """Side of the alignment loss's windows in patches: 4 where it follows a scan that has none."""
+        return (self.scan_window or 4) if self.loss.align_window == "scan" else self.loss.align_window
+
+    @property
+    def folder(self) -> Path:
+        """Where the outs of this data set and scale live."""
+        return run_folder(self.data.name, self.scale)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        text, vision, model = self.encoders.text, self.encoders.vision, self.model
+        _require(
+            self.data.name in self.data.tokens,
+            "data.name",
+            f"{', '.join(self.data.tokens)} at scale {self.scale}",
+            self.data.name,
+        )
+        _require(
+            self.data.image_size % vision.patch == 0,
+            "data.image_size",
+            f"a multiple of the patch ({vision.patch})",
+            self.data.image_size,
+        )
+        _require(
+            model.neck == "none" or (self.scan_window or 1) <= self.grid,
+            "model.hmf.window",
+            f"at most the grid ({self.grid})",
+            model.hmf.window,
+        )
+        _require(
+            self.align_window <= self.grid, "loss.align_window", f"at most the grid ({self.grid})", self.align_window
+        )
+        for key, width, heads in (
+            ("encoders.text", text.width, text.heads),
+            ("encoders.vision", vision.width, vision.heads),
+            ("model.msa", model.msa.width, model.msa.heads),
+            ("model.hmf", model.hmf.width, model.hmf.heads),
+        ):
+            _require(width % heads == 0, f"{key}.width", f"a multiple of {key}.heads ({heads})", width)
+        _require(
+            model.hmf.width % model.decoder.heads == 0,
+            "model.hmf.width",
+            f"a multiple of model.decoder.heads ({model.decoder.heads})",
+            model.hmf.width,
+        )
+        _require(
+            model.hmf.width % 4 == 0,
+            "model.hmf.width",
+            "a multiple of 4 (two-dimensional sinusoidal positions)",
+            model.hmf.width,
+        )
+        for key, layers, depth in (
+            ("model.mta.layers", model.mta.layers, text.layers),
+            ("model.msa.layers", model.msa.layers, vision.layers),
+            ("encoders.vision.taps", vision.taps, vision.layers),
+        ):
+            _require(all(layer < depth for layer in layers), key, f"layers of 0 .. {depth - 1}", list(layers))
+            _require(list(layers) == sorted(set(layers)), key, "each layer once, in order", list(layers))
+        _require(all(k % 2 == 1 for k in model.msa.kernels), "model.msa.kernels", "odd sizes", list(model.msa.kernels))
+        _require(
+            self.train.precision != "fp16" or self.train.device == "cuda",
+            "train.precision",
+            "fp32 or bf16 on a CPU",
+            self.train.precision,
+        )
+        if isinstance(self.train.schedule, StepSchedule):
+            late = [m for m in self.train.schedule.milestones if m >= self.train.epochs]
+            _require(not late, "train.schedule.milestones", f"before the last epoch ({self.train.epochs})", late)
+        for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
+            hub = backbone.source not in ("builtin", "random")
+            _require(
+                hub == (backbone.revision is not None),
+                f"{key}.revision",
+                "a commit for a hub id, and none otherwise",
+                backbone.revision,
+            )
+        return self
+
+
+class Params(Section):
+    """The whole file. `scales` and `variants` hold overrides; `settings` resolves them."""
+
+    scale: str
+    data: dict[str, Any]
+    seeds: list[NonNegativeInt]
+    variants: dict[str, dict[str, Any]]
+    model: dict[str, Any]
+    loss: dict[str, Any]
+    evaluate: dict[str, Any]
+    pretrain: Pretrain
+    scales: dict[str, dict[str, Any]]
+
+    def settings(self, variant: str = "full") -> Settings:
+        """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
+        fault.
+        """
+        if self.scale not in self.scales:
+            raise UserError(f"params.yaml: scale: no scale '{self.scale}'; allowed: {', '.join(self.scales)}")
+        if variant not in self.variants:
+            raise UserError(f"params.yaml: variants: no variant '{variant}'; there are: {', '.join(self.variants)}")
+        overrides = self.variants[variant]
+        foreign = sorted(set(overrides) - {"model", "loss", "train"})
+        if foreign:
+            raise UserError(
+                f"params.yaml: variants.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
+            )
+        shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
+        merged = merge(merge(shared, self.scales[self.scale]), overrides)
+        return _validated(
+            Settings, {**merged, "scale": self.scale, "variant": variant}, scale=self.scale, variant=variant
+        )
+
+
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides laid over base, map by map; lists and numbers are replaced. A `kind` that changes replaces its whole
+    map.
+    """
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        same_kind = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        )
+        merged[key] = merge(old, value) if same_kind and isinstance(old, dict) else value
+    return merged
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """The file, checked for the scale in use and every variant. Raises UserError in one line that names the key at
+    fault.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's root, or name another params file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}not YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings; restore it with git")
+    params = _validated(Params, content)
+    for variant in params.variants:
+        params.settings(variant)
+    return params
+
+
+def run_folder(data_name: str, scale: str) -> Path:
+    """runs/<data set>-<scale>: the outs of one data set at one scale lie apart from every other's."""
+    return Path("runs") / f"{data_name}-{scale}"
+
+
+class _Impossible(ValueError):
+    pass
+
+
+def _require(condition: bool, key: str, allowed: str, value: object) -> None:
+    if not condition:
+        raise _Impossible(f"{key}: {value} is not possible; allowed: {allowed}")
+
+
+def _validated(kind: type[T], content: dict[str, Any], scale: str = "", variant: str = "") -> T:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            "params.yaml: " + _told_all(error.errors()) + (f" (scale {scale}, variant {variant})" if scale else "")
+        ) from None
+
+
+def _told(error: Any) -> str:
+    """One pydantic error as `key: what is wrong; what is allowed`."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, _Impossible):
+        return str(cause)
+    # a union's branch (its type's or tag's name) stands in the path like a key: only what params.yaml has is kept
+    path = [str(part) for part in error["loc"] if not isinstance(part, str) or part.isidentifier()]
+    key = ".".join(
+        part for part in path if part not in {"CosineSchedule", "StepSchedule", "cosine", "step", "int", "float"}
+    )
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it, or see params.yaml in the repository for the keys there are"
+    if error["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+
+
+def _told_all(errors: list[Any]) -> str:
+    """The first fault; where it is of a union, what each of its branches allows."""
+    first, *others = [_told(error) for error in errors]
+    key = first.split(":")[0]
+    also = [other for other in others if other.split(":")[0] == key]
+    return first if not also else first.rsplit(", not ", 1)[0] + "".join(f", or {o.split(': ', 1)[1]}" for o in also)

@@ -1,0 +1,282 @@
+"""Figures of what runs left: learning curves, the learned emphasis, a gallery of predictions.
+
+The same input gives the same bytes on one installation of matplotlib: its own style and font, no version in the file.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from wimfris.errors import UserError
+from wimfris.files import replacing
+
+Event = dict[str, Any]
+"""One line of a run's log; its key `event` says whether it is of a "step" or of an "epoch"."""
+
+Logs = Mapping[str, Sequence[Event]]
+"""Name of a run, "<variant>-<seed>" -> the events of its log."""
+
+LOSSES = {"loss": "Total loss", "contrast": "Text-to-pixel contrast", "dice": "Dice", "align": "Window alignment"}
+"""The losses in a log's events -> their titles."""
+
+PUBLISHED_EMPHASIS = {(1, 5): (0.6, 0.8), (9, 11): (0.2, 0.4)}
+"""First and last vision layer -> range of alpha that the paper reports for ViT-B (F6 in reports/published.csv)."""
+
+LABELS = ("good", "median", "worst")
+"""The rows of the gallery, from top to bottom."""
+
+_PUBLISHED_SCALE = "base"
+_MARKERS = "os^DvPX"  # so that runs are told apart without colour too
+_STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.frameon": False, "grid.color": "0.9"}
+_POINTS = 200  # of a loss curve: more cannot be told apart on the page
+_PREDICTION = (0.8, 0.0, 0.55)  # a magenta that neither natural photographs nor the built-in scenes hold much of
+_TINT = 0.4  # of the prediction: the object's own colour, which the sentence may name, stays recognisable
+_PANEL = 1.9  # inches, the width of an example in the gallery
+_LINE = 27  # characters of a sentence that fit over such a panel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prediction to show."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    target: np.ndarray  # (H, W) bool
+    prediction: np.ndarray  # (H, W) bool
+    sentence: str
+    iou: float  # a fraction
+    label: str  # one of LABELS
+
+
+def read_log(path: Path) -> list[Event]:
+    """Read a run's log, one JSON object a line. Raises `UserError` where it is missing or a line is garbled."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such log; run `dvc repro` to train the run") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; delete it and run `dvc repro` to train the run again") from None
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "event" not in event:
+            raise UserError(
+                f"{path}: line {number} is not an event of a log; delete the file and train again: `dvc repro`"
+            )
+        events.append(event)
+    return events
+
+
+def learning_curves(logs: Logs, path: Path) -> None:
+    """Draw the losses by step and the validation mIoU by epoch to a PNG, a line a run.
+
+    Colours tell the seeds of one variant apart, or the variants where there are several. Losses are means over at most
+    200 stretches of steps, or those of the epochs where a run logged no step; a dot marks a run's best epoch. Raises
+    `UserError` where the logs hold no epoch.
+    """
+    epochs = _frame(logs, "epoch")
+    if epochs.empty:
+        raise UserError("no learning curves: the logs hold no finished epoch; train a run first with `dvc repro`")
+    steps = pd.concat([_thinned(_frame({run: logs[run]}, "step", "epoch")) for run in logs], ignore_index=True)
+    hue = "variant" if epochs["variant"].nunique() > 1 else "run"
+    names = list(dict.fromkeys(epochs[hue]))
+    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    with _figure(path, (7.2, 4.6)) as figure:
+        axes = figure.subplot_mosaic("aaabbb;ccddee")
+        line: dict[str, Any] = {
+            "hue": hue,
+            "units": "run",
+            "estimator": None,
+            "palette": colours,
+            "legend": False,
+            "linewidth": 1.2,
+        }
+        for key, (loss, title) in zip("acde", LOSSES.items(), strict=True):
+            if steps[loss].notna().any():
+                sns.lineplot(steps, x="step", y=loss, ax=axes[key], **line)
+            axes[key].set(title=title, xlabel="step", ylabel="")
+            axes[key].xaxis.set_major_locator(MaxNLocator(4 if key in "cde" else 6, integer=True))
+        epochs = epochs.assign(percent=100 * epochs["val_miou"])
+        best = epochs.loc[epochs.groupby("run", sort=False)["percent"].idxmax()]
+        sns.lineplot(epochs, x="epoch", y="percent", ax=axes["b"], **line)
+        sns.scatterplot(
+            best, x="epoch", y="percent", hue=hue, palette=colours, legend=False, s=34, zorder=3, ax=axes["b"]
+        )
+        axes["b"].set(title="Validation mIoU (%)", xlabel="epoch", ylabel="")
+        axes["b"].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        handles.append(Line2D([], [], color="0.3", marker="o", linestyle="", markersize=5, label="best epoch"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+
+
+def emphasis(logs: Logs, path: Path, scale: str = "") -> None:
+    """Draw the emphasis alpha that runs of one variant learned (f = x + alpha MSA(x)) to a PNG.
+
+    Left by layer after the last epoch, a point a run and their mean; right over epochs, a line a run and layer,
+    coloured by depth. The paper's ranges are drawn for scale `base` alone, the one they were reported for. Runs without
+    emphasis are left out; raises `UserError` where none has it.
+    """
+    epochs = _frame(logs, "epoch")
+    rows = [
+        {"run": row["run"], "epoch": row["epoch"], "layer": int(layer), "alpha": alpha}
+        for row in epochs.to_dict("records")
+        if isinstance(row["emphasis"], dict)
+        for layer, alpha in row["emphasis"].items()
+    ]
+    if not rows:
+        raise UserError(
+            "no emphasis to draw: none of these runs learned one; choose runs of a variant that does, such as full"
+        )
+    course = pd.DataFrame(rows).sort_values(["layer", "epoch", "run"], kind="stable")
+    last = course[course["epoch"] == course.groupby("run")["epoch"].transform("max")]
+    layers = sorted(set(course["layer"]))
+    runs = list(dict.fromkeys(pd.DataFrame(rows)["run"]))
+    with _figure(path, (7.2, 3.2)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        handles: list[Artist] = []
+        if scale == _PUBLISHED_SCALE:
+            for (first, final), (low, high) in PUBLISHED_EMPHASIS.items():
+                left.fill_between([first - 0.4, final + 0.4], low, high, color="0.85", zorder=0, linewidth=0)
+            handles.append(Patch(color="0.85", label="paper, ViT-B"))
+        means = last.groupby("layer")["alpha"].mean()
+        left.plot(means.index, means.to_numpy(), color="0.3", linewidth=1.4, zorder=2)
+        beside = np.linspace(-1, 1, len(runs) + 2)[1:-1] * 0.2 * max(layers[-1] - layers[0], 1) / len(layers)
+        for index, (run, colour) in enumerate(zip(runs, sns.color_palette("colorblind", len(runs)), strict=True)):
+            of_run, marker = last[last["run"] == run], _MARKERS[index % len(_MARKERS)]
+            where = of_run["layer"] + beside[index]
+            left.scatter(
+                where, of_run["alpha"], color=[colour], marker=marker, s=30, edgecolor="white", linewidth=0.5, zorder=3
+            )
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=run))
+        handles.append(Line2D([], [], color="0.3", label="mean"))
+        left.set(
+            title="After the last epoch", xlabel="vision layer", ylabel=r"emphasis $\alpha$", xticks=layers, ylim=(0, 1)
+        )
+        left.margins(x=0.1)
+        depth = dict(zip(layers, sns.color_palette("viridis", len(layers)), strict=True))
+        for (layer, _), line in course.groupby(["layer", "run"]):
+            right.plot(
+                line["epoch"], line["alpha"], color=depth[layer], linewidth=1.4, marker="o" if len(line) == 1 else None
+            )
+        right.set(title="Over training", xlabel="epoch")
+        right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        by_layer = [Line2D([], [], color=colour, label=str(layer)) for layer, colour in depth.items()]
+        right.legend(handles=by_layer, title="layer", loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+
+
+def gallery(examples: Sequence[Example], path: Path) -> None:
+    """Draw predictions to a PNG, a row for each label of `LABELS` in use: target outlined, prediction tinted.
+
+    The sentence stands above each image, its IoU below. Images are of any size, small ones enlarged without smoothing.
+    Raises `UserError` where there is no example, `ValueError` for an unknown label or masks not of the image's size.
+    """
+    if not examples:
+        raise UserError("no gallery: there is no example to show; evaluate a run first with `dvc repro`")
+    for example in examples:
+        shapes = {example.image.shape[:2], example.target.shape, example.prediction.shape}
+        if len(shapes) > 1 or example.label not in LABELS:
+            raise ValueError(f"example '{example.sentence}': label '{example.label}', sizes {sorted(shapes)}")
+    rows = [[example for example in examples if example.label == label] for label in LABELS]
+    rows = [row for row in rows if row]
+    columns = max(map(len, rows))
+    heights = [
+        max(
+            _PANEL * min(example.image.shape[0] / example.image.shape[1], 1) + 0.14 * len(_lines(example.sentence))
+            for example in row
+        )
+        for row in rows
+    ]
+    with _figure(path, (0.4 + _PANEL * columns, 0.5 + sum(heights) + 0.4 * len(rows))) as figure:
+        figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
+        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+        for row, drawn in zip(axes, rows, strict=True):
+            for axis in row[len(drawn) :]:
+                axis.axis("off")
+            for axis, example in zip(row, drawn, strict=False):
+                _draw_example(axis, example)
+            row[0].set_ylabel(drawn[0].label, fontsize=10, fontweight="bold")
+        handles = [
+            Line2D([], [], color="black", linewidth=1.6, label="target"),
+            Patch(facecolor=(*_PREDICTION, _TINT), edgecolor=_PREDICTION, label="prediction"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=1.4)
+
+
+@contextmanager
+def _figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in this module's style, apart from pyplot's state, saved to `path` atomically when the block ends."""
+    with matplotlib.style.context(
+        ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
+    ):
+        figure = Figure(figsize=inches, dpi=200, layout="constrained")
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _frame(logs: Logs, *kinds: str) -> pd.DataFrame:
+    """The events of the first of these kinds that a run has, one a row, with its run and variant and all columns."""
+    rows = []
+    for run, events in logs.items():
+        chosen = next((found for kind in kinds if (found := [event for event in events if event["event"] == kind])), [])
+        rows += [{"run": run, "variant": run.rpartition("-")[0], **event} for event in chosen]
+    columns = ["run", "variant", "epoch", "step", *LOSSES, "val_miou", "emphasis"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _thinned(steps: pd.DataFrame) -> pd.DataFrame:
+    """One run's events averaged over at most `_POINTS` stretches of equal length."""
+    stretch = np.arange(len(steps)) // max(1, ceil(len(steps) / _POINTS))
+    means = steps[["step", *LOSSES]].astype(float).groupby(stretch).mean()
+    return means.assign(run=steps["run"].iloc[0], variant=steps["variant"].iloc[0]) if len(steps) else means
+
+
+def _draw_example(axis: Axes, example: Example) -> None:
+    image = example.image.astype(float) / 255
+    image[example.prediction] = (1 - _TINT) * image[example.prediction] + _TINT * np.array(_PREDICTION)
+    axis.imshow(image, interpolation="nearest")
+    _outline(axis, example.prediction, [(_PREDICTION, 1.6)])
+    _outline(axis, example.target, [("white", 2.8), ("black", 1.3)])
+    axis.set(xticks=[], yticks=[])
+    # Sentences are data: a dollar sign in one is no formula.
+    axis.set_title("\n".join(_lines(example.sentence)), fontsize=8, fontweight="normal", parse_math=False)
+    axis.set_xlabel(f"IoU {100 * example.iou:.1f}%", fontsize=8)
+
+
+def _lines(sentence: str) -> list[str]:
+    return textwrap.wrap(" ".join(sentence.split()), _LINE, max_lines=4, placeholder=" …") or ["(no sentence)"]
+
+
+def _outline(axis: Axes, mask: np.ndarray, strokes: Sequence[tuple[Any, float]]) -> None:
+    """Draw the border between a mask's pixels and the others, along the pixels' edges, image border included."""
+    padded = np.pad(mask, 1)
+    # Padded pixel (row, column) is centred at (column - 1, row - 1); its lower and right edges lie half a pixel on.
+    row, column = np.nonzero(padded[1:] != padded[:-1])
+    level = np.stack([np.stack([column - 1.5, row - 0.5], 1), np.stack([column - 0.5, row - 0.5], 1)], 1)
+    row, column = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    upright = np.stack([np.stack([column - 0.5, row - 1.5], 1), np.stack([column - 0.5, row - 0.5], 1)], 1)
+    edges = np.concatenate([level, upright])
+    for colour, linewidth in strokes:
+        axis.add_collection(
+            LineCollection(list(edges), colors=[colour], linewidths=linewidth, capstyle="projecting", clip_on=False)
+        )

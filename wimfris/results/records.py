@@ -1,0 +1,128 @@
+"""What a run leaves of its evaluation: one row per evaluated sentence, in one Parquet file a run.
+
+Every table, figure and interval is a function of these rows. The files lie at
+`runs/<dataset>-<scale>/records/<run>.parquet`.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wimfris.errors import UserError
+from wimfris.files import replacing
+
+SPLITS = ("train", "val", "testA", "testB", "test")
+"""The splits, in the order in which tables show them."""
+
+CONDITIONS = ("sentence", "shuffled", "empty")
+"""What the model was told: its sentence, the sentence of another image, nothing. The last two are the controls."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "run": pa.string(),  # variant-seed, for example "full-0"
+            "variant": pa.string(),
+            "seed": pa.int64(),
+            "dataset": pa.string(),
+            "scale": pa.string(),
+            "protocol": pa.string(),
+            "split": pa.string(),
+            "condition": pa.string(),
+            "ref_id": pa.int64(),
+            "sent_id": pa.int64(),
+            "image_id": pa.int64(),
+            "sentence": pa.string(),  # the text that the model saw
+            "kind": pa.string(),  # attribute, superlative, relation; "" for natural data
+            "target_area": pa.int64(),  # pixels, at the image's original size, as are the next two
+            "intersection": pa.int64(),
+            "union": pa.int64(),
+        }.items()
+    ]
+)
+"""The records' columns and their types."""
+
+_AGAIN = "delete the file and run `dvc repro` to evaluate the run again"
+
+
+def write_records(frame: pd.DataFrame, path: Path) -> None:
+    """Write the records of one run, atomically; the bytes depend on the set of rows alone, not on their order.
+
+    `frame` has exactly the columns of `SCHEMA`, in any order. Raises `UserError` where a column is missing, unknown or
+    of another type, or where a value cannot be.
+    """
+    _check_columns(list(frame.columns), path)
+    ordered = frame[SCHEMA.names].sort_values(SCHEMA.names)
+    try:
+        table = pa.Table.from_pandas(ordered, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise UserError(f"{path}: records do not fit their columns: {' '.join(map(str, error.args))}") from error
+    _check_values(ordered, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """Read the records of one run, columns in the order of `SCHEMA`.
+
+    Raises `UserError`, one line that names the file and the column, where the file is missing, truncated or not of
+    this schema.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such records; run `dvc repro` to train and evaluate the run")
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: truncated or not a Parquet file; {_AGAIN}") from error
+    _check_columns(table.schema.names, path)
+    for field in SCHEMA:
+        found = table.schema.field(field.name).type
+        found = pa.string() if pa.types.is_large_string(found) else found  # pandas writes these, and they hold the same
+        if found != field.type:
+            raise UserError(f"{path}: column '{field.name}' holds {found}, not {field.type}; {_AGAIN}")
+        if table[field.name].null_count:
+            raise UserError(f"{path}: column '{field.name}' has empty cells; {_AGAIN}")
+    frame = table.select(SCHEMA.names).to_pandas()
+    _check_values(frame, path)
+    return frame
+
+
+def read_all(runs: Path) -> pd.DataFrame:
+    """Read the records of all runs, `runs/*/records/*.parquet`, file by file in sorted order.
+
+    Raises `UserError` where there are none, or where one of them cannot be read.
+    """
+    paths = sorted(runs.glob("*/records/*.parquet"))
+    if not paths:
+        raise UserError(f"{runs}: no records (*/records/*.parquet) in it; run `dvc repro` to train and evaluate a run")
+    return pd.concat([read_records(path) for path in paths], ignore_index=True)
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    for name in SCHEMA.names:
+        if name not in names:
+            raise UserError(f"{path}: column '{name}' is missing; {_AGAIN}")
+    for name in names:
+        if name not in SCHEMA.names:
+            raise UserError(f"{path}: column '{name}' is not one of the records' columns; {_AGAIN}")
+
+
+def _check_values(frame: pd.DataFrame, path: Path) -> None:
+    """Refuse what would drop out of a table in silence or make an IoU that is none."""
+    if frame.empty:
+        raise UserError(f"{path}: holds no sentence; {_AGAIN}")
+    for name, allowed in (("split", SPLITS), ("condition", CONDITIONS)):
+        unknown = sorted(set(frame[name]) - set(allowed))
+        if unknown:
+            raise UserError(
+                f"{path}: column '{name}' has '{unknown[0]}', which is none of {', '.join(allowed)}; {_AGAIN}"
+            )
+    impossible = (frame["intersection"] < 0) | (frame["intersection"] > frame["union"])
+    if impossible.any():
+        row = frame[impossible].iloc[0]
+        raise UserError(
+            f"{path}: column 'intersection' has {row['intersection']} where the union is {row['union']} "
+            f"(split {row['split']}, sentence {row['sent_id']}); {_AGAIN}"
+        )

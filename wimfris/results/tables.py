@@ -1,0 +1,229 @@
+"""The main table: every system on every split, averaged over seeds, the two controls beside it.
+
+It lies at `reports/tables/main.{csv,md,tex}`. The CSV holds fractions, six decimals; Markdown, LaTeX and the terminal
+show percent, one decimal.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+from wimfris.errors import UserError
+from wimfris.metrics import summarise
+from wimfris.results.records import CONDITIONS, SPLITS, read_all, replacing
+
+METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
+"""The metrics of a row, as `wimfris.metrics.summarise` names them."""
+
+BUILT_IN = "scenes"
+"""The data set that this package draws itself; its numbers are not comparable with the paper's."""
+
+_ROW = ("dataset", "scale", "protocol", "system", "split")
+_TEXT = ("system", "split")
+_PERCENT = {
+    "miou": "mIoU",
+    "miou_sd": "SD",
+    "oiou": "oIoU",
+    "pr50": "P@50",
+    "pr60": "P@60",
+    "pr70": "P@70",
+    "pr80": "P@80",
+    "pr90": "P@90",
+    "miou_shuffled": "shuffled",
+    "miou_empty": "empty",
+}
+_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_[]<>|&#~$"})
+_LATEX = str.maketrans(LATEX_ESCAPE_RULES)
+
+
+def main_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Summarise records to one row per data set, scale, system (variant) and split.
+
+    Columns: dataset, scale, protocol, system, split, seeds (how many), n (sentences per seed), miou, oiou, pr50 .. pr90
+    (means over seeds of each seed's figure, fractions), miou_sd (standard deviation over seeds, ddof 1; empty for one
+    seed), miou_shuffled and miou_empty (the controls' mIoU; empty where not every seed has them). Rows come in the
+    order data set, scale, system with `full` first, split.
+
+    Raises `UserError` where runs of one data set, scale and split differ in protocol or in the sentences they were
+    evaluated on, or where a run has a sentence twice: their means would compare what cannot be compared.
+    """
+    for (dataset, scale, split), part in records.groupby(["dataset", "scale", "split"]):
+        _check_comparable(part, f"{dataset}, scale {scale}, split {split}")
+    rows = []
+    for key, part in records.groupby(["dataset", "scale", "protocol", "variant", "split"]):
+        seeds = _by_seed(part)
+        row = dict(zip(_ROW, key, strict=True)) | {"seeds": len(seeds), "n": int(seeds["n"].iloc[0])}
+        row |= {metric: seeds[metric].mean() for metric in METRICS}
+        row |= {"miou_sd": seeds["miou"].std(ddof=1)}
+        row |= {f"miou_{control}": seeds[f"miou_{control}"].mean(skipna=False) for control in CONDITIONS[1:]}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    place = pd.DataFrame(
+        {
+            "dataset": table["dataset"],
+            "scale": table["scale"],
+            "other": table["system"] != "full",
+            "system": table["system"],
+            "split": table["split"].map(SPLITS.index),
+        }
+    )
+    return table.loc[place.sort_values(list(place.columns)).index].reset_index(drop=True)
+
+
+def write_table(frame: pd.DataFrame, stem: Path, formats: Iterable[str] = ("csv", "md", "tex")) -> list[Path]:
+    """Write a main table to `stem`.csv, .md and .tex, atomically, and return the paths.
+
+    Markdown has a section and LaTeX a `table` environment (booktabs) for each data set and scale, which states
+    protocol, data set, scale and number of seeds; the CSV is the bare table. Raises `ValueError` for an unknown format.
+    """
+    writers = {"csv": _csv, "md": _markdown, "tex": _latex}
+    paths = []
+    for suffix in formats:
+        if suffix not in writers:
+            raise ValueError(f"format '{suffix}' is none of {', '.join(writers)}")
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        with replacing(path) as temporary:
+            temporary.write_text(writers[suffix](frame), encoding="utf-8", newline="\n")
+        paths.append(path)
+    return paths
+
+
+def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
+    """Print a main table to the terminal, a block for each data set and scale; P@60 and P@80 are left to the files."""
+    console = console or Console()
+    for title, note, full_width in _sections(frame):
+        cells = full_width.drop(columns=["P@60", "P@80"])
+        table = Table(
+            title=Text(title),
+            title_justify="left",
+            caption=Text(note),
+            caption_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+        )
+        for name in cells.columns:
+            table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
+        for row in cells.itertuples(index=False):
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        console.print()
+
+
+def write_main_tables(runs: Path, reports: Path) -> pd.DataFrame:
+    """Write `reports/tables/main.{csv,md,tex}` from the records of all runs under `runs`, and return the table."""
+    frame = main_table(read_all(runs))
+    write_table(frame, reports / "tables" / "main")
+    return frame
+
+
+def _check_comparable(part: pd.DataFrame, where: str) -> None:
+    """Refuse runs of one data set, scale and split that were not evaluated on the same cases in the same way."""
+    protocols = part.groupby("protocol")["run"].min()
+    if len(protocols) > 1:
+        told = " and ".join(f"'{protocol}' (run {run})" for protocol, run in protocols.items())
+        raise UserError(f"{where}: protocols {told} cannot stand in one table; evaluate all runs under one of them")
+    case = ["ref_id", "sent_id"]
+    expected: tuple[str, set[tuple[int, int]]] | None = None
+    for _, rows in part.groupby(["variant", "seed"]):
+        names = " and ".join(sorted(set(rows["run"])))
+        told_its_own = rows[rows["condition"] == CONDITIONS[0]]
+        cases = set(zip(told_its_own["ref_id"], told_its_own["sent_id"], strict=True))
+        if not cases:
+            raise UserError(f"{where}: run {names} has controls but no sentences; evaluate it again with `dvc repro`")
+        if len(cases) < len(told_its_own):
+            ref_id, sent_id = told_its_own.loc[told_its_own.duplicated(case), case].min()
+            raise UserError(
+                f"{where}: sentence {sent_id} of object {ref_id} is there twice in run {names}; "
+                "delete what is stale under runs/ and run `dvc repro`"
+            )
+        expected = expected or (names, cases)
+        if cases != expected[1]:
+            raise UserError(
+                f"{where}: run {names} ({len(cases)} sentences) was not evaluated on the sentences of "
+                f"run {expected[0]} ({len(expected[1])}); evaluate both on one index with `dvc repro`"
+            )
+
+
+def _by_seed(part: pd.DataFrame) -> pd.DataFrame:
+    """One row a seed: n and the metrics of its sentences, and mIoU of its controls (empty where not evaluated)."""
+    rows = []
+    for _, run in part.groupby("seed"):
+        summaries = {
+            str(condition): summarise(rows_of_it["intersection"].to_numpy(), rows_of_it["union"].to_numpy())
+            for condition, rows_of_it in run.groupby("condition")
+        }
+        row = {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)}
+        rows.append(
+            row | {f"miou_{name}": summaries[name]["miou"] if name in summaries else np.nan for name in CONDITIONS[1:]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _sections(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """For each data set and scale its title, the note that a reader needs, and the cells as they are shown."""
+    for (dataset, scale), part in frame.groupby(["dataset", "scale"], sort=False):
+        fewest, most = part["seeds"].min(), part["seeds"].max()
+        seeds = f"{fewest} seed{'s' if fewest > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
+        protocols = ", ".join(sorted(set(part["protocol"])))
+        title = f"{dataset}, scale {scale}, protocol {protocols}, {seeds}"
+        note = (
+            "Percent, mean over seeds; SD is the standard deviation of mIoU over seeds; n counts the sentences of a "
+            "split; shuffled and empty are the mIoU of the same model when it is told another image's sentence, or "
+            "nothing."
+        )
+        if dataset == BUILT_IN:
+            note += (
+                f" These numbers are of the built-in data set ({BUILT_IN}) at scale {scale}; they say nothing about "
+                "the figures in the paper, which are of other data and other encoders."
+            )
+        cells = pd.DataFrame(
+            {"system": part["system"], "split": part["split"], "seeds": part["seeds"], "n": part["n"]}
+        ).astype(str)
+        for column, name in _PERCENT.items():
+            cells[name] = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in part[column]]
+        yield title, note, cells if fewest != most else cells.drop(columns="seeds")
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    parts = ["# Results\n"]
+    for title, note, cells in _sections(frame):
+        body = tabulate(
+            [[cell.translate(_MARKDOWN) for cell in row] for row in cells.itertuples(index=False)],
+            headers=list(cells.columns),
+            tablefmt="pipe",
+            disable_numparse=True,
+            colalign=_alignment(cells),
+        )
+        parts.append(f"## {title.translate(_MARKDOWN)}\n\n{note.translate(_MARKDOWN)}\n\n{body}\n")
+    return "\n".join(parts)
+
+
+def _latex(frame: pd.DataFrame) -> str:
+    parts = ["% needs \\usepackage{booktabs}\n"]
+    for title, note, cells in _sections(frame):
+        body = tabulate(
+            list(cells.itertuples(index=False)),
+            headers=list(cells.columns),
+            tablefmt="latex_booktabs",  # escapes its cells
+            disable_numparse=True,
+            colalign=_alignment(cells),
+        )
+        caption = f"{title}. {note}".translate(_LATEX)
+        parts.append(
+            f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\caption{{{caption}}}\n{body}\n\\end{{table}}\n"
+        )
+    return "\n".join(parts)
+
+
+def _alignment(cells: pd.DataFrame) -> list[str]:
+    return ["left" if name in _TEXT else "right" for name in cells.columns]

@@ -1,0 +1,371 @@
+"""Training of one run: a variant and a seed. Killed at any moment and started again, it ends with the same bits."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from wimfris.build import build_device, build_loss, build_segmenter
+from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
+from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
+from wimfris.data.index import read_index
+from wimfris.encoders.load import load_tokenizer, weights_hash
+from wimfris.errors import UserError
+from wimfris.evaluate import Evaluator, precision_context
+from wimfris.files import file_hash, write_text
+from wimfris.manifest import code_revision, write_manifest
+from wimfris.metrics import summarise
+from wimfris.model.loss import Losses
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import CosineSchedule, Params, Settings, Train
+from wimfris.results.records import write_records
+
+LOG_EVERY = 10  # steps between lines of the log
+CODE = ["model", "encoders", "data", "build.py", "checkpoint.py", "evaluate.py", "metrics.py", "params.py", "train.py"]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run's outs go. Weights and records are cached by DVC; metrics and manifest are small and committed."""
+
+    weights: Path
+    records: Path
+    log: Path
+    live: Path
+    metrics: Path
+    manifest: Path
+
+    @classmethod
+    def of(cls, folder: Path, run: str) -> "RunFiles":
+        return cls(
+            folder / "weights" / f"{run}.safetensors",
+            folder / "records" / f"{run}.parquet",
+            folder / "logs" / f"{run}.jsonl",
+            folder / "live" / run,
+            folder / "metrics" / f"{run}.json",
+            folder / "manifests" / f"{run}.json",
+        )
+
+    def complete(self) -> bool:
+        """Whether every out is there."""
+        return all(path.exists() for path in vars(self).values())
+
+
+def learning_rate_factor(train: Train, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step (from 0) as a share of `train.learning_rate`."""
+    schedule = train.schedule
+    if isinstance(schedule, CosineSchedule):
+        total = train.epochs * steps_per_epoch
+        if step < schedule.warmup:
+            return (step + 1) / schedule.warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (step - schedule.warmup) / max(total - schedule.warmup, 1))
+    return schedule.factor ** sum(step // steps_per_epoch >= epoch for epoch in schedule.milestones)
+
+
+class Trainer:
+    """The state of a run and the loop over it. Everything that changes from step to step is in a `Checkpoint`."""
+
+    def __init__(
+        self, settings: Settings, seed: int, run: str, images: Path, checkpoints: CheckpointFolder, live: Path
+    ) -> None:
+        train = settings.train
+        self.settings, self.seed, self.run, self.images = settings, seed, run, images
+        self.checkpoints = checkpoints
+        self.device = build_device(settings)
+        _be_deterministic(train.threads)
+        torch.manual_seed(seed)
+        self.index = read_index(settings.folder / "index" / "index.parquet")
+        self.tokenizer = load_tokenizer(settings)
+        self.segmenter = build_segmenter(settings, self.tokenizer).to(self.device)
+        self.loss = build_loss(settings)
+        self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device)
+        self.parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+        self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self.rows = self.evaluator.split("train")
+        self.steps_per_epoch = len(self.rows) // train.batch_size  # the last, uneven batch is left out
+        if self.steps_per_epoch == 0:
+            raise UserError(f"train.batch_size: {train.batch_size} is more than the train split has ({len(self.rows)})")
+        self.step, self.resumed, self.seconds = 0, 0, 0.0
+        self.best_epoch, self.best_score = 0, -1.0
+        self.best_weights: dict[str, Tensor] = self.segmenter.trained_state()
+        self.log: list[dict[str, Any]] = []
+        self.live = _Live(live)
+        self._restore()
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.train.epochs * self.steps_per_epoch
+
+    def fit(self, progress: Progress) -> None:
+        """Train to the last epoch; the best epoch by mIoU over all validation sentences is kept."""
+        bar = progress.add_task(self.run, total=self.total_steps, completed=self.step)
+        started = saved = time.monotonic()
+        before = self.seconds
+        self.segmenter.train()
+        while self.step < self.total_steps:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            for batch, cases in self._batches(epoch, position):
+                losses = self._train_step(batch, cases)
+                self.step += 1
+                progress.advance(bar)
+                if self.step % LOG_EVERY == 0 or self.step == 1:
+                    self._log("step", epoch, losses)
+                if self.step % self.steps_per_epoch == 0:
+                    self._end_epoch(epoch, losses, progress)
+                self.seconds = before + time.monotonic() - started
+                if time.monotonic() - saved > self.settings.train.checkpoint_seconds or self.step == self.total_steps:
+                    self._save()
+                    saved = time.monotonic()
+
+    def _batches(self, epoch: int, position: int) -> Any:
+        """The batches of an epoch from that position on, with their cases: seed and epoch alone decide them."""
+        size = self.settings.train.batch_size
+        cases = epoch_cases(self.rows, self.seed, epoch)[: self.steps_per_epoch * size]
+        dataset = ReferDataset(
+            self.rows, cases, self.images, self.tokenizer, self.settings.data.image_size, with_mask=True
+        )
+        numbers = [list(range(k * size, (k + 1) * size)) for k in range(position, self.steps_per_epoch)]
+        workers = self.settings.train.workers
+        # a generator of its own: the loader draws from it, and torch's global one must not depend on where a run was
+        # resumed
+        pinned, own = self.device.type == "cuda", torch.Generator()
+        loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pinned, generator=own)
+        for batch, chosen in zip(loader, numbers, strict=True):
+            yield to_device(batch, self.device), [cases[k] for k in chosen]
+
+    def _train_step(self, batch: dict[str, Tensor], cases: list[Case]) -> Losses:
+        train = self.settings.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.learning_rate * learning_rate_factor(train, self.step, self.steps_per_epoch)
+        with precision_context(train.precision, self.device):
+            output = self.segmenter(batch["image"], batch["token_ids"])
+        losses = self.loss(output, batch["mask"])
+        if not torch.isfinite(losses.total):
+            ids = ", ".join(str(self.rows["ref_id"].iloc[case.row]) for case in cases)
+            raise UserError(
+                f"run {self.run}: the loss is {losses.total.item()} at step {self.step + 1}, batch of ref_ids {ids}; "
+                "lower train.learning_rate"
+            )
+        self.optimizer.zero_grad()
+        self.scaler.scale(losses.total).backward()
+        if train.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return losses
+
+    def _end_epoch(self, epoch: int, losses: Losses, progress: Progress) -> None:
+        bar = progress.add_task(
+            f"{self.run} validation", total=int(self.evaluator.split("val")["sentences"].map(len).sum())
+        )
+        score = self.evaluator.score(self.segmenter, "val", lambda: progress.advance(bar))
+        progress.remove_task(bar)
+        if score["miou"] > self.best_score:
+            self.best_epoch, self.best_score = epoch + 1, score["miou"]
+            self.best_weights = {name: value.detach().clone() for name, value in self.segmenter.trained_state().items()}
+        extra = {f"val_{name}": value for name, value in score.items() if name != "n"}
+        event = self._log(
+            "epoch", epoch, losses, extra | {"emphasis": {str(k): v for k, v in self.segmenter.emphasis().items()}}
+        )
+        self.live.write([event])
+        progress.console.print(
+            f"{self.run} epoch {epoch + 1}/{self.settings.train.epochs}: loss {event['loss']:.3f}, "
+            f"val mIoU {score['miou']:.3f}, oIoU {score['oiou']:.3f}"
+        )
+
+    def _log(self, event: str, epoch: int, losses: Losses, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+        line = {
+            "event": event,
+            "epoch": epoch + 1,
+            "step": self.step,
+            "loss": losses.total.item(),
+            "contrast": losses.contrast.item(),
+            "dice": losses.dice.item(),
+            "align": losses.align.item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **(extra or {}),
+        }
+        self.log.append(line)
+        return line
+
+    def _save(self) -> None:
+        training = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "resumed": self.resumed,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "log": self.log,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+        self.checkpoints.save(self.step, Checkpoint(self.segmenter.trained_state(), self.best_weights, training))
+
+    def _restore(self) -> None:
+        checkpoint = self.checkpoints.load()
+        if checkpoint is None:
+            return
+        training = checkpoint.training
+        self.segmenter.load_trained(checkpoint.weights)
+        self.best_weights = checkpoint.best_weights
+        self.step, self.seconds, self.resumed = training["step"], training["seconds"], training["resumed"] + 1
+        self.best_epoch, self.best_score, self.log = training["best_epoch"], training["best_score"], training["log"]
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        torch.set_rng_state(training["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(training["cuda_random"])
+        self.live.write([event for event in self.log if event["event"] == "epoch"])
+        print(f"{self.run}: goes on from step {self.step} of {self.total_steps}", file=sys.stderr)
+
+
+class _Live:
+    """dvclive on top of the log: a view for `dvc plots` and editors, written anew when a run is resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        from dvclive import Live
+
+        folder.mkdir(parents=True, exist_ok=True)
+        # dvclive cannot start in a repository without commits; its other defaults would rewrite the root's dvc.yaml and
+        # save an experiment
+        startable = code_revision()["commit"] is not None
+        self._live = (
+            Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, resume=False) if startable else None
+        )
+
+    def write(self, epochs: list[dict[str, Any]]) -> None:
+        if self._live is None:
+            return
+        for event in epochs:
+            for name, value in event.items():
+                if isinstance(value, float):
+                    self._live.log_metric(name, value)
+            self._live.next_step()
+
+    def end(self) -> None:
+        if self._live is not None:
+            self._live.end()
+
+
+def _be_deterministic(threads: int) -> None:
+    torch.set_num_threads(threads)  # their number changes the order of sums, and so the last bits
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.benchmark = False
+
+
+def make_progress() -> Progress:
+    """A progress bar with an estimate; in a file it leaves its last state alone."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
+    """Train and evaluate one run and write its outs; every sentence of every evaluation split gets a record, controls
+    included.
+
+    A second trainer of the same run waits for the first and takes its result: killing `dvc repro` leaves its trainer
+    running.
+    """
+    settings = params.settings(variant)
+    run = f"{variant}-{seed}"
+    files = RunFiles.of(settings.folder, run)
+    lock_path = CHECKPOINTS / f"{settings.folder.name}-{run}.lock"
+    lock_path.parent.mkdir(exist_ok=True)
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{run}: another process is training this run; waiting for it", file=sys.stderr)
+        lock.acquire()
+        if files.complete():
+            lock.release()
+            return
+    try:
+        _train_locked(settings, seed, run, files, images)
+    finally:
+        lock.release()
+
+
+def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, images: Path) -> None:
+    data = file_hash(settings.folder / "index" / "index.parquet")
+    encoders = json.loads((settings.folder / "encoders.json").read_text())
+    code = code_hash(CODE)
+    decides = {
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+        "data": data,
+        "code": code,
+        "encoders": encoders,
+    }
+    checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", fingerprint(decides))
+    trainer = Trainer(settings, seed, run, images, checkpoints, files.live)
+    _check_encoders(trainer.segmenter, encoders)
+    with make_progress() as progress:
+        trainer.fit(progress)
+        trainer.segmenter.load_trained(trainer.best_weights)
+        started = time.monotonic()
+        bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
+        records = trainer.evaluator.report(trainer.segmenter, run, seed, lambda: progress.advance(bar))
+    trainer.live.end()
+    hashes = {f"{name}_encoder": told["sha256"] for name, told in encoders.items()}
+    save_weights(
+        trainer.best_weights,
+        {"run": run, "variant": settings.variant, "scale": settings.scale, **hashes},
+        files.weights,
+    )
+    write_records(records, files.records)
+    write_text(files.log, "".join(json.dumps(line) + "\n" for line in trainer.log))
+    write_text(files.metrics, json.dumps(_metrics(records), indent=2) + "\n")
+    write_manifest(
+        files.manifest,
+        run=run,
+        seed=seed,
+        settings=settings,
+        code=code,
+        data=data,
+        encoders=encoders,
+        device=trainer.device,
+        seconds=trainer.seconds + time.monotonic() - started,
+        resumed=trainer.resumed,
+        best_epoch=trainer.best_epoch,
+    )
+    checkpoints.delete()
+
+
+def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:
+    for name, backbone in (("text", segmenter.text.backbone), ("vision", segmenter.vision.backbone)):
+        if weights_hash(backbone) != expected[name]["sha256"]:
+            raise UserError(
+                f"encoders.{name}: {expected[name]['source']} is not the one that stage `encoders` recorded; "
+                "run `dvc repro -f encoders`"
+            )
+
+
+def _metrics(records: Any) -> dict[str, dict[str, dict[str, float]]]:
+    """split -> condition -> mIoU, oIoU, Pr@0.5 .. 0.9."""
+    told: dict[str, dict[str, dict[str, float]]] = {}
+    for (split, condition), part in records.groupby(["split", "condition"], sort=False):
+        told.setdefault(split, {})[condition] = summarise(part["intersection"].to_numpy(), part["union"].to_numpy())
+    return told
