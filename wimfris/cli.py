@@ -179,9 +179,14 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
 
 @app.command()
 def tables() -> None:
-    """Write reports/tables/main.{csv,md,tex} from the records of all runs."""
+    """Write reports/tables/main.{csv,md,tex} from the records of all runs; those of params.yaml must be there."""
     from wimfris.results.tables import write_main_tables
 
+    params = read_params()
+    folder = params.settings().folder / "records"
+    missing = [run for run in params.runs() if not (folder / f"{run}.parquet").is_file()]
+    if missing:
+        raise UserError(f"{folder}: no records of {', '.join(missing)}; train with `dvc repro`")
     write_main_tables(RUNS, REPORTS)
 
 
@@ -214,7 +219,6 @@ def report() -> None:
     from wimfris.results.tables import main_table, print_table
 
     print_table(main_table(read_all(RUNS)))
-    print(f"The report: {REPORTS / 'tables' / 'main.md'} (also .csv, .tex), pictures in {REPORTS / 'figures'}")
 
 
 def main() -> None:

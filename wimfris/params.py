@@ -301,6 +301,10 @@ class Params(Section):
     pretrain: Pretrain
     scales: dict[str, dict[str, Any]]
 
+    def runs(self) -> list[str]:
+        """The runs of the matrix: every variant with every seed, <variant>-<seed>."""
+        return [f"{variant}-{seed}" for variant in self.variants for seed in self.seeds]
+
     def settings(self, variant: str = "full") -> Settings:
         """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
         fault.

@@ -57,6 +57,17 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(
             assert name.endswith("in_proj_bias") or (parameter.grad != 0).any(), name
 
 
+def test_text_adapters_learn_through_the_aligners_and_through_the_alignment(
+    build: Any, image: Tensor, token_ids: Tensor
+) -> None:
+    segmenter = build["segmenter"](neck=False)  # its map knows the words by the aligners alone
+    output = segmenter(image, token_ids)
+    weight = segmenter.get_parameter("text.adapters.2.up.weight")
+    for result in (output.fused, output.anchor):
+        (grad,) = torch.autograd.grad(result.square().sum(), weight, retain_graph=True)
+        assert (grad != 0).any()
+
+
 def test_shapes(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
     output = segmenter(image.double(), token_ids)
     assert output.logits.shape == (3, 1, 32, 32)

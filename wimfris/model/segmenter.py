@@ -74,6 +74,6 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def emphasis(self) -> dict[int, float]:
-        """Vision layer -> alpha of its aligner."""
-        adapters = self.vision.adapters.items()
-        return {int(layer): float(msa.emphasis()) for layer, msa in adapters if isinstance(msa, MultiScaleAligner)}
+        """Vision layer -> learned alpha of its aligner; empty where alpha is fixed."""
+        aligners = {int(k): msa for k, msa in self.vision.adapters.items() if isinstance(msa, MultiScaleAligner)}
+        return {layer: float(msa.emphasis()) for layer, msa in aligners.items() if msa.emphasis.fixed is None}

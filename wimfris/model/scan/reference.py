@@ -1,7 +1,8 @@
 """The scan on any device, in plain torch: a loop over tokens forward, and its hand-written backward.
 
 The loop runs over tokens only; everything else is one operation over all tokens, so that the cost of a short window's
-scan is that of a few elementwise passes over (L, batch, D, N).
+scan is that of a few elementwise passes over (L, batch, N, D). Channels lie innermost: the state is too short a row for
+the vector units.
 """
 
 from typing import Any
@@ -19,34 +20,34 @@ class _Scan(torch.autograd.Function):
         u, delta, B, C = (
             x.transpose(0, 1).contiguous() for x in (u, delta, B, C)
         )  # tokens first: each step is one block of memory
-        decay = torch.exp(delta[..., None] * A)
-        states = (delta * u)[..., None] * B[:, :, None]
+        rates = A.t().contiguous()
+        decay = (delta[:, :, None] * rates).exp_()
+        states = B[..., None] * (delta * u)[:, :, None]
         for t in range(1, len(states)):
             states[t].addcmul_(decay[t], states[t - 1])
-        ctx.save_for_backward(u, delta, A, B, C, decay, states)
-        return (states * C[:, :, None]).sum(-1).transpose(0, 1)
+        ctx.save_for_backward(u, delta, rates, B, C, decay, states)
+        return (C[:, :, None] @ states).squeeze(2).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, decay, states = ctx.saved_tensors
-        grad_y = grad_outputs[0].transpose(0, 1)
-        grad_C = (grad_y[..., None] * states).sum(2)
+        u, delta, rates, B, C, decay, states = ctx.saved_tensors
+        grad_y = grad_outputs[0].transpose(0, 1).contiguous()
+        grad_C = (states @ grad_y[..., None]).squeeze(-1)
         # adjoint of the state: g_t = dy_t C_t + exp(delta_{t+1} A) g_{t+1}
-        adjoint = grad_y[..., None] * C[:, :, None]
+        adjoint = C[..., None] * grad_y[:, :, None]
         for t in range(len(adjoint) - 2, -1, -1):
             adjoint[t].addcmul_(decay[t + 1], adjoint[t + 1])
-        drive = delta * u
-        grad_B = (adjoint * drive[..., None]).sum(2)
-        grad_drive = (adjoint * B[:, :, None]).sum(-1)
+        grad_B = (adjoint @ (delta * u)[..., None]).squeeze(-1)
+        grad_drive = (B[:, :, None] @ adjoint).squeeze(2)
         # of delta_t A: through the decay of the state before
-        exponent = torch.zeros_like(adjoint)
-        torch.mul(adjoint[1:], states[:-1], out=exponent[1:])
-        exponent.mul_(decay)
-        grad_delta = (exponent * A).sum(-1) + grad_drive * u
-        grad_A = (exponent * delta[..., None]).sum((0, 1))
-        grads = (grad_drive * delta, grad_delta, grad_B, grad_C)
-        grad_u, grad_delta, grad_B, grad_C = (grad.transpose(0, 1) for grad in grads)
+        exponent = adjoint[1:].mul_(states[:-1]).mul_(decay[1:])
+        grad_delta = grad_drive * u
+        grad_delta[1:] += (exponent * rates).sum(2)
+        grad_A = exponent.mul_(delta[1:, :, None]).sum((0, 1)).t()
+        grad_u, grad_delta, grad_B, grad_C = (
+            grad.transpose(0, 1) for grad in (grad_drive * delta, grad_delta, grad_B, grad_C)
+        )
         return grad_u, grad_delta, grad_A, grad_B, grad_C
 
 
