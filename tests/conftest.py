@@ -1,7 +1,10 @@
-"""What the tests of encoders and model share: golden numbers, and a small model with random frozen backbones."""
+"""What tests share: golden numbers, a small model with random frozen backbones, and a project folder at scale smoke."""
 
+import contextlib
 import importlib.util
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from wimfris.data.index import prepare
+from wimfris.data.source import make_source, source_images
+from wimfris.encoders.load import describe_encoders
 from wimfris.encoders.text import TextEncoder, text_backbone
 from wimfris.encoders.vision import VisionEncoder, vision_backbone
 from wimfris.model.decoder import Decoder, Projector
@@ -18,9 +25,12 @@ from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.msa import MultiScaleAligner
 from wimfris.model.mta import MambaTextAdapter
 from wimfris.model.segmenter import Segmenter
+from wimfris.params import Params, read_params
+from wimfris.train import train_run
 
 torch.set_num_threads(1)  # the sums, and so the bits, depend on it
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 16  # of both small backbones and of the small neck
 START, END, VOCABULARY = 18, 19, 20
@@ -135,3 +145,79 @@ def token_ids() -> Tensor:
 @pytest.fixture
 def image() -> Tensor:
     return torch.randn(3, 3, 32, 32)
+
+
+class Project:
+    """A project folder at scale smoke: params.yaml of its own, and what the stages before training make."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs" / "scenes-smoke"
+
+    def edit(self, **values: Any) -> None:
+        """Set keys of params.yaml; `__` stands for the dot: edit(scales__smoke__train__epochs=3)."""
+        path = self.folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        for key, value in values.items():
+            *parents, last = key.split("__")
+            place = content
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def params(self) -> Params:
+        return read_params(self.folder / "params.yaml")
+
+    def train(self, run: str = "full-0") -> None:
+        """Train the run in this process."""
+        variant, seed = run.split("-")
+        train_run(self.params(), variant, int(seed), source_images(self.params().settings(variant)))
+
+    def outs(self, run: str = "full-0") -> dict[str, bytes]:
+        """Every file that the run left, by path; its manifest, which tells times, aside."""
+        files = [path for path in self.runs.glob(f"*/{run}*") if path.parent.name != "manifests"]
+        files += [path for path in (self.runs / "live" / run).rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.runs)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project's params.yaml at scale smoke, its data drawn and indexed and its encoders recorded."""
+    folder = tmp_path_factory.mktemp("smoke")
+    project = Project(folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    # a rate at which a few steps are enough for predictions that are not empty
+    project.edit(scale="smoke", scales__smoke__train__learning_rate=0.02, scales__smoke__train__epochs=3)
+    with contextlib.chdir(folder):
+        settings = project.params().settings()
+        index = prepare(make_source(settings), "scenes", settings.folder / "index")
+        assert len(index) > 40
+        (settings.folder / "encoders.json").write_text(json.dumps(describe_encoders(settings)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_folder(smoke_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke folder with run full-0 trained; only to be read."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(smoke_folder, folder)
+    with contextlib.chdir(folder):
+        Project(folder).train()
+    return folder
+
+
+@pytest.fixture
+def project(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the smoke folder of the test's own, as the working directory."""
+    folder = tmp_path / "project"
+    shutil.copytree(smoke_folder, folder)
+    monkeypatch.chdir(folder)
+    return Project(folder)
+
+
+@pytest.fixture
+def trained(trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The folder in which run full-0 is trained, as the working directory; only to be read."""
+    monkeypatch.chdir(trained_folder)
+    return Project(trained_folder)

@@ -42,10 +42,10 @@ def save_weights(state: dict[str, Tensor], metadata: dict[str, str], path: Path)
     """Write trained weights, atomically. The metadata names the run and the hashes of the frozen encoders, which are
     not copied.
     """
+    # one entry: safetensors writes several in another order each time, and the file's bytes would differ
+    told = {"wimfris": json.dumps(metadata)}
     with replacing(path) as partial:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, metadata=metadata
-        )
+        save_file(_contiguous(state), partial, metadata=told)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -54,7 +54,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: no such weights; train the run with `dvc repro`, or restore them with `dvc pull`")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("wimfris", "{}"))
         return load_file(path), metadata
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run `dvc repro` again") from None
@@ -106,7 +106,9 @@ class CheckpointFolder:
         )
 
     def delete(self) -> None:
-        """Remove the folder: the run has ended."""
+        """Remove the folder: the run has ended. Killed meanwhile, it leaves nothing that `load` would take."""
+        for folder in self._saved():
+            folder.rename(folder.with_name(f"deleted-{folder.name}"))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _saved(self) -> list[Path]:

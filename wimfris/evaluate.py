@@ -1,6 +1,6 @@
 """Evaluation: every sentence of every object is one case, judged at the image's own size; one record each."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,28 +50,32 @@ class Evaluator:
     @torch.no_grad()
     def predictions(
         self, segmenter: Segmenter, rows: pd.DataFrame, cases: list[Case]
-    ) -> Iterable[tuple[int, np.ndarray]]:
-        """(case number, predicted mask (height, width) bool at the image's own size), case by case."""
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(case number, predicted mask (height, width) bool at the image's own size), each case once.
+
+        Cases that show the model the same image and text (all of an image's, when it is told nothing) share one pass.
+        """
         settings = self.settings
-        dataset = ReferDataset(rows, cases, self.images, self.tokenizer, settings.data.image_size, with_mask=False)
+        same: dict[tuple[str, str], list[int]] = {}
+        for number, case in enumerate(cases):
+            same.setdefault((rows["file_name"].iloc[case.row], case.text), []).append(number)
+        shared = list(same.values())
+        views = [cases[numbers[0]] for numbers in shared]
+        dataset = ReferDataset(rows, views, self.images, self.tokenizer, settings.data.image_size, with_mask=False)
         # a generator of its own, so that evaluating leaves torch's global one as it is
-        loader = DataLoader(
-            dataset, settings.evaluate.batch_size, num_workers=settings.train.workers, generator=torch.Generator()
-        )
+        own, workers = torch.Generator(), settings.train.workers
         was_training = segmenter.training
         segmenter.eval()
-        for batch in loader:
+        for batch in DataLoader(dataset, settings.evaluate.batch_size, num_workers=workers, generator=own):
             batch = to_device(batch, self.device)
             with precision_context(settings.train.precision, self.device):
                 logits = segmenter(batch["image"], batch["token_ids"]).logits
-            for number, probabilities in zip(
-                batch["number"].tolist(), input_probabilities(logits, settings.data.image_size), strict=True
-            ):
-                row = rows.iloc[cases[number].row]
-                yield (
-                    number,
-                    original_probabilities(probabilities, int(row["height"]), int(row["width"])) > self.threshold,
-                )
+            found = input_probabilities(logits, settings.data.image_size)
+            for view, probabilities in zip(batch["number"].tolist(), found, strict=True):
+                row = rows.iloc[views[view].row]
+                mask = original_probabilities(probabilities, int(row["height"]), int(row["width"])) > self.threshold
+                for number in shared[view]:
+                    yield number, mask
         segmenter.train(was_training)
 
     def records(

@@ -70,3 +70,15 @@ def test_initial_steps_lie_in_the_range_of_mamba_ssm() -> None:
 def test_a_backend_that_cannot_run_is_refused() -> None:
     with pytest.raises(UserError, match="mamba_ssm"):
         Mamba(4, backend="mamba_ssm")(torch.randn(1, 2, 4))
+
+
+def test_under_autocast_the_state_stays_in_float32():
+    torch.manual_seed(0)
+    block, x = Mamba(16, state=4, backend="reference"), torch.randn(3, 9, 16)
+    wanted = block(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+    found.float().sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())

@@ -8,6 +8,7 @@ with delta = softplus(delta + delta_bias) (Gu & Dao, 2023, equations 2 to 4). Ev
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,8 @@ def selective_scan(
         from wimfris.model.scan.cuda import mamba_ssm_scan
 
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias)
-    state = A.dtype  # the state is kept in the parameters' precision, whatever the inputs are cast to
-    drive = u.to(state)
-    y = scan_states(drive, F.softplus(delta.to(state) + delta_bias), A, B.to(state), C.to(state))
-    return ((y + D * drive) * F.silu(z.to(state))).to(u.dtype)
+    state = A.dtype  # the state is kept in the parameters' precision, whatever autocast makes of the inputs
+    with torch.autocast(u.device.type, enabled=False):
+        drive = u.to(state)
+        y = scan_states(drive, F.softplus(delta.to(state) + delta_bias), A, B.to(state), C.to(state))
+        return ((y + D * drive) * F.silu(z.to(state))).to(u.dtype)

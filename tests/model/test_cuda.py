@@ -1,0 +1,45 @@
+"""On a GPU: the model runs there and says what it says on the CPU; mamba_ssm's kernels agree with the reference scan."""
+
+import copy
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from wimfris.model.mamba import Mamba
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def _gradients(block, x):
+    x = x.detach().clone().requires_grad_()
+    y = block(x)
+    (y * torch.cos(torch.arange(y.numel(), device=y.device)).view_as(y)).sum().backward()
+    return {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in block.named_parameters()}
+
+
+def _assert_close(found, wanted, tolerance):
+    for name, value in wanted.items():
+        scale = value.abs().max().item() + 1e-12
+        assert (found[name].cpu() - value.cpu()).abs().max().item() <= tolerance * scale, name
+
+
+def test_reference_scan_agrees_between_devices():
+    torch.manual_seed(0)
+    block = Mamba(32, state=8, backend="reference")
+    x = torch.randn(6, 17, 32)
+    _assert_close(_gradients(copy.deepcopy(block).cuda(), x.cuda()), _gradients(block, x), 1e-4)
+
+
+@pytest.mark.skipif(not (find_spec("mamba_ssm") and find_spec("causal_conv1d")), reason="mamba_ssm is not installed")
+@pytest.mark.parametrize("length", [2, 17, 257])
+def test_mamba_ssm_agrees_with_the_reference(length):
+    torch.manual_seed(0)
+    block = Mamba(32, state=16, backend="reference").cuda()
+    other = copy.deepcopy(block)
+    other.backend = "mamba_ssm"
+    x = torch.randn(4, length, 32, device="cuda")
+    _assert_close(_gradients(other, x), _gradients(block, x), 1e-3)
