@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ class Interrupted(Exception):
 
 
 @pytest.fixture
-def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """interrupt_at(n): the n-th training step from now on raises before it changes anything; 0 takes that back."""
     step = Trainer._train_step
     left = 0
@@ -47,7 +48,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], No
         left = steps
 
     monkeypatch.setattr(Trainer, "_train_step", interrupted)
-    yield arm
+    return arm
 
 
 def checkpoints() -> list[Path]:
@@ -251,8 +252,9 @@ def test_checkpoint_half_deleted_is_ignored(
     """Killed while the ended run's checkpoint was being deleted: DVC starts the run once more."""
 
     def die_halfway(path: Path, **rest: Any) -> None:
-        next(path.rglob("weights.safetensors")).unlink()
-        raise Interrupted
+        for file in path.rglob("weights.safetensors"):
+            file.unlink()
+            raise Interrupted
 
     delete = CheckpointFolder.delete
 
@@ -374,7 +376,9 @@ def test_waiting_trainer_refuses_the_result_of_other_settings(
 
 def test_non_finite_loss_stops_with_the_objects_at_fault(project: Any) -> None:
     project.edit(scales__smoke__train__learning_rate=1e30, scales__smoke__train__clip_norm=None)
-    with pytest.raises(UserError, match=r"run full-0: the loss is (nan|inf) at step \d+, batch of ref_ids (\d+, )+") as e:
+    with pytest.raises(
+        UserError, match=r"run full-0: the loss is (nan|inf) at step \d+, batch of ref_ids (\d+, )+"
+    ) as e:
         project.train()
     assert "\n" not in str(e.value)
     ids = {int(word) for word in str(e.value).split("ref_ids ")[1].split(";")[0].split(", ")}
@@ -418,7 +422,7 @@ def test_cosine_schedule() -> None:
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0
     assert factors[27] == pytest.approx(0.5)  # halfway between the warm-up and the end
-    assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[4:]))
     assert 0 < factors[-1] < 0.01
     assert learning_rate_factor(schedule(CosineSchedule(kind="cosine", warmup=0)), 0, 5) == 1.0
 

@@ -107,9 +107,11 @@ class CheckpointFolder:
 
     def delete(self) -> None:
         """Remove the folder: the run has ended. Killed meanwhile, it leaves nothing that `load` would take."""
-        for folder in self._saved():
-            folder.rename(folder.with_name(f"deleted-{folder.name}"))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        doomed = self.folder.with_name(f"{self.folder.name}-deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        if self.folder.is_dir():
+            self.folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())

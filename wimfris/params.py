@@ -4,6 +4,7 @@ The settings of one run are the shared sections, overridden by `scales.<scale>`,
 Every number of an experiment is in params.yaml; this module has no defaults of its own.
 """
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,12 +18,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from wimfris.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
 
 
@@ -30,7 +33,7 @@ T = TypeVar("T", bound="Section")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Scenes(Section):
@@ -254,6 +257,7 @@ class Settings(Section):
             f"a multiple of model.decoder.heads ({model.decoder.heads})",
             model.hmf.width,
         )
+        _require(text.width % 2 == 0, "encoders.text.width", "even widths (sinusoidal positions)", text.width)
         _require(
             model.hmf.width % 4 == 0,
             "model.hmf.width",
@@ -277,6 +281,12 @@ class Settings(Section):
         if isinstance(self.train.schedule, StepSchedule):
             late = [m for m in self.train.schedule.milestones if m >= self.train.epochs]
             _require(not late, "train.schedule.milestones", f"before the last epoch ({self.train.epochs})", late)
+        _require(
+            self.data.name == "scenes" or text.source not in ("builtin", "random"),
+            "encoders.text.source",
+            "a hub id: the built-in and random encoders know the words of data set scenes alone",
+            text.source,
+        )
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
             hub = backbone.source not in ("builtin", "random")
             _require(
@@ -293,13 +303,19 @@ class Params(Section):
 
     scale: str
     data: dict[str, Any]
-    seeds: list[NonNegativeInt]
-    variants: dict[str, dict[str, Any]]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    variants: dict[Name, dict[str, Any]]
     model: dict[str, Any]
     loss: dict[str, Any]
     evaluate: dict[str, Any]
     pretrain: Pretrain
     scales: dict[str, dict[str, Any]]
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        _require(len(set(seeds)) == len(seeds), "seeds", "each seed once", seeds)
+        return seeds
 
     def runs(self) -> list[str]:
         """The runs of the matrix: every variant with every seed, <variant>-<seed>."""
@@ -319,6 +335,8 @@ class Params(Section):
             raise UserError(
                 f"params.yaml: variants.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
             )
+        for reserved in {"scale", "variant"} & self.scales[self.scale].keys():
+            raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
         merged = merge(merge(shared, self.scales[self.scale]), overrides)
         return _validated(
@@ -379,20 +397,32 @@ def _validated(kind: type[T], content: dict[str, Any], scale: str = "", variant:
         return kind.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            "params.yaml: " + _told_all(error.errors()) + (f" (scale {scale}, variant {variant})" if scale else "")
+            "params.yaml: "
+            + _told_all(error.errors(), content)
+            + (f" (scale {scale}, variant {variant})" if scale else "")
         ) from None
 
 
-def _told(error: Any) -> str:
+def _path(error: Any, content: Any) -> Iterator[str]:
+    """The keys down to the fault: those that the content has. pydantic's path also holds the branches of unions."""
+    for part in error["loc"]:
+        found = part < len(content) if isinstance(content, list) and isinstance(part, int) else part in _keys(content)
+        if found:
+            content = content[part]
+        if found or (error["type"] == "missing" and part == error["loc"][-1]):
+            yield str(part)
+
+
+def _keys(content: Any) -> Collection[Any]:
+    return content if isinstance(content, dict) else ()
+
+
+def _told(error: Any, content: Any) -> str:
     """One pydantic error as `key: what is wrong; what is allowed`."""
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, _Impossible):
         return str(cause)
-    # a union's branch (its type's or tag's name) stands in the path like a key: only what params.yaml has is kept
-    path = [str(part) for part in error["loc"] if not isinstance(part, str) or part.isidentifier()]
-    key = ".".join(
-        part for part in path if part not in {"CosineSchedule", "StepSchedule", "cosine", "step", "int", "float"}
-    )
+    key = ".".join(_path(error, content))
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key; remove it, or see params.yaml in the repository for the keys there are"
     if error["type"] == "missing":
@@ -400,9 +430,9 @@ def _told(error: Any) -> str:
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
 
 
-def _told_all(errors: list[Any]) -> str:
+def _told_all(errors: list[Any], content: Any) -> str:
     """The first fault; where it is of a union, what each of its branches allows."""
-    first, *others = [_told(error) for error in errors]
+    first, *others = [_told(error, content) for error in errors]
     key = first.split(":")[0]
     also = [other for other in others if other.split(":")[0] == key]
     return first if not also else first.rsplit(", not ", 1)[0] + "".join(f", or {o.split(': ', 1)[1]}" for o in also)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from wimfris.data.refer import annotation_files, images_folder
 from wimfris.data.scenes import write_scenes
@@ -33,12 +34,9 @@ def source_root(settings: Settings) -> Path:
     """The root of the official layout. Raises UserError where stage `data` has not run, or the user's files have
     changed since.
     """
-    folder = settings.folder / "refer"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: missing; `dvc repro data` writes it")
     if settings.data.name == "scenes":
-        return folder
-    told = json.loads((folder / POINTER).read_text())
+        return _written(settings.folder / "refer")
+    told = _pointer(settings)
     root = Path(told["root"])
     for path in annotation_files(root, settings.data.name).values():
         if file_hash(path) != told["sha256"][path.name]:
@@ -49,7 +47,18 @@ def source_root(settings: Settings) -> Path:
 
 
 def source_images(settings: Settings) -> Path:
-    """The folder of the JPEGs, for stages that need pictures alone."""
+    """The folder of the JPEGs, for stages that need pictures alone. Raises UserError where stage `data` has not run."""
     if settings.data.name == "scenes":
-        return images_folder(settings.folder / "refer")
-    return images_folder(Path(json.loads((settings.folder / "refer" / POINTER).read_text())["root"]))
+        return images_folder(_written(settings.folder / "refer"))
+    return images_folder(Path(_pointer(settings)["root"]))
+
+
+def _pointer(settings: Settings) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_written(settings.folder / "refer" / POINTER).read_text())
+    return content
+
+
+def _written(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: missing; `dvc repro data` writes it")
+    return path

@@ -52,7 +52,9 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
         _agree("text", text, found)
         return CLIPTextModelWithProjection.from_pretrained(folder, config=config)
     assert isinstance(tokenizer, WordTokenizer)
-    backbone = new_text(settings, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        backbone = new_text(settings, tokenizer)
     if text.source == "builtin":
         _load_builtin(backbone, "text", " ".join(vocabulary()))
     return backbone
@@ -67,40 +69,38 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
         _agree("vision", vision, found | {"patch": config.patch_size, "registers": config.num_register_tokens})
         return Dinov2WithRegistersModel.from_pretrained(folder)
-    backbone = new_vision(settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        backbone = new_vision(settings)
     if vision.source == "builtin":
         _load_builtin(backbone, "vision", "")
     return backbone
 
 
 def new_text(settings: Settings, tokenizer: WordTokenizer) -> CLIPTextModelWithProjection:
-    """A text backbone of the settings' size with fresh weights, the same each time."""
+    """A text backbone of the settings' size with fresh weights from torch's global random state."""
     text = settings.encoders.text
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return text_backbone(
-            width=text.width,
-            layers=text.layers,
-            heads=text.heads,
-            vocabulary=tokenizer.vocabulary_size,
-            length=tokenizer.length,
-            end_token=tokenizer.eot_id,
-        )
+    return text_backbone(
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        vocabulary=tokenizer.vocabulary_size,
+        length=tokenizer.length,
+        end_token=tokenizer.eot_id,
+    )
 
 
 def new_vision(settings: Settings) -> Dinov2WithRegistersModel:
-    """A vision backbone of the settings' size with fresh weights, the same each time."""
+    """A vision backbone of the settings' size with fresh weights from torch's global random state."""
     vision = settings.encoders.vision
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return vision_backbone(
-            width=vision.width,
-            layers=vision.layers,
-            heads=vision.heads,
-            patch=vision.patch,
-            registers=vision.registers,
-            image_size=settings.data.image_size,
-        )
+    return vision_backbone(
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.heads,
+        patch=vision.patch,
+        registers=vision.registers,
+        image_size=settings.data.image_size,
+    )
 
 
 def is_hub(backbone: TextBackbone) -> bool:

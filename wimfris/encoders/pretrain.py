@@ -29,6 +29,7 @@ from wimfris.params import Params
 
 CELLS = 2  # cells along a patch's side: finer than a patch, so that a small thing has one of its own
 BACKGROUND = -1
+SENTENCE_STD = 0.45  # of the entries of CLIP ViT-B/16's sentence embeddings: norm about 10 over 512 entries
 
 Report = Callable[[int, float], None]  # step, loss
 
@@ -285,6 +286,8 @@ def pretrain_text(
     ids, wanted = sample(np.random.default_rng([seed, 1]), 2000)
     with torch.no_grad():
         read = torch.stack([logits.argmax(-1) for logits in slots(ids)], 1)
+        # the loss leaves the scale of the embedding open, and what is trained on top expects CLIP's
+        backbone.text_projection.weight *= SENTENCE_STD / backbone(input_ids=ids).text_embeds.std()
     return {"sentences read exactly": float((read == wanted).all(1).float().mean())}
 
 
@@ -296,7 +299,6 @@ def pretrain_builtin(params: Params) -> None:
     torch.use_deterministic_algorithms(True)
     tokenizer = load_tokenizer(settings)
     assert isinstance(tokenizer, WordTokenizer)
-    text, vision = new_text(settings, tokenizer), new_vision(settings)
     told = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         for name in ("text", "vision"):
@@ -312,9 +314,11 @@ def pretrain_builtin(params: Params) -> None:
             }
             started = time.process_time()
             if name == "text":
+                text = new_text(settings, tokenizer)
                 scores = pretrain_text(text, tokenizer, **shared)
                 save_builtin(text, "text", " ".join(scenes.vocabulary()))
             else:
+                vision = new_vision(settings)
                 scores = pretrain_vision(
                     vision, size=settings.data.image_size, scenes_drawn=chosen.vision.scenes, **shared
                 )

@@ -1,0 +1,147 @@
+"""Cases: which sentences are trained on and evaluated, the controls, and what the model gets of them."""
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from wimfris.data import refer
+from wimfris.data.dataset import (
+    Case,
+    ReferDataset,
+    empty_sentences,
+    epoch_cases,
+    every_sentence,
+    read_image,
+    shuffled_sentences,
+)
+from wimfris.data.index import build_index
+from wimfris.data.letterbox import letterbox_image, letterbox_mask
+from wimfris.data.scenes import vocabulary, write_scenes
+from wimfris.data.tokens import WordTokenizer
+from wimfris.errors import UserError
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, {"train": 12, "val": 1, "testA": 1, "testB": 1}, 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(root: Path) -> pd.DataFrame:
+    found, _, _ = build_index(refer.read_refer(root, "scenes"), refer.images_folder(root))
+    return found[found["split"] == "train"].reset_index(drop=True)
+
+
+def frame(*images: tuple[int, list[str]]) -> pd.DataFrame:
+    """An index of (image, sentences) rows, with what the choice of cases looks at."""
+    return pd.DataFrame({"image_id": [image for image, _ in images], "sentences": [texts for _, texts in images]})
+
+
+def test_every_sentence_is_one_case() -> None:
+    assert every_sentence(frame((5, ["a", "b"]), (5, ["c"]))) == [Case(0, 0, "a"), Case(0, 1, "b"), Case(1, 0, "c")]
+
+
+def test_empty_sentences() -> None:
+    assert empty_sentences(frame((5, ["a", "b"]), (6, ["c"]))) == [Case(0, 0, ""), Case(0, 1, ""), Case(1, 0, "")]
+
+
+def test_shuffled_sentences_come_from_another_image(index: pd.DataFrame) -> None:
+    cases, told = every_sentence(index), shuffled_sentences(index)
+    assert [(c.row, c.sentence) for c in told] == [(c.row, c.sentence) for c in cases]
+    assert Counter(c.text for c in told) == Counter(c.text for c in cases), "each sentence is told once"
+    assert shuffled_sentences(index) == told, "the same each time"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[1, 1], [3, 3], [4, 1, 1, 2], [1, 2, 3, 4, 5, 5], [2] * 9, [7, 7, 7], [5, 1, 1, 1, 1, 1]],
+    ids=str,
+)
+def test_shuffled_sentences_whatever_images_hold(counts: list[int]) -> None:
+    rows = [(image, [f"{image} {k}"]) for image, count in enumerate(counts) for k in range(count)]
+    index = frame(*[rows[i] for i in np.random.default_rng(0).permutation(len(rows))])
+    told = shuffled_sentences(index)
+    assert sorted(c.text for c in told) == sorted(text for _, (text,) in rows)
+    for case in told:
+        assert int(case.text.split()[0]) != index["image_id"][case.row]
+
+
+def test_sentences_that_cannot_be_shuffled() -> None:
+    with pytest.raises(UserError, match="one image holds more than half"):
+        shuffled_sentences(frame((1, ["a", "b", "c"]), (2, ["d"])))
+
+
+def test_an_epoch_has_every_object_once(index: pd.DataFrame) -> None:
+    cases = epoch_cases(index, 0, 0)
+    assert sorted(case.row for case in cases) == list(range(len(index)))
+    assert all(index["sentences"][case.row][case.sentence] == case.text for case in cases)
+
+
+def test_epochs_and_seeds_differ_and_repeat(index: pd.DataFrame) -> None:
+    orders = [epoch_cases(index, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert all(a != b for k, a in enumerate(orders) for b in orders[:k])
+    assert epoch_cases(index, 1, 1) == orders[3]
+    chosen = Counter((c.row, c.sentence) for epoch in range(20) for c in epoch_cases(index, 0, epoch))
+    assert len(chosen) == sum(map(len, index["sentences"])), "in time every sentence is heard"
+
+
+def test_items(root: Path, index: pd.DataFrame) -> None:
+    tokenizer = WordTokenizer(vocabulary(), 16)
+    cases = every_sentence(index)
+    images = refer.images_folder(root)
+    dataset = ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=True)
+    assert len(dataset) == len(cases)
+    for number in (0, 1, len(cases) - 1):
+        item, row = dataset[number], index.iloc[cases[number].row]
+        assert item["number"] == number
+        assert item["image"].shape == (3, SIZE, SIZE) and item["image"].dtype == torch.float32
+        np.testing.assert_array_equal(item["image"], letterbox_image(read_image(images / row["file_name"]), SIZE))
+        mask = refer.decode_rle(row["rle_counts"], row["height"], row["width"])
+        np.testing.assert_array_equal(item["mask"][0], letterbox_mask(mask, SIZE))
+        assert item["mask"].shape == (1, SIZE, SIZE) and item["mask"].min() >= 0 and item["mask"].max() <= 1
+        np.testing.assert_array_equal(item["token_ids"], tokenizer.encode(cases[number].text))
+    assert "mask" not in ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=False)[0]
+
+
+def test_number_of_workers_changes_nothing(root: Path, index: pd.DataFrame) -> None:
+    dataset = ReferDataset(
+        index,
+        every_sentence(index)[:10],
+        refer.images_folder(root),
+        WordTokenizer(vocabulary(), 16),
+        SIZE,
+        with_mask=True,
+    )
+    batches = [list(DataLoader(dataset, 4, num_workers=workers)) for workers in (0, 2)]
+    for alone, together in zip(*batches, strict=True):
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_image_that_is_missing_or_has_changed(root: Path, index: pd.DataFrame, tmp_path: Path) -> None:
+    dataset = ReferDataset(
+        index, every_sentence(index), tmp_path, WordTokenizer(vocabulary(), 16), SIZE, with_mask=False
+    )
+    with pytest.raises(UserError, match=r"COCO_train2014_\d+\.jpg: missing or not an image"):
+        dataset[0]
+    cv2.imwrite(str(tmp_path / index["file_name"][0]), np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(UserError, match="its size has changed since `prepare`"):
+        dataset[0]
+
+
+def test_images_are_rgb(tmp_path: Path) -> None:
+    red = np.zeros((4, 5, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes blue first
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    assert (read_image(tmp_path / "red.png") == [255, 0, 0]).all()
+    cv2.imwrite(str(tmp_path / "grey.png"), red[..., 2])
+    assert read_image(tmp_path / "grey.png").shape == (4, 5, 3)

@@ -1,0 +1,65 @@
+"""Where the official files come from: drawn, or the user's own, read in place."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from wimfris.data.source import make_source, source_images, source_root
+from wimfris.errors import UserError
+from wimfris.params import Settings, read_params
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Scale base on RefCOCO, whose official files are the fixture's, in a copy to spoil."""
+    shutil.copytree(FIXTURE, tmp_path / "official")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content |= {"scale": "base", "data": {"name": "refcoco", "root": "official"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return read_params().settings()
+
+
+def test_official_files_are_pointed_at_and_not_copied(settings: Settings) -> None:
+    folder = make_source(settings)
+    assert folder == Path("runs/refcoco-base/refer")
+    assert [path.name for path in folder.rglob("*")] == ["source.json"]
+    told = json.loads((folder / "source.json").read_text())
+    assert set(told["sha256"]) == {"refs(unc).p", "instances.json"}
+    assert source_root(settings) == Path("official")
+    assert source_images(settings) == Path("official/images/train2014")
+
+
+def test_official_files_that_are_missing(settings: Settings) -> None:
+    Path("official/refcoco/instances.json").unlink()
+    with pytest.raises(UserError, match=r"refcoco: missing official/refcoco/instances\.json; unpack") as error:
+        make_source(settings)
+    assert "\n" not in str(error.value)
+
+
+def test_official_files_that_changed(settings: Settings) -> None:
+    make_source(settings)
+    with Path("official/refcoco/instances.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match=r"instances\.json: not the file that stage `data` saw; .*dvc repro -f data"):
+        source_root(settings)
+
+
+def test_stage_that_has_not_run(settings: Settings) -> None:
+    for find in (source_root, source_images):
+        with pytest.raises(UserError, match=r"^runs/refcoco-base/refer.*: missing; `dvc repro data` writes it$"):
+            find(settings)
+
+
+def test_built_in_set_is_drawn_by_the_scale_s_counts(project: Any) -> None:
+    settings = project.params().settings()
+    assert source_root(settings) == Path("runs/scenes-smoke/refer")
+    images = list(source_images(settings).iterdir())
+    assert len(images) == sum(settings.data.scenes.model_dump().values())
