@@ -1,4 +1,4 @@
-"""The built-in set is a fair test: every sentence names one object, every word of it counts, and guessing is hopeless."""
+"""The built-in set is a fair test: every sentence names one object, every word counts, and guessing is hopeless."""
 
 import itertools
 import json
@@ -166,7 +166,7 @@ def test_sentence_says_what_its_description_means(every: list[Any]) -> None:
 
 def test_what_decides_is_visible(every: list[Any]) -> None:
     """A superlative's first and second differ by a margin; so do the things of a relation and its landmark."""
-    for _, scene, target, description, sentence in every:
+    for _, scene, target, _, sentence in every:
         meaning, landmark = read(sentence)
         stated, thing = dict(meaning), scene.things[target]
         others = [other for other in having(scene.things, meaning) if other is not thing]

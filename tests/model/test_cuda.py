@@ -1,4 +1,4 @@
-"""On a GPU: the model runs there and says what it says on the CPU; mamba_ssm's kernels agree with the reference scan."""
+"""On a GPU the model says what it says on the CPU; mamba_ssm's kernels agree with the reference scan."""
 
 import copy
 from importlib.util import find_spec
