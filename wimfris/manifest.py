@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from wimfris.files import write_text
-from wimfris.params import Settings
 
 PACKAGES = (
     "torch",
@@ -76,26 +75,26 @@ def write_manifest(
     path: Path,
     *,
     run: str,
-    seed: int,
-    settings: Settings,
-    code: str,
-    data: str,
-    encoders: dict[str, Any],
+    key: str,
+    decisive: dict[str, Any],
     device: torch.device,
     seconds: float,
     resumed: int,
     best_epoch: int,
 ) -> None:
-    """Write the manifest as JSON. code, data: SHA-256 of the source and of the index; seconds: wall time over all
-    resumes.
+    """Write the manifest as JSON.
+
+    decisive: settings, seed, encoders, SHA-256 of code and data (the index); key: its fingerprint; seconds: wall
+    time over all resumes.
     """
     manifest = {
         "run": run,
-        "seed": seed,
-        "settings": settings.model_dump(mode="json"),
-        "code": {**code_revision(), "sha256": code},
-        "data": {"index_sha256": data},
-        "encoders": encoders,
+        "fingerprint": key,
+        "seed": decisive["seed"],
+        "settings": decisive["settings"],
+        "code": {**code_revision(), "sha256": decisive["code"]},
+        "data": {"index_sha256": decisive["data"]},
+        "encoders": decisive["encoders"],
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

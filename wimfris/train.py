@@ -56,9 +56,10 @@ class RunFiles:
             folder / "manifests" / f"{run}.json",
         )
 
-    def complete(self) -> bool:
-        """Whether every out is there."""
-        return all(path.exists() for path in vars(self).values())
+    def made_by(self, key: str) -> bool:
+        """Whether every out is there, and of the run with this fingerprint."""
+        complete = all(path.exists() for path in vars(self).values())
+        return complete and json.loads(self.manifest.read_text())["fingerprint"] == key
 
 
 def learning_rate_factor(train: Train, step: int, steps_per_epoch: int) -> float:
@@ -299,7 +300,7 @@ def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
     except Timeout:
         print(f"{run}: another process is training this run; waiting for it", file=sys.stderr)
         lock.acquire()
-        if files.complete():
+        if files.made_by(fingerprint(_decisive(settings, seed))):
             lock.release()
             return
     try:
@@ -308,18 +309,21 @@ def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
         lock.release()
 
 
-def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, images: Path) -> None:
-    data = file_hash(settings.folder / "index" / "index.parquet")
-    encoders = json.loads((settings.folder / "encoders.json").read_text())
-    code = code_hash(CODE)
-    decides = {
+def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
+    """All that decides a run's result: settings, seed, and the hashes of data, code and frozen encoders."""
+    return {
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
-        "data": data,
-        "code": code,
-        "encoders": encoders,
+        "data": file_hash(settings.folder / "index" / "index.parquet"),
+        "code": code_hash(CODE),
+        "encoders": json.loads((settings.folder / "encoders.json").read_text()),
     }
-    checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", fingerprint(decides))
+
+
+def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, images: Path) -> None:
+    decisive = _decisive(settings, seed)
+    key, encoders = fingerprint(decisive), decisive["encoders"]
+    checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer = Trainer(settings, seed, run, images, checkpoints, files.live)
     _check_encoders(trainer.segmenter, encoders)
     with make_progress() as progress:
@@ -341,11 +345,8 @@ def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, imag
     write_manifest(
         files.manifest,
         run=run,
-        seed=seed,
-        settings=settings,
-        code=code,
-        data=data,
-        encoders=encoders,
+        key=key,
+        decisive=decisive,
         device=trainer.device,
         seconds=trainer.seconds + time.monotonic() - started,
         resumed=trainer.resumed,

@@ -1,0 +1,169 @@
+"""Prediction with a trained run, and the examples of the gallery."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from wimfris.checkpoint import load_weights, save_weights
+from wimfris.cli import app
+from wimfris.data.dataset import read_image
+from wimfris.data.index import decode_mask, read_index
+from wimfris.data.source import source_images
+from wimfris.errors import UserError
+from wimfris.metrics import ious
+from wimfris.predict import OVERLAY, Predictor, gallery_examples, write_prediction
+from wimfris.results.records import read_records
+
+
+def test_prediction_is_what_the_records_say(trained: Any) -> None:
+    settings = trained.params().settings()
+    predictor = Predictor.load(settings, "full-0")
+    records = read_records(trained.runs / "records" / "full-0.parquet")
+    own = records[records["condition"] == "sentence"].iloc[::9]
+    index = read_index(trained.runs / "index" / "index.parquet").set_index("ref_id")
+    for row in own.to_dict("records"):
+        entry = index.loc[row["ref_id"]]
+        mask = predictor(read_image(source_images(settings) / entry["file_name"]), row["sentence"])
+        target = decode_mask(entry).astype(bool)
+        assert mask.shape == target.shape and mask.dtype == bool
+        assert abs((mask & target).sum() - row["intersection"]) <= 1
+        assert abs((mask | target).sum() - row["union"]) <= 1
+
+
+@pytest.mark.parametrize("shape", [(20, 90), (300, 17), (1, 1)], ids=str)
+def test_any_shape_of_picture(shape: tuple[int, int], trained: Any) -> None:
+    predictor = Predictor.load(trained.params().settings(), "full-0")
+    assert predictor(np.full((*shape, 3), 128, np.uint8), "red circle").shape == shape
+
+
+def test_unknown_word_is_named(trained: Any) -> None:
+    predictor = Predictor.load(trained.params().settings(), "full-0")
+    with pytest.raises(UserError, match="'dinosaur'"):
+        predictor(np.zeros((8, 8, 3), np.uint8), "the red dinosaur")
+
+
+def test_written_mask_and_overlay(tmp_path: Path) -> None:
+    image = np.full((20, 30, 3), 100, np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:12, 8:20] = True
+    write_prediction(image, mask, tmp_path / "new" / "m.png", tmp_path / "new" / "o.png")
+    written = cv2.imread(str(tmp_path / "new" / "m.png"), cv2.IMREAD_UNCHANGED)
+    assert written is not None and ((written == 255) == mask).all() and set(np.unique(written)) == {0, 255}
+    overlay = read_image(tmp_path / "new" / "o.png")
+    assert (overlay[0, 0] == 100).all()
+    assert (overlay[8, 14] == (100 + OVERLAY) // 2).all(), "tinted inside"
+    assert (overlay[5, 8] == OVERLAY).all(), "outlined"
+    assert (image == 100).all(), "the picture itself is left alone"
+
+
+def test_empty_mask_changes_nothing(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
+    write_prediction(image, np.zeros((9, 7), bool), tmp_path / "m.png", tmp_path / "o.png")
+    assert (read_image(tmp_path / "o.png") == image).all()
+
+
+def test_gallery_shows_good_median_and_worst(trained: Any) -> None:
+    settings = trained.params().settings()
+    records = read_records(trained.runs / "records" / "full-0.parquet")
+    index = read_index(trained.runs / "index" / "index.parquet")
+    examples = gallery_examples(settings, "full-0", records, index, source_images(settings), "val", count=2)
+    assert [example.label for example in examples] == ["good", "good", "median", "median", "worst", "worst"]
+    scores = [example.iou for example in examples]
+    assert scores == sorted(scores, reverse=True)
+    for example in examples:
+        area = (example.prediction & example.target).sum(), (example.prediction | example.target).sum()
+        assert ious([area[0]], [area[1]])[0] == pytest.approx(example.iou, abs=0.05)
+        assert example.image.shape[:2] == example.target.shape
+
+
+# --- what does not belong together ------------------------------------------------------------------------------------
+
+
+def refusal(project: Any, run: str = "full-0") -> str:
+    with pytest.raises(UserError) as error:
+        Predictor.load(project.params().settings(), run)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def copied(project: Any, trained_folder: Path) -> Any:
+    shutil.copytree(trained_folder / "runs", project.folder / "runs", dirs_exist_ok=True)
+    return project
+
+
+def test_run_that_was_not_trained(project: Any) -> None:
+    assert "runs/scenes-smoke/weights/full-0.safetensors: no such weights" in refusal(project)
+
+
+def test_damaged_weights(copied: Any) -> None:
+    path = copied.runs / "weights" / "full-0.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "full-0.safetensors: damaged" in refusal(copied)
+
+
+def test_weights_of_another_encoder(copied: Any) -> None:
+    path = copied.runs / "weights" / "full-0.safetensors"
+    state, metadata = load_weights(path)
+    save_weights(state, metadata | {"vision_encoder": "0" * 64}, path)
+    assert "was trained on another vision encoder" in refusal(copied)
+
+
+def test_weights_of_other_settings(copied: Any) -> None:
+    copied.edit(scales__smoke__model__msa__width=4)
+    assert "does not fit the settings" in refusal(copied)
+    copied.edit(scales__smoke__model__msa={"layers": [0, 1], "width": 8, "heads": 2})
+    assert "does not fit the settings" in refusal(copied)
+
+
+def test_weights_without_metadata(copied: Any) -> None:
+    path = copied.runs / "weights" / "full-0.safetensors"
+    save_file(load_file(path), path)
+    assert "was trained on another text encoder" in refusal(copied)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def predict(**options: str) -> Any:
+    chosen = {"run": "full-0", "image": "photo.png", "text": "the red circle", "out": "out"} | options
+    return CliRunner().invoke(app, ["predict", *(f"--{name}={value}" for name, value in chosen.items())])
+
+
+@pytest.fixture
+def photo(copied: Any) -> Any:
+    cv2.imwrite("photo.png", np.full((40, 60, 3), 90, np.uint8))
+    return copied
+
+
+def test_command_writes_both_files(photo: Any) -> None:
+    result = predict()
+    assert result.exit_code == 0, result.exception
+    assert "out/photo-mask.png" in result.stdout and "out/photo-overlay.png" in result.stdout
+    assert {path.name for path in Path("out").iterdir()} == {"photo-mask.png", "photo-overlay.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"image": "absent.png"}, r"--image absent\.png: no such file"),
+        ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
+        ({"text": "the red dinosaur"}, "'dinosaur'"),
+        ({"run": "full"}, r"--run full: a run is named <variant>-<seed>"),
+        ({"run": "full-9"}, r"full-9\.safetensors: no such weights"),
+        ({"run": "half-0"}, "no variant 'half'"),
+    ],
+)
+def test_command_refuses_in_one_line(options: dict[str, str], told: str, photo: Any) -> None:
+    result = predict(**options)
+    assert isinstance(result.exception, UserError)
+    with pytest.raises(UserError, match=told):
+        raise result.exception
+    assert "\n" not in str(result.exception)
+    assert not Path("out").exists()
