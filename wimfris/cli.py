@@ -178,6 +178,27 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
 
 
 @app.command()
+def ceiling() -> None:
+    """Print the best score that a model can get on each split: that of the targets at the size of the logits."""
+    import torch
+
+    from wimfris.ceiling import ceiling as score
+    from wimfris.data.index import read_index
+
+    torch.set_num_threads(1)
+    settings = read_params().settings()
+    index = read_index(settings.folder / "index" / "index.parquet")
+    table = Table(
+        "split", "n", "mIoU", "oIoU", "P@50", "P@70", "P@90", title=f"{settings.folder.name}: ceiling, percent"
+    )
+    for split in settings.data.splits:
+        found = score(settings, index[index["split"] == split])
+        told = [f"{100 * found[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
+        table.add_row(split, f"{found['n']:.0f}", *told)
+    Console().print(table)
+
+
+@app.command()
 def tables() -> None:
     """Write reports/tables/main.{csv,md,tex} from the records of all runs; those of params.yaml must be there."""
     from wimfris.results.tables import write_main_tables

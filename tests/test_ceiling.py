@@ -1,0 +1,24 @@
+"""The ceiling is a perfect model's score: below one for a small image, and near one where targets are large."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wimfris.ceiling import ceiling
+from wimfris.data.refer import encode_segmentation
+from wimfris.params import read_params
+
+
+def _rows(side: int, extent: int) -> pd.DataFrame:
+    box = [[4.0, 4.0, 4.0 + extent, 4.0, 4.0 + extent, 4.0 + extent, 4.0, 4.0 + extent]]
+    counts = encode_segmentation(box, side, side)
+    return pd.DataFrame([{"height": side, "width": side, "rle_counts": counts, "sentences": ["a", "b"]}])
+
+
+@pytest.mark.parametrize(("extent", "low", "high"), [(5, 0.3, 0.95), (40, 0.85, 1.0)])
+def test_small_targets_lose_more(extent: int, low: float, high: float) -> None:
+    settings = read_params().settings()
+    found = ceiling(settings, _rows(settings.data.image_size, extent))
+    assert found["n"] == 2
+    assert low < found["miou"] < high
+    assert np.isclose(found["miou"], found["oiou"])
