@@ -84,8 +84,6 @@ def cloned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params["scale"], params["seeds"] = "smoke", list(SEEDS)
         params["scales"]["smoke"]["train"] |= TRAIN
 
-    for name in ("vision.safetensors", "CARD.md"):  # TEMPORARY: until they are in the repository
-        (folder / "wimfris/encoders/builtin" / name).touch()
     edit(folder, smoke)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "smoke")

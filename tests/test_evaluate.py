@@ -1,4 +1,4 @@
-"""Evaluation: one record a sentence and condition, whatever the batch, and each as an independent computation has it."""
+"""Evaluation: one record a sentence and condition, whatever the batch, each as computed independently."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_records_name_their_case(trained: Any, records: pd.DataFrame) -> None:
 def test_records_equal_an_independent_computation(trained: Any, predictor: Predictor, records: pd.DataFrame) -> None:
     """From the official files on: read, letterboxed, run alone, taken back, compared."""
     objects = {found.ref_id: found for found in refer.read_refer(trained.runs / "refer", "scenes")}
-    chosen = records[records["condition"] != "shuffled"].iloc[::7]
+    chosen = records[records["condition"] != "shuffled"].iloc[::3]
     assert len(chosen) > 10 and (chosen["intersection"] > 0).any()
     for row in chosen.to_dict("records"):
         found = objects[row["ref_id"]]

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,6 +17,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    PreTrainedModel,
 )
 
 from wimfris.data.scenes import vocabulary
@@ -29,6 +30,8 @@ from wimfris.params import Settings, TextBackbone
 BUILTIN = Path(__file__).parent / "builtin"  # text.safetensors, vision.safetensors and their card
 RANDOM_SEED = 0  # of `source: random`
 FETCHED = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin")  # CLIP's pinned revision has no safetensors
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no loading reports between the lines of a run
 
@@ -50,7 +53,12 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
         config.eos_token_id = tokenizer.eot_id  # the hub's says 2, which means arg-max pooling
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
         _agree("text", text, found)
-        return CLIPTextModelWithProjection.from_pretrained(folder, config=config)
+        if tokenizer.length > config.max_position_embeddings:
+            raise UserError(
+                f"params.yaml: data.tokens: {tokenizer.length}, "
+                f"but {text.source} reads at most {config.max_position_embeddings}; lower it"
+            )
+        return _load(CLIPTextModelWithProjection, text, folder, config=config)
     assert isinstance(tokenizer, WordTokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -68,7 +76,7 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
         config = Dinov2WithRegistersConfig.from_pretrained(folder)
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
         _agree("vision", vision, found | {"patch": config.patch_size, "registers": config.num_register_tokens})
-        return Dinov2WithRegistersModel.from_pretrained(folder)
+        return _load(Dinov2WithRegistersModel, vision, folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         backbone = new_vision(settings)
@@ -181,17 +189,34 @@ def _snapshot(backbone: TextBackbone, scale: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    absent = UserError(
+        f"encoder {backbone.source} at revision {backbone.revision} is not in the local hub cache; "
+        f"fetch it with `wimfris encoders fetch --scale {scale}`"
+    )
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 backbone.source, revision=backbone.revision, allow_patterns=list(FETCHED), local_files_only=True
             )
         )
     except LocalEntryNotFoundError:
-        raise UserError(
-            f"encoder {backbone.source} at revision {backbone.revision} is not in the local hub cache; "
-            f"fetch it with `wimfris encoders fetch --scale {scale}`"
-        ) from None
+        raise absent from None
+    # an interrupted download leaves a folder with some of the files, and transformers has defaults for a lost config
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model.bin")]
+    if not weights or not (folder / "config.json").is_file():
+        raise absent
+    return folder
+
+
+def _load(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -> M:
+    """The model in a folder. Raises UserError where its checkpoint lacks weights: transformers fills in random ones."""
+    loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **options)
+    model: M
+    model, told = loaded
+    if told["missing_keys"]:
+        missing = ", ".join(sorted(told["missing_keys"])[:3])
+        raise UserError(f"encoder {backbone.source}: its checkpoint has no {missing}; name one that has")
+    return model
 
 
 def _agree(name: str, wanted: TextBackbone, found: Mapping[str, object]) -> None:
