@@ -23,7 +23,7 @@ encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.",
 app.add_typer(data_app, name="data")
 app.add_typer(encoders_app, name="encoders")
 
-RUNS, REPORTS = Path("runs"), Path("reports")
+REPORTS = Path("reports")
 RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
 ScaleOption = Annotated[str | None, typer.Option(help="Another scale than params.yaml's.")]
 
@@ -125,6 +125,7 @@ def evaluate(run: RunOption, out: Annotated[Path, typer.Option(help="Where the r
     """Evaluate a trained run again: all splits, all sentences, both controls."""
     import torch
 
+    from wimfris.build import build_device
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
     from wimfris.evaluate import Evaluator
@@ -134,9 +135,11 @@ def evaluate(run: RunOption, out: Annotated[Path, typer.Option(help="Where the r
 
     settings = _settings_of(run)
     torch.set_num_threads(settings.train.threads)
+    device = build_device(settings)
     predictor = Predictor.load(settings, run)
     index = read_index(settings.folder / "index" / "index.parquet")
-    evaluator = Evaluator(settings, index, source_images(settings), predictor.tokenizer, torch.device("cpu"))
+    evaluator = Evaluator(settings, index, source_images(settings), predictor.tokenizer, device)
+    predictor.segmenter.to(device)
     with make_progress() as progress:
         bar = progress.add_task(f"{run} evaluation", total=evaluator.cases())
         write_records(
@@ -200,15 +203,13 @@ def ceiling() -> None:
 
 @app.command()
 def tables() -> None:
-    """Write reports/tables/main.{csv,md,tex} from the records of all runs; those of params.yaml must be there."""
+    """Write main.{csv,md,tex} of the runs of params.yaml: to reports/tables, and beside the runs, where it stays."""
+    from wimfris.results.records import read_runs
     from wimfris.results.tables import write_main_tables
 
     params = read_params()
-    folder = params.settings().folder / "records"
-    missing = [run for run in params.runs() if not (folder / f"{run}.parquet").is_file()]
-    if missing:
-        raise UserError(f"{folder}: no records of {', '.join(missing)}; train with `dvc repro`")
-    write_main_tables(RUNS, REPORTS)
+    folder = params.settings().folder
+    write_main_tables(read_runs(folder, params.runs()), (REPORTS / "tables", folder / "tables"))
 
 
 @app.command()
@@ -235,11 +236,12 @@ def figures() -> None:
 
 @app.command()
 def report() -> None:
-    """Print the results table, and where the report lies."""
-    from wimfris.results.records import read_all
+    """Print the results table of the data set and scale in use."""
+    from wimfris.results.records import read_runs
     from wimfris.results.tables import main_table, print_table
 
-    print_table(main_table(read_all(RUNS)))
+    params = read_params()
+    print_table(main_table(read_runs(params.settings().folder, params.runs())))
 
 
 def main() -> None:

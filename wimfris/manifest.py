@@ -84,7 +84,7 @@ def write_manifest(
 ) -> None:
     """Write the manifest as JSON.
 
-    decisive: settings, seed, encoders, SHA-256 of code and data (the index); key: its fingerprint; seconds: wall
+    decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; seconds: wall
     time over all resumes.
     """
     manifest = {
@@ -93,7 +93,7 @@ def write_manifest(
         "seed": decisive["seed"],
         "settings": decisive["settings"],
         "code": {**code_revision(), "sha256": decisive["code"]},
-        "data": {"index_sha256": decisive["data"]},
+        "data": {f"{name}_sha256": told for name, told in decisive["data"].items()},
         "encoders": decisive["encoders"],
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),

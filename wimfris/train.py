@@ -314,7 +314,7 @@ def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
     return {
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
-        "data": file_hash(settings.folder / "index" / "index.parquet"),
+        "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
         "code": code_hash(CODE),
         "encoders": json.loads((settings.folder / "encoders.json").read_text()),
     }

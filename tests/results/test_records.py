@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wimfris.errors import UserError
-from wimfris.results.records import SCHEMA, read_all, read_records, write_records
+from wimfris.results.records import SCHEMA, read_records, read_runs, write_records
 
 
 def records(run: str = "full-0") -> pd.DataFrame:
@@ -130,16 +130,15 @@ def test_a_missing_or_unknown_column_is_named(tmp_path: Path, column: str) -> No
     one_line(error, path, f"'{column}'")
 
 
-def test_read_all_goes_through_the_runs_in_sorted_order(tmp_path: Path) -> None:
-    for folder, run in (("scenes-tiny", "none-0"), ("scenes-tiny", "full-1"), ("scenes-smoke", "full-0")):
-        write_records(records(run), tmp_path / folder / "records" / f"{run}.parquet")
-    (tmp_path / "scenes-tiny" / "records" / ".full-2.parquet.1.tmp").write_bytes(b"half a file")
-    frame = read_all(tmp_path)
-    assert list(frame["run"].unique()) == ["full-0", "full-1", "none-0"]
-    assert len(frame) == 3 * len(records()) and frame.index.is_unique
+def test_read_runs_reads_those_it_is_asked_for(tmp_path: Path) -> None:
+    for run in ("none-0", "full-1", "full-0"):
+        write_records(records(run), tmp_path / "records" / f"{run}.parquet")
+    frame = read_runs(tmp_path, ["full-1", "full-0"])
+    assert list(frame["run"].unique()) == ["full-1", "full-0"]
+    assert len(frame) == 2 * len(records()) and frame.index.is_unique
 
 
-def test_read_all_says_that_there_are_none(tmp_path: Path) -> None:
+def test_read_runs_names_those_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        read_all(tmp_path)
-    one_line(error, tmp_path, "dvc repro")
+        read_runs(tmp_path, ["full-0", "full-1"])
+    one_line(error, tmp_path, "full-0, full-1", "dvc repro")

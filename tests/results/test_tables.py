@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from wimfris.errors import UserError
-from wimfris.results.records import write_records
 from wimfris.results.tables import main_table, print_table, write_main_tables, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
@@ -194,9 +193,7 @@ def test_the_printed_table_fits_80_columns_uncut() -> None:
 
 
 def test_all_sets_under_runs_appear(tmp_path: Path) -> None:
-    for (dataset, scale, name), part in several().groupby(["dataset", "scale", "run"]):
-        write_records(part, tmp_path / "runs" / f"{dataset}-{scale}" / "records" / f"{name}.parquet")
-    table = write_main_tables(tmp_path / "runs", tmp_path / "reports")
+    table = write_main_tables(several(), (tmp_path / "reports" / "tables", tmp_path / "runs" / "tables"))
     pd.testing.assert_frame_equal(table, main_table(several()))
     assert sorted(path.name for path in (tmp_path / "reports" / "tables").iterdir()) == [
         "main.csv",

@@ -358,7 +358,7 @@ def draw_scene(split: str, number: int, size: int = 64) -> Scene:
     rng = np.random.default_rng([SPLITS[split], number])
     scale = size / CANVAS
     while True:
-        sides = [size, int(size - 4 * round(scale) * rng.integers(0, 3))]
+        sides = [size, int(size - 4 * max(round(scale), 1) * rng.integers(0, 3))]
         rng.shuffle(sides)
         things = _place(rng, sides[0], sides[1], scale)
         if len(things) < 4:

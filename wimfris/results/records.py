@@ -4,6 +4,7 @@ Every table, figure and interval is a function of these rows. The files lie at
 `runs/<dataset>-<scale>/records/<run>.parquet`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -89,15 +90,16 @@ def read_records(path: Path) -> pd.DataFrame:
     return frame
 
 
-def read_all(runs: Path) -> pd.DataFrame:
-    """Read the records of all runs, `runs/*/records/*.parquet`, file by file in sorted order.
+def read_runs(folder: Path, runs: Sequence[str]) -> pd.DataFrame:
+    """Read the records of these runs of one data set and scale, `folder`/records/<run>.parquet, in that order.
 
-    Raises `UserError` where there are none, or where one of them cannot be read.
+    Raises `UserError` that names the runs whose records are missing, or the file that cannot be read.
     """
-    paths = sorted(runs.glob("*/records/*.parquet"))
-    if not paths:
-        raise UserError(f"{runs}: no records (*/records/*.parquet) in it; run `dvc repro` to train and evaluate a run")
-    return pd.concat([read_records(path) for path in paths], ignore_index=True)
+    paths = {run: folder / "records" / f"{run}.parquet" for run in runs}
+    missing = [run for run, path in paths.items() if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder / 'records'}: no records of {', '.join(missing)}; train with `dvc repro`")
+    return pd.concat([read_records(path) for path in paths.values()], ignore_index=True)
 
 
 def _check_columns(names: list[str], path: Path) -> None:

@@ -16,7 +16,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from wimfris.errors import UserError
 from wimfris.metrics import summarise
-from wimfris.results.records import CONDITIONS, SPLITS, read_all, replacing
+from wimfris.results.records import CONDITIONS, SPLITS, replacing
 
 METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 """The metrics of a row, as `wimfris.metrics.summarise` names them."""
@@ -115,10 +115,11 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         console.print()
 
 
-def write_main_tables(runs: Path, reports: Path) -> pd.DataFrame:
-    """Write `reports/tables/main.{csv,md,tex}` from the records of all runs under `runs`, and return the table."""
-    frame = main_table(read_all(runs))
-    write_table(frame, reports / "tables" / "main")
+def write_main_tables(records: pd.DataFrame, folders: Iterable[Path]) -> pd.DataFrame:
+    """Write `main.{csv,md,tex}` of these records to every folder, and return the table."""
+    frame = main_table(records)
+    for folder in folders:
+        write_table(frame, folder / "main")
     return frame
 
 
