@@ -188,7 +188,7 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = Project(folder)
     shutil.copy(ROOT / "params.yaml", folder)
     # a rate at which a few steps are enough for predictions that are not empty
-    project.edit(scale="smoke", scales__smoke__train__learning_rate=0.01, scales__smoke__train__epochs=6)
+    project.edit(scale="smoke", scales__smoke__train__learning_rate=0.015, scales__smoke__train__epochs=3)
     with contextlib.chdir(folder):
         settings = project.params().settings()
         index = prepare(make_source(settings), "scenes", settings.folder / "index")
