@@ -16,7 +16,12 @@ help: ## list the targets
 
 setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
 
-repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table and where the report lies
+# The full model first, and its table at once; then the other runs; `dvc repro` finds all of them done and makes the tables.
+MATRIX = $(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
+repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table; JOBS=... runs at once, as many as fit by default
+	$(MATRIX) --variants full
+	@$(BIN)/wimfris report --variants full
+	$(MATRIX)
 	$(BIN)/dvc repro
 	@$(BIN)/wimfris report
 
