@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from wimfris.data.tokens import Tokenizer
-from wimfris.encoders.load import load_text, load_vision
+from wimfris.encoders.load import load_text, load_vision, weights_hash
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.errors import UserError
@@ -27,8 +27,17 @@ def build_device(settings: Settings) -> torch.device:
     return torch.device(settings.train.device)
 
 
-def build_text_adapters(settings: Settings) -> dict[int, MambaTextAdapter]:
-    """Text layer -> MTA."""
+def uses_baselines(settings: Settings) -> bool:
+    """Whether any part of the model is a rival's: `wimfris.model.baselines` is imported for those alone."""
+    return settings.model.adapters != "wimfris" or settings.model.neck in ("detris", "etris")
+
+
+def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
+    """Text layer -> MTA, or the adapter of a rival."""
+    if settings.model.adapters != "wimfris":
+        from wimfris.model import baselines
+
+        return baselines.build_text_adapters(settings)
     mta = settings.model.mta
     return {
         layer: MambaTextAdapter(
@@ -41,12 +50,16 @@ def build_text_adapters(settings: Settings) -> dict[int, MambaTextAdapter]:
             init=mta.init,
             backend=settings.model.scan,
         )
-        for layer in mta.layers
+        for layer in settings.text_layers
     }
 
 
-def build_vision_adapters(settings: Settings) -> dict[int, MultiScaleAligner]:
-    """Vision layer -> MSA."""
+def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
+    """Vision layer -> MSA, or the adapter of a rival."""
+    if settings.model.adapters != "wimfris":
+        from wimfris.model import baselines
+
+        return baselines.build_vision_adapters(settings)
     msa = settings.model.msa
     return {
         layer: MultiScaleAligner(
@@ -55,16 +68,21 @@ def build_vision_adapters(settings: Settings) -> dict[int, MultiScaleAligner]:
             msa.width,
             heads=msa.heads,
             kernels=msa.kernels,
+            mixer=msa.mixer,
             emphasis=msa.emphasis,
             emphasis_initial=msa.emphasis_initial,
             init=msa.init,
         )
-        for layer in msa.layers
+        for layer in settings.vision_layers
     }
 
 
-def build_neck(settings: Settings) -> Neck:
-    """HMF, or the 1x1 convolution alone where `model.neck` is none."""
+def build_neck(settings: Settings) -> nn.Module:
+    """HMF, the 1x1 convolution alone where `model.neck` is none, or a rival's neck."""
+    if settings.model.neck in ("detris", "etris"):
+        from wimfris.model import baselines
+
+        return baselines.build_neck(settings)
     hmf, text_width = settings.model.hmf, settings.encoders.text.width
     fusion = None
     if settings.model.neck == "hmf":
@@ -72,6 +90,9 @@ def build_neck(settings: Settings) -> Neck:
             hmf.width,
             text_width,
             window=settings.scan_window,
+            text_token=hmf.text_token,
+            direction=hmf.direction,
+            mixing=hmf.mixing,
             gate=hmf.gate,
             norm=hmf.norm,
             heads=hmf.heads,
@@ -84,19 +105,29 @@ def build_neck(settings: Settings) -> Neck:
 
 
 def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
-    """The whole model, frozen backbones loaded, everything else fresh from torch's global random state."""
+    """The whole model, backbones loaded and frozen (or made ready for a rival's way of tuning), everything else fresh
+    from torch's global random state.
+    """
     vision, text_width, width = settings.encoders.vision, settings.encoders.text.width, settings.model.hmf.width
     decoder = settings.model.decoder
-    return Segmenter(
-        TextEncoder(load_text(settings, tokenizer), build_text_adapters(settings)),
-        VisionEncoder(load_vision(settings), build_vision_adapters(settings), vision.taps),
+    backbones = load_text(settings, tokenizer), load_vision(settings)
+    loaded = {name: weights_hash(backbone) for name, backbone in zip(("text", "vision"), backbones, strict=True)}
+    segmenter = Segmenter(
+        TextEncoder(backbones[0], build_text_adapters(settings)),
+        VisionEncoder(backbones[1], build_vision_adapters(settings), vision.taps),
         build_neck(settings),
         Decoder(
             width, text_width, layers=decoder.layers, heads=decoder.heads, ffn=decoder.ffn, dropout=decoder.dropout
         ),
         Projector(width, text_width),
         nn.Linear(text_width, width),
+        loaded,
     )
+    if settings.model.adapters != "wimfris":
+        from wimfris.model import baselines
+
+        baselines.tune_backbones(settings, *backbones)
+    return segmenter
 
 
 def build_loss(settings: Settings) -> SegmentationLoss:

@@ -40,6 +40,13 @@ def _split_run(run: str) -> tuple[str, int]:
     return variant, int(seed)
 
 
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: whole numbers, separated by commas, for example 0,1,2") from None
+
+
 def _settings_of(run: str) -> Settings:
     return read_params().settings(_split_run(run)[0])
 
@@ -118,6 +125,30 @@ def train(run: RunOption) -> None:
     params = read_params()
     variant, seed = _split_run(run)
     train_run(params, variant, seed, source_images(params.settings(variant)))
+
+
+@app.command()
+def matrix(
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at once; by default as many as the machine has room for.")
+    ] = None,
+    variants: Annotated[str | None, typer.Option(help="These alone, separated by commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="These alone, separated by commas.")] = None,
+    extended: Annotated[bool, typer.Option("--extended", help="The extended variants as well.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long it would take.")] = False,
+) -> None:
+    """Train what is missing or out of date of the runs of params.yaml, several at once; whatever is killed, the same
+    command goes on.
+    """
+    from wimfris.matrix import default_jobs, run_matrix, select_runs
+
+    params = read_params()
+    chosen = None if variants is None else [name.strip() for name in variants.split(",")]
+    numbers = None if seeds is None else _numbers("--seeds", seeds)
+    beyond = extended or any(name in params.extended for name in chosen or ())
+    runs = select_runs(params, chosen, numbers, beyond)
+    failed = run_matrix(params, runs, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
@@ -235,13 +266,19 @@ def figures() -> None:
 
 
 @app.command()
-def report() -> None:
+def report(
+    variants: Annotated[str | None, typer.Option(help="These alone, separated by commas; by default the core.")] = None,
+) -> None:
     """Print the results table of the data set and scale in use."""
+    import pandas as pd
+
     from wimfris.results.records import read_runs
     from wimfris.results.tables import main_table, print_table
 
     params = read_params()
-    print_table(main_table(read_runs(params.settings().folder, params.runs())))
+    chosen = [name.strip() for name in variants.split(",")] if variants else list(params.variants)
+    tables = [read_runs(params.settings(variant).outs, params.runs_of(variant)) for variant in chosen]
+    print_table(main_table(pd.concat(tables)))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,6 +28,7 @@ from wimfris.errors import UserError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
+BUILT_IN = ("builtin", "builtin-small", "random")  # the sources of encoders that are no hub ids
 
 
 T = TypeVar("T", bound="Section")
@@ -65,11 +67,16 @@ class Data(Section):
 
 
 class TextBackbone(Section):
-    source: str  # builtin | random | a hub id
+    source: str  # builtin | builtin-small | random | a hub id
     revision: str | None = None  # of the hub id: a commit
     width: PositiveInt
     layers: PositiveInt
     heads: PositiveInt
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether the source is a hub id."""
+        return self.source not in BUILT_IN
 
 
 class VisionBackbone(TextBackbone):
@@ -97,6 +104,7 @@ class Msa(Section):
     layers: tuple[NonNegativeInt, ...]
     width: PositiveInt
     heads: PositiveInt
+    mixer: Literal["rfmixer", "depthwise", "dilated", "none"]  # what the receptive fields are mixed by
     kernels: tuple[PositiveInt, ...]
     init: Init
     emphasis: Literal["learned"] | PositiveFloat  # learned, or fixed at this alpha
@@ -106,6 +114,9 @@ class Msa(Section):
 class Hmf(Section):
     width: PositiveInt
     window: Literal["grid"] | PositiveInt  # grid: no window, one sequence over the whole map
+    text_token: Literal["first", "last", "both", "none"]  # where in a window's sequence the sentence stands
+    direction: Literal["raster", "bidirectional"]  # bidirectional: a second scan, backwards, is added
+    mixing: Literal["ssm", "attention", "none"]  # what mixes the tokens of a window
     gate: Literal["attention", "text", "none"]
     heads: PositiveInt
     norm: bool
@@ -121,11 +132,54 @@ class Decoder(Section):
     dropout: Fraction
 
 
+class Detris(Section):
+    """DETRIS's dense aligner and text adapter, in the layers of `msa` and `mta`."""
+
+    width: PositiveInt  # of the vision aligner
+    heads: PositiveInt
+    text_width: PositiveInt
+    scale: float
+
+
+class Etris(Section):
+    """ETRIS's bridger between the encoders (our reading: there are no golden numbers)."""
+
+    width: PositiveInt
+    heads: PositiveInt
+
+
+class Lora(Section):
+    """LoRA on the queries and values of every attention of both encoders."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+
+
+class Bottleneck(Section):
+    """Plain adapters Up(ReLU(Down(x))) in the layers of `msa` and `mta`."""
+
+    width: PositiveInt
+    text_width: PositiveInt
+    scale: float
+
+
+class Rivals(Section):
+    """Sizes of the rivals, for about the trainable parameters of MSA + MTA at the same scale."""
+
+    detris: Detris
+    etris: Etris
+    lora: Lora
+    bottleneck: Bottleneck
+
+
 class Model(Section):
     scan: Literal["auto", "reference", "mamba_ssm"]
+    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "finetune"]
+    placement: Literal["spread", "early", "middle", "late"]  # spread: the layers as listed; otherwise as many, together
     mta: Mta
     msa: Msa
-    neck: Literal["hmf", "none"]
+    rivals: Rivals | None  # None where no adapter is a rival's: their sizes decide nothing then
+    neck: Literal["hmf", "none", "detris", "etris"]
     hmf: Hmf
     decoder: Decoder
 
@@ -193,6 +247,9 @@ class Settings(Section):
 
     scale: str
     variant: str
+    extended: bool = Field(
+        exclude=True
+    )  # whether the variant is one of `extended`: decides where its outs lie, no more
     data: Data
     encoders: Encoders
     model: Model
@@ -208,7 +265,7 @@ class Settings(Section):
     @property
     def scan_window(self) -> int | None:
         """Side of the scan's windows in patches; None where there is no window."""
-        return None if self.model.neck == "none" or self.model.hmf.window == "grid" else self.model.hmf.window
+        return None if self.model.neck != "hmf" or self.model.hmf.window == "grid" else self.model.hmf.window
 
     @property
     def align_window(self) -> int:
@@ -216,9 +273,26 @@ class Settings(Section):
         return (self.scan_window or 4) if self.loss.align_window == "scan" else self.loss.align_window
 
     @property
+    def text_layers(self) -> tuple[int, ...]:
+        """The text layers that hold an adapter."""
+        return placed(self.model.mta.layers, self.model.placement, self.encoders.text.layers)
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """The vision layers that hold an adapter."""
+        return placed(self.model.msa.layers, self.model.placement, self.encoders.vision.layers)
+
+    @property
     def folder(self) -> Path:
         """Where the outs of this data set and scale live."""
         return run_folder(self.data.name, self.scale)
+
+    @property
+    def outs(self) -> Path:
+        """Where this variant's runs leave theirs: extended ones lie apart, so that no stage of the core depends on
+        them.
+        """
+        return self.folder / "extended" if self.extended else self.folder
 
     @model_validator(mode="after")
     def _possible(self) -> "Settings":
@@ -236,7 +310,7 @@ class Settings(Section):
             self.data.image_size,
         )
         _require(
-            model.neck == "none" or (self.scan_window or 1) <= self.grid,
+            model.neck != "hmf" or (self.scan_window or 1) <= self.grid,
             "model.hmf.window",
             f"at most the grid ({self.grid})",
             model.hmf.window,
@@ -249,6 +323,11 @@ class Settings(Section):
             ("encoders.vision", vision.width, vision.heads),
             ("model.msa", model.msa.width, model.msa.heads),
             ("model.hmf", model.hmf.width, model.hmf.heads),
+            *(
+                (f"rivals.{self.scale}.{name}", getattr(model.rivals, name).width, getattr(model.rivals, name).heads)
+                for name in ("detris", "etris")
+                if model.rivals
+            ),
         ):
             _require(width % heads == 0, f"{key}.width", f"a multiple of {key}.heads ({heads})", width)
         _require(
@@ -282,15 +361,14 @@ class Settings(Section):
             late = [m for m in self.train.schedule.milestones if m >= self.train.epochs]
             _require(not late, "train.schedule.milestones", f"before the last epoch ({self.train.epochs})", late)
         _require(
-            self.data.name == "scenes" or text.source not in ("builtin", "random"),
+            self.data.name == "scenes" or text.is_hub,
             "encoders.text.source",
             "a hub id: the built-in and random encoders know the words of data set scenes alone",
             text.source,
         )
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
-            hub = backbone.source not in ("builtin", "random")
             _require(
-                hub == (backbone.revision is not None),
+                backbone.is_hub == (backbone.revision is not None),
                 f"{key}.revision",
                 "a commit for a hub id, and none otherwise",
                 backbone.revision,
@@ -305,21 +383,45 @@ class Params(Section):
     data: dict[str, Any]
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
     variants: dict[Name, dict[str, Any]]
+    extended_seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    extended: dict[Name, dict[str, Any]]
     model: dict[str, Any]
     loss: dict[str, Any]
     evaluate: dict[str, Any]
+    rivals: dict[str, dict[str, Any]]
     pretrain: Pretrain
     scales: dict[str, dict[str, Any]]
 
-    @field_validator("seeds")
+    @field_validator("seeds", "extended_seeds")
     @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        _require(len(set(seeds)) == len(seeds), "seeds", "each seed once", seeds)
+    def _distinct(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        _require(len(set(seeds)) == len(seeds), str(info.field_name), "each seed once", seeds)
         return seeds
 
+    @model_validator(mode="after")
+    def _apart(self) -> "Params":
+        both = sorted(self.variants.keys() & self.extended.keys())
+        _require(not both, "extended", "names that `variants` does not have", both)
+        _require("full" in self.variants, "variants", "a variant `full`, which the others are compared with", "no full")
+        return self
+
     def runs(self) -> list[str]:
-        """The runs of the matrix: every variant with every seed, <variant>-<seed>."""
+        """The runs of the core matrix: every variant with every seed, <variant>-<seed>."""
         return [f"{variant}-{seed}" for variant in self.variants for seed in self.seeds]
+
+    def extended_runs(self) -> list[str]:
+        """The runs of the extended variants, <variant>-<seed>."""
+        return [f"{variant}-{seed}" for variant in self.extended for seed in self.extended_seeds]
+
+    def runs_of(self, variant: str) -> list[str]:
+        """The declared runs of one variant, core or extended."""
+        seeds = self.extended_seeds if variant in self.extended else self.seeds
+        return [f"{variant}-{seed}" for seed in seeds]
+
+    def stage(self, run: str) -> str:
+        """DVC's address of the stage that trains a run."""
+        variant = run.rpartition("-")[0]
+        return f"studies/dvc.yaml:train@{run}" if variant in self.extended else f"train@{run}"
 
     def settings(self, variant: str = "full") -> Settings:
         """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
@@ -327,21 +429,36 @@ class Params(Section):
         """
         if self.scale not in self.scales:
             raise UserError(f"params.yaml: scale: no scale '{self.scale}'; allowed: {', '.join(self.scales)}")
-        if variant not in self.variants:
-            raise UserError(f"params.yaml: variants: no variant '{variant}'; there are: {', '.join(self.variants)}")
-        overrides = self.variants[variant]
+        section = "extended" if variant in self.extended else "variants"
+        known: dict[str, dict[str, Any]] = getattr(self, section)
+        if variant not in known:
+            there = ", ".join([*self.variants, *self.extended])
+            raise UserError(f"params.yaml: variants: no variant '{variant}'; there are: {there}")
+        overrides = known[variant]
         foreign = sorted(set(overrides) - {"model", "loss", "train"})
         if foreign:
             raise UserError(
-                f"params.yaml: variants.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
+                f"params.yaml: {section}.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
             )
-        for reserved in {"scale", "variant"} & self.scales[self.scale].keys():
+        for reserved in {"scale", "variant", "extended"} & self.scales[self.scale].keys():
             raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
         merged = merge(merge(shared, self.scales[self.scale]), overrides)
-        return _validated(
-            Settings, {**merged, "scale": self.scale, "variant": variant}, scale=self.scale, variant=variant
-        )
+        rival = merged["model"].get("adapters") not in (None, "wimfris", "finetune")
+        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
+        merged["model"] = merged["model"] | {"rivals": sizes}
+        named = {"scale": self.scale, "variant": variant, "extended": section == "extended"}
+        return _validated(Settings, merged | named, scale=self.scale, variant=variant)
+
+
+def placed(layers: tuple[int, ...], placement: str, depth: int) -> tuple[int, ...]:
+    """The layers of `depth` that hold an adapter: `layers` themselves (spread), or as many side by side from the first
+    layer on (early), in the middle, or up to the last (late).
+    """
+    first = {"early": 0, "middle": (depth - len(layers)) // 2, "late": depth - len(layers)}
+    if placement == "spread":
+        return layers
+    return tuple(range(first[placement], first[placement] + len(layers)))
 
 
 def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -373,9 +490,21 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; restore it with git")
     params = _validated(Params, content)
-    for variant in params.variants:
-        params.settings(variant)
+    _check_variants(params)
     return params
+
+
+def _check_variants(params: Params) -> None:
+    """Refuse, before anything trains, a variant that cannot be or that is another one under a second name."""
+    names: dict[str, str] = {}
+    for variant in (*params.variants, *params.extended):
+        resolved = params.settings(variant).model_copy(update={"variant": ""}).model_dump_json()
+        if resolved in names:
+            raise UserError(
+                f"params.yaml: variants {names[resolved]} and {variant} have equal settings at scale {params.scale}; "
+                f"remove one, a table can name {names[resolved]} twice"
+            )
+        names[resolved] = variant
 
 
 def run_folder(data_name: str, scale: str) -> Path:

@@ -14,7 +14,7 @@ from wimfris.data.dataset import Case, read_image
 from wimfris.data.index import decode_mask
 from wimfris.data.letterbox import letterbox_image, predicted_mask
 from wimfris.data.tokens import Tokenizer
-from wimfris.encoders.load import load_tokenizer, weights_hash
+from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.evaluate import THRESHOLDS, Evaluator
 from wimfris.metrics import ious
@@ -36,12 +36,12 @@ class Predictor:
     @classmethod
     def load(cls, settings: Settings, run: str) -> "Predictor":
         """The run's weights on its frozen encoders, on the CPU. Raises UserError where they do not belong together."""
-        path = settings.folder / "weights" / f"{run}.safetensors"
+        path = settings.outs / "weights" / f"{run}.safetensors"
         state, metadata = load_weights(path)
         tokenizer = load_tokenizer(settings)
         segmenter = build_segmenter(settings, tokenizer)
-        for name, backbone in (("text", segmenter.text.backbone), ("vision", segmenter.vision.backbone)):
-            if metadata.get(f"{name}_encoder") != weights_hash(backbone):
+        for name, loaded in segmenter.encoders.items():
+            if metadata.get(f"{name}_encoder") != loaded:
                 raise UserError(f"{path}: was trained on another {name} encoder; train the run again with `dvc repro`")
         try:
             segmenter.load_trained(state)

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wimfris.build import build_device, build_loss, build_segmenter
+from wimfris.build import build_device, build_loss, build_segmenter, uses_baselines
 from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.index import read_index
-from wimfris.encoders.load import load_tokenizer, weights_hash
+from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.evaluate import Evaluator, precision_context
 from wimfris.files import file_hash, write_text
@@ -31,7 +31,18 @@ from wimfris.params import CosineSchedule, Params, Settings, Train
 from wimfris.results.records import write_records
 
 LOG_EVERY = 10  # steps between lines of the log
-CODE = ["model", "encoders", "data", "build.py", "checkpoint.py", "evaluate.py", "metrics.py", "params.py", "train.py"]
+CODE = [
+    *(f"model/{part}.py" for part in ("decoder", "hmf", "loss", "mamba", "msa", "mta", "segmenter")),
+    "model/scan",
+    "encoders",
+    "data",
+    "build.py",
+    "checkpoint.py",
+    "evaluate.py",
+    "metrics.py",
+    "params.py",
+    "train.py",
+]
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Trainer:
         self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device)
         self.parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
-        self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+        self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.rows = self.evaluator.split("train")
         self.steps_per_epoch = len(self.rows) // train.batch_size  # the last, uneven batch is left out
@@ -291,7 +302,7 @@ def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
     """
     settings = params.settings(variant)
     run = f"{variant}-{seed}"
-    files = RunFiles.of(settings.folder, run)
+    files = RunFiles.of(settings.outs, run)
     lock_path = CHECKPOINTS / f"{settings.folder.name}-{run}.lock"
     lock_path.parent.mkdir(exist_ok=True)
     lock = FileLock(lock_path)
@@ -315,7 +326,7 @@ def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
         "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
-        "code": code_hash(CODE),
+        "code": code_hash([*CODE, *(["model/baselines"] if uses_baselines(settings) else [])]),
         "encoders": json.loads((settings.folder / "encoders.json").read_text()),
     }
 
@@ -356,8 +367,8 @@ def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, imag
 
 
 def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:
-    for name, backbone in (("text", segmenter.text.backbone), ("vision", segmenter.vision.backbone)):
-        if weights_hash(backbone) != expected[name]["sha256"]:
+    for name, loaded in segmenter.encoders.items():
+        if loaded != expected[name]["sha256"]:
             raise UserError(
                 f"encoders.{name}: {expected[name]['source']} is not the one that stage `encoders` recorded; "
                 "run `dvc repro -f encoders`"

@@ -27,7 +27,7 @@ from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
 from wimfris.params import Settings, TextBackbone
 
-BUILTIN = Path(__file__).parent / "builtin"  # text.safetensors, vision.safetensors and their card
+BUILTIN = Path(__file__).parent / "builtin"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
 FETCHED = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin")  # CLIP's pinned revision has no safetensors
 
@@ -39,7 +39,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no loading reports b
 def load_tokenizer(settings: Settings) -> Tokenizer:
     """Words for the built-in and random encoders, CLIP's byte pairs for those of the hub."""
     text, length = settings.encoders.text, settings.data.length
-    if is_hub(text):
+    if text.is_hub:
         return ClipTokenizer.from_folder(_snapshot(text, settings.scale), length)
     return WordTokenizer(vocabulary(), length)
 
@@ -47,7 +47,7 @@ def load_tokenizer(settings: Settings) -> Tokenizer:
 def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
     """The text backbone with the end-of-text id set, so that the sentence is pooled there."""
     text = settings.encoders.text
-    if is_hub(text):
+    if text.is_hub:
         folder = _snapshot(text, settings.scale)
         config = CLIPTextConfig.from_pretrained(folder)
         config.eos_token_id = tokenizer.eot_id  # the hub's says 2, which means arg-max pooling
@@ -63,15 +63,15 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         backbone = new_text(settings, tokenizer)
-    if text.source == "builtin":
-        _load_builtin(backbone, "text", " ".join(vocabulary()))
+    if text.source != "random":
+        _load_builtin(backbone, text.source.replace("builtin", "text"), " ".join(vocabulary()))
     return backbone
 
 
 def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
     """The vision backbone."""
     vision = settings.encoders.vision
-    if is_hub(vision):
+    if vision.is_hub:
         folder = _snapshot(vision, settings.scale)
         config = Dinov2WithRegistersConfig.from_pretrained(folder)
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
@@ -80,8 +80,8 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         backbone = new_vision(settings)
-    if vision.source == "builtin":
-        _load_builtin(backbone, "vision", "")
+    if vision.source != "random":
+        _load_builtin(backbone, vision.source.replace("builtin", "vision"), "")
     return backbone
 
 
@@ -109,11 +109,6 @@ def new_vision(settings: Settings) -> Dinov2WithRegistersModel:
         registers=vision.registers,
         image_size=settings.data.image_size,
     )
-
-
-def is_hub(backbone: TextBackbone) -> bool:
-    """Whether the backbone's source is a hub id."""
-    return backbone.source not in ("builtin", "random")
 
 
 def weights_hash(backbone: nn.Module) -> str:
@@ -151,9 +146,7 @@ def fetch_encoders(settings: Settings) -> list[Path]:
 
     chosen = (settings.encoders.text, settings.encoders.vision)
     return [
-        Path(snapshot_download(b.source, revision=b.revision, allow_patterns=list(FETCHED)))
-        for b in chosen
-        if is_hub(b)
+        Path(snapshot_download(b.source, revision=b.revision, allow_patterns=list(FETCHED))) for b in chosen if b.is_hub
     ]
 
 

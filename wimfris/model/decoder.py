@@ -113,7 +113,8 @@ def convolve_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 3x3 convolution to one channel, each sample with a kernel of its own: x (B, C, H, W), weight (B, C, 9), bias
     (B,) -> (B, 1, H, W).
 
-    As a matrix product over channels and a sum of nine shifted maps: grouped convolutions are slow everywhere.
+    As a matrix product over channels and a sum of nine shifted maps: grouped convolutions are slow everywhere. The
+    product takes pixels first, as the map lies in memory.
     """
-    columns = weight.transpose(1, 2).flip(1).to(x.dtype) @ x.flatten(2)
+    columns = (x.flatten(2).mT @ weight.flip(2).to(x.dtype)).mT
     return F.fold(columns, x.shape[-2:], kernel_size=3, padding=1) + bias[:, None, None, None]

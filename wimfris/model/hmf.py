@@ -40,6 +40,27 @@ def window_index(height: int, width: int, window: tuple[int, int]) -> tuple[Tens
     return gather.view(len(starts), -1), scatter
 
 
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def window_padding(height: int, width: int, window: tuple[int, int]) -> Tensor:
+    """(n_win, M), True at the slots of a window that hold no token of the grid."""
+    gather, scatter = window_index(height, width, window)
+    padding = torch.ones(gather.numel(), dtype=torch.bool)
+    padding[scatter] = False
+    return padding.view_as(gather)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def window_reversal(height: int, width: int, window: tuple[int, int]) -> Tensor:
+    """(n_win, M): the slots of each window with its real tokens backwards and its padding still last; its own
+    inverse.
+    """
+    slots = torch.arange(window[0] * window[1])
+    real = (~window_padding(height, width, window)).sum(1, keepdim=True)
+    return torch.where(slots < real, real - 1 - slots, slots)
+
+
 def window_partition(grid_tokens: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
     """(B, H * W, C) -> (B * n_win, M, C), windows in raster order, M = window area; see `window_index` for uneven
     grids.
@@ -95,12 +116,15 @@ class Gate(nn.Module):
 
 
 class WindowMambaFusion(nn.Module):
-    """WMF: every window of the map, behind one text token, is a sequence of its own for one shared Mamba block.
+    """WMF: every window of the map, with one text token, is a sequence of its own for one shared Mamba block.
 
     x_j = [t, F_window_j], t = project(sentence);  z = the scan's output at the visual tokens;  G = F + z * gate(z);
     out = G + CoordConv(G).
 
     window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
+    text_token: where t stands in the sequence; behind the visual tokens a causal scan never shows it to them.
+    direction: `bidirectional` adds a second block's scan over the visual tokens backwards, t where it stands.
+    mixing: the Mamba block (`ssm`), multi-head attention among the tokens of a window, or nothing (z = norm(F)).
     """
 
     def __init__(
@@ -115,15 +139,24 @@ class WindowMambaFusion(nn.Module):
         state: int,
         conv: int,
         expand: int,
+        text_token: Literal["first", "last", "both", "none"] = "first",
+        direction: Literal["raster", "bidirectional"] = "raster",
+        mixing: Literal["ssm", "attention", "none"] = "ssm",
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.window = window
-        self.text = nn.Linear(text_width, width)
+        self.window, self.text_token, self.mixing = window, text_token, mixing
+        self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.mamba = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
+        self.mamba = self.backwards = self.attention = None
+        if mixing == "ssm":
+            self.mamba = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
+        elif mixing == "attention":
+            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.gate = Gate(gate, width, text_width, heads)
         self.coordinates = CoordConv(width)
+        if mixing == "ssm" and direction == "bidirectional":  # last, so that the others start as without it
+            self.backwards = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
 
     def scan(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C). Nothing crosses a window's border."""
@@ -131,9 +164,40 @@ class WindowMambaFusion(nn.Module):
         if window[0] > grid[0] or window[1] > grid[1]:
             raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
         windows = window_partition(tokens, *grid, window)
-        text = self.text(sentence).repeat_interleave(len(windows) // len(tokens), dim=0)
-        fused = self.mamba(self.norm(torch.cat([text[:, None], windows], dim=1)))
-        return window_unpartition(fused[:, 1:], *grid, window)
+        text = None
+        if self.text is not None:
+            text = self.text(sentence).repeat_interleave(len(windows) // len(tokens), dim=0)[:, None]
+        if self.mamba is not None:
+            mixed = self._mix(self.mamba, text, windows)
+        elif self.attention is not None:
+            mixed = self._attend(self.attention, text, windows, window_padding(*grid, window))
+        else:
+            mixed = self.norm(windows)
+        if self.backwards is not None:
+            order = (
+                window_reversal(*grid, window).to(tokens.device).repeat(len(tokens), 1)[..., None].expand_as(windows)
+            )
+            mixed = mixed + self._mix(self.backwards, text, windows.gather(1, order)).gather(1, order)
+        return window_unpartition(mixed, *grid, window)
+
+    def _sequence(self, text: Tensor | None, windows: Tensor) -> tuple[Tensor, slice]:
+        """The tokens of every window with its text token, and where the visual ones stand."""
+        before = [text] if text is not None and self.text_token in ("first", "both") else []
+        after = [text] if text is not None and self.text_token in ("last", "both") else []
+        return torch.cat([*before, windows, *after], dim=1), slice(len(before), len(before) + windows.shape[1])
+
+    def _mix(self, mamba: Mamba, text: Tensor | None, windows: Tensor) -> Tensor:
+        sequence, visual = self._sequence(text, windows)
+        return mamba(self.norm(sequence))[:, visual]
+
+    def _attend(
+        self, attention: nn.MultiheadAttention, text: Tensor | None, windows: Tensor, padding: Tensor
+    ) -> Tensor:
+        sequence, visual = self._sequence(text, windows)
+        masked = torch.zeros(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
+        masked[:, visual] = padding.to(sequence.device).repeat(len(windows) // len(padding), 1)
+        sequence = self.norm(sequence)
+        return attention(sequence, sequence, sequence, key_padding_mask=masked, need_weights=False)[0][:, visual]
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""

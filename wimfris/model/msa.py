@@ -15,22 +15,34 @@ from wimfris.model.mta import init_up
 
 
 class RFMixer(nn.Module):
-    """Receptive-field mixing: mix = ReLU(x + sum_c x_c) * x, x_c = DWConv(c x 1)(DWConv(1 x c)(x)): (B, r, H, W) -> (B,
-    r, H, W).
+    """Receptive-field mixing: mix = ReLU(x + sum_c x_c) * x: (B, r, H, W) -> (B, r, H, W).
+
+    x_c = DWConv(c x 1)(DWConv(1 x c)(x)) is the paper's (`rfmixer`). Plain ways to the same receptive fields, to
+    compare with: a depthwise c x c convolution (`depthwise`), a depthwise 3 x 3 of dilation (c - 1) / 2 (`dilated`).
     """
 
-    def __init__(self, width: int, kernels: Sequence[int]) -> None:
+    def __init__(self, width: int, kernels: Sequence[int], kind: str = "rfmixer") -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, (1, size), padding=(0, size // 2), groups=width),
-                nn.Conv2d(width, width, (size, 1), padding=(size // 2, 0), groups=width),
-            )
-            for size in kernels
-        )
+        branch = {"rfmixer": _separable, "depthwise": _square, "dilated": _dilated}[kind]
+        self.branches = nn.ModuleList(branch(width, size) for size in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + sum(branch(x) for branch in self.branches)) * x
+
+
+def _separable(width: int, size: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(width, width, (1, size), padding=(0, size // 2), groups=width),
+        nn.Conv2d(width, width, (size, 1), padding=(size // 2, 0), groups=width),
+    )
+
+
+def _square(width: int, size: int) -> nn.Module:
+    return nn.Conv2d(width, width, size, padding=size // 2, groups=width)
+
+
+def _dilated(width: int, size: int) -> nn.Module:
+    return nn.Conv2d(width, width, 3, padding=size // 2, dilation=size // 2, groups=width)
 
 
 class Emphasis(nn.Module):
@@ -50,7 +62,8 @@ class MultiScaleAligner(nn.Module):
     """alpha * MSA(n) on tokens n (B, 1 + R + H W, D) of a vision block, where
 
     MSA(n) = Up([prefix, mix + CrossAttention(mix, words)]), [prefix, patches] = ReLU(Down(n)), mix = RFMixer(patches).
-    Class and register tokens (the prefix) bypass RFMixer and attention; padding is masked out of the words.
+    `mixer` is a kind of RFMixer, or none: mix = patches. Class and register tokens (the prefix) bypass RFMixer and
+    attention; padding is masked out of the words.
     """
 
     def __init__(
@@ -61,13 +74,14 @@ class MultiScaleAligner(nn.Module):
         *,
         heads: int,
         kernels: Sequence[int],
+        mixer: str = "rfmixer",
         emphasis: float | Literal["learned"],
         emphasis_initial: float,
         init: str,
     ) -> None:
         super().__init__()
         self.down = nn.Linear(vision_width, width)
-        self.mixer = RFMixer(width, kernels)
+        self.mixer = nn.Identity() if mixer == "none" else RFMixer(width, kernels, mixer)
         self.attention = nn.MultiheadAttention(width, heads, kdim=text_width, vdim=text_width, batch_first=True)
         self.up = init_up(nn.Linear(width, vision_width), init)
         self.emphasis = Emphasis(None if emphasis == "learned" else emphasis, emphasis_initial)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.decoder import Decoder, Projector
-from wimfris.model.hmf import Neck
 from wimfris.model.msa import MultiScaleAligner
 
 
@@ -38,12 +37,14 @@ class Segmenter(nn.Module):
         self,
         text: TextEncoder,
         vision: VisionEncoder,
-        neck: Neck,
+        neck: nn.Module,
         decoder: Decoder,
         projector: Projector,
         alignment: nn.Linear,
+        encoders: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.encoders = encoders or {}  # SHA-256 of the two backbones as they were loaded
         self.text, self.vision = text, vision
         self.neck, self.decoder, self.projector = neck, decoder, projector
         self.alignment = alignment
@@ -57,11 +58,11 @@ class Segmenter(nn.Module):
         return Output(logits, fused, self.alignment(sentence))
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of everything but the frozen backbones: what a checkpoint holds."""
+        """Parameters and buffers of everything but what is frozen in the backbones: what a checkpoint holds."""
+        backbones = ("text.backbone.", "vision.backbone.")
+        tuned = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {
-            name: value
-            for name, value in self.state_dict().items()
-            if not name.startswith(("text.backbone.", "vision.backbone."))
+            name: value for name, value in self.state_dict().items() if name in tuned or not name.startswith(backbones)
         }
 
     def load_trained(self, state: dict[str, Tensor]) -> None:

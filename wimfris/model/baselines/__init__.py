@@ -1,0 +1,11 @@
+"""The rivals, trained in the same Segmenter under the same protocol: DETRIS, ETRIS, LoRA, plain adapters, finetuning."""
+
+from wimfris.model.baselines.build import (
+    build_neck,
+    build_text_adapters,
+    build_vision_adapters,
+    tune_backbones,
+    tuned_parameters,
+)
+
+__all__ = ["build_neck", "build_text_adapters", "build_vision_adapters", "tune_backbones", "tuned_parameters"]

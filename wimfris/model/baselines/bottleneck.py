@@ -1,0 +1,24 @@
+"""Plain adapters (Houlsby et al., 2019; parallel and scaled as in AdaptFormer, Chen et al., 2022), for either encoder."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wimfris.encoders.vision import Guidance
+from wimfris.model.mta import init_up
+
+
+class Bottleneck(nn.Module):
+    """scale * Up(ReLU(Down(x))): (B, L, D) -> (B, L, D), beside a layer's MLP.
+
+    Up starts at zero, so that an untrained adapter leaves the frozen features untouched. The vision encoder's guidance
+    is not read: these adapters see one modality alone.
+    """
+
+    def __init__(self, outer_width: int, width: int, *, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Linear(outer_width, width)
+        self.up = init_up(nn.Linear(width, outer_width), "zero")
+
+    def forward(self, x: Tensor, guidance: Guidance | None = None) -> Tensor:
+        return self.scale * self.up(F.relu(self.down(x)))

@@ -1,0 +1,90 @@
+"""From settings to the rivals' parts: what `wimfris.build` calls where a run's adapters or neck are a rival's."""
+
+from torch import nn
+
+from wimfris.model.baselines.bottleneck import Bottleneck
+from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
+from wimfris.model.baselines.etris import TextBridge, VisionBridge
+from wimfris.model.baselines.lora import inject_lora, lora_parameters
+from wimfris.params import Settings
+
+
+def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
+    """Text layer -> the rival's adapter; empty for a rival that tunes the backbone itself."""
+    width, rivals = settings.encoders.text.width, settings.model.rivals
+
+    def adapter() -> nn.Module:
+        match settings.model.adapters:
+            case "detris":
+                return DenseTextAdapter(width, rivals.detris.text_width, scale=rivals.detris.scale)
+            case "etris":
+                return TextBridge(width, rivals.etris.width, heads=rivals.etris.heads)
+            case "bottleneck":
+                return Bottleneck(width, rivals.bottleneck.text_width, scale=rivals.bottleneck.scale)
+            case other:
+                raise ValueError(f"no text adapter of {other}")
+
+    return {layer: adapter() for layer in settings.text_layers if _has_modules(settings)}
+
+
+def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
+    """Vision layer -> the rival's adapter; empty for a rival that tunes the backbone itself."""
+    width, text_width, rivals = settings.encoders.vision.width, settings.encoders.text.width, settings.model.rivals
+
+    def adapter() -> nn.Module:
+        match settings.model.adapters:
+            case "detris":
+                detris = rivals.detris
+                return DenseAligner(
+                    width,
+                    text_width,
+                    detris.width,
+                    attention_width=detris.width,  # equal in the authors' settings
+                    heads=detris.heads,
+                    scale=detris.scale,
+                )
+            case "etris":
+                return VisionBridge(width, text_width, rivals.etris.width, heads=rivals.etris.heads)
+            case "bottleneck":
+                return Bottleneck(width, rivals.bottleneck.width, scale=rivals.bottleneck.scale)
+            case other:
+                raise ValueError(f"no vision adapter of {other}")
+
+    return {layer: adapter() for layer in settings.vision_layers if _has_modules(settings)}
+
+
+def _has_modules(settings: Settings) -> bool:
+    return settings.model.adapters not in ("lora", "finetune")
+
+
+def build_neck(settings: Settings) -> nn.Module:
+    """DETRIS's or ETRIS's neck, at the width and heads of `model.hmf`."""
+    hmf = settings.model.hmf
+    return GatedNeck(
+        settings.encoders.vision.width,
+        settings.encoders.text.width,
+        hmf.width,
+        heads=hmf.heads,
+        residual=settings.model.neck == "detris",
+    )
+
+
+def tune_backbones(settings: Settings, text_backbone: nn.Module, vision_backbone: nn.Module) -> None:
+    """Make the frozen backbones trainable as the rival does: LoRA in their attentions, all of them to finetune, and
+    otherwise nothing. What is trained then is what requires a gradient.
+    """
+    for backbone in (text_backbone, vision_backbone):
+        if settings.model.adapters == "lora":
+            inject_lora(backbone, settings.model.rivals.lora.rank, settings.model.rivals.lora.alpha)
+        elif settings.model.adapters == "finetune":
+            backbone.requires_grad_(True)
+
+
+def tuned_parameters(settings: Settings) -> dict[str, int]:
+    """Encoder -> trained parameters inside its backbone, without loading it: LoRA's, and 0 for all others.
+
+    Finetuning trains the backbone itself, whose size `encoders.json` tells.
+    """
+    rank = settings.model.rivals.lora.rank if settings.model.adapters == "lora" else 0
+    chosen = {"text": settings.encoders.text, "vision": settings.encoders.vision}
+    return {name: lora_parameters(backbone.width, backbone.layers, rank) for name, backbone in chosen.items()}

@@ -1,0 +1,91 @@
+"""ETRIS (Xu et al., ICCV 2023): its bridger between the encoders, our reading, as adapters of ours.
+
+The paper's bridger stands behind some layers of both encoders at once: each stream is projected to a common width
+(zoom-in), goes through an interactor (self-attention, cross-attention to the other stream, feed-forward) and returns
+to its encoder as a residual. There are no reference numbers; these are our deviations, so that it fits frozen encoders
+of which text runs first:
+
+- the vision side reads the encoder's final words; the text side, which cannot see the image, is the interactor without
+  cross-attention. Padding is masked out of the words, and the text side's attention is causal like CLIP's own.
+- both act beside their layer's MLP, at the layers that every rival has, where the paper's act on three layers' outputs.
+- class and register tokens are left alone; the paper's carry of one stage's projection into the next is left out.
+- the interactor is the paper's (in the authors' code: that of the ResNets; for ViT they only multiply each stream by
+  its cross-attention). Its zoom-out starts as small as theirs (standard deviation 0.02).
+
+ETRIS's neck is DETRIS's without the last residual: `detris.GatedNeck`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wimfris.encoders.vision import Guidance
+
+LINEAR_SPREAD = 0.02  # standard deviation of the linear layers' first weights: the authors' value
+
+
+class Interactor(nn.Module):
+    """x = Norm(x + SelfAttention(x)), x = Norm(x + Attention(x, other)), x = Norm(x + FFN(x)): (B, N, r) -> (B, N, r).
+
+    `crossed`: whether there is the middle one; FFN is twice as wide as x, with a ReLU.
+    """
+
+    def __init__(self, width: int, heads: int, *, crossed: bool) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.self_norm = nn.LayerNorm(width)
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True) if crossed else None
+        self.cross_norm = nn.LayerNorm(width) if crossed else None
+        self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.ffn_norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, other: Tensor | None = None, padding: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """x (B, N, r), other (B, L, r) and its padding (B, L; True at padding); `causal`: x sees no later token."""
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1) if causal else None
+        x = self.self_norm(x + self.self_attention(x, x, x, attn_mask=later, need_weights=False)[0])
+        if self.cross_attention is not None and self.cross_norm is not None:
+            y = self.cross_attention(x, other, other, key_padding_mask=padding, need_weights=False)[0]
+            x = self.cross_norm(x + y)
+        return self.ffn_norm(x + self.ffn(x))
+
+
+def _init_linear(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=LINEAR_SPREAD)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+class VisionBridge(nn.Module):
+    """[0, ZoomOut(Interactor(ZoomIn(patches), Text(words)))] on tokens n (B, 1 + R + H W, D) of a vision block."""
+
+    def __init__(self, vision_width: int, text_width: int, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.zoom_in = nn.Linear(vision_width, width)
+        self.text = nn.Linear(text_width, width)
+        self.interactor = Interactor(width, heads, crossed=True)
+        self.zoom_out = nn.Linear(width, vision_width)
+        _init_linear(self)
+
+    def forward(self, tokens: Tensor, guidance: Guidance) -> Tensor:
+        prefix = tokens.shape[1] - guidance.grid[0] * guidance.grid[1]
+        patches = self.zoom_in(tokens[:, prefix:])
+        bridged = self.zoom_out(self.interactor(patches, self.text(guidance.words), guidance.padding))
+        return F.pad(bridged, (0, 0, prefix, 0))
+
+
+class TextBridge(nn.Module):
+    """ZoomOut(Interactor(ZoomIn(x))): (B, L, T) -> (B, L, T), x the residual stream after the layer's attention."""
+
+    def __init__(self, text_width: int, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.zoom_in = nn.Linear(text_width, width)
+        self.interactor = Interactor(width, heads, crossed=False)
+        self.zoom_out = nn.Linear(width, text_width)
+        _init_linear(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.zoom_out(self.interactor(self.zoom_in(x), causal=True))
