@@ -1,4 +1,4 @@
-"""The rivals, trained in the same Segmenter under the same protocol: DETRIS, ETRIS, LoRA, plain adapters, finetuning."""
+"""The rivals, trained in the same Segmenter by the same protocol: DETRIS, ETRIS, LoRA, plain adapters, finetuning."""
 
 from wimfris.model.baselines.build import (
     build_neck,

@@ -1,4 +1,4 @@
-"""Plain adapters (Houlsby et al., 2019; parallel and scaled as in AdaptFormer, Chen et al., 2022), for either encoder."""
+"""Plain adapters (Houlsby et al., 2019; beside the MLP as in AdaptFormer, Chen et al., 2022), for either encoder."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

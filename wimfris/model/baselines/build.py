@@ -6,12 +6,16 @@ from wimfris.model.baselines.bottleneck import Bottleneck
 from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.model.baselines.etris import TextBridge, VisionBridge
 from wimfris.model.baselines.lora import inject_lora, lora_parameters
-from wimfris.params import Settings
+from wimfris.params import Rivals, Settings
+
+TUNING = ("lora", "finetune")  # what changes the backbones themselves, and has no modules beside them
 
 
 def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Text layer -> the rival's adapter; empty for a rival that tunes the backbone itself."""
-    width, rivals = settings.encoders.text.width, settings.model.rivals
+    if settings.model.adapters in TUNING:
+        return {}
+    width, rivals = settings.encoders.text.width, _sizes(settings)
 
     def adapter() -> nn.Module:
         match settings.model.adapters:
@@ -24,12 +28,14 @@ def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
             case other:
                 raise ValueError(f"no text adapter of {other}")
 
-    return {layer: adapter() for layer in settings.text_layers if _has_modules(settings)}
+    return {layer: adapter() for layer in settings.text_layers}
 
 
 def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Vision layer -> the rival's adapter; empty for a rival that tunes the backbone itself."""
-    width, text_width, rivals = settings.encoders.vision.width, settings.encoders.text.width, settings.model.rivals
+    if settings.model.adapters in TUNING:
+        return {}
+    width, text_width, rivals = settings.encoders.vision.width, settings.encoders.text.width, _sizes(settings)
 
     def adapter() -> nn.Module:
         match settings.model.adapters:
@@ -50,11 +56,12 @@ def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
             case other:
                 raise ValueError(f"no vision adapter of {other}")
 
-    return {layer: adapter() for layer in settings.vision_layers if _has_modules(settings)}
+    return {layer: adapter() for layer in settings.vision_layers}
 
 
-def _has_modules(settings: Settings) -> bool:
-    return settings.model.adapters not in ("lora", "finetune")
+def _sizes(settings: Settings) -> Rivals:
+    assert settings.model.rivals is not None  # as it is for every rival's adapters
+    return settings.model.rivals
 
 
 def build_neck(settings: Settings) -> nn.Module:
@@ -75,7 +82,8 @@ def tune_backbones(settings: Settings, text_backbone: nn.Module, vision_backbone
     """
     for backbone in (text_backbone, vision_backbone):
         if settings.model.adapters == "lora":
-            inject_lora(backbone, settings.model.rivals.lora.rank, settings.model.rivals.lora.alpha)
+            lora = _sizes(settings).lora
+            inject_lora(backbone, lora.rank, lora.alpha)
         elif settings.model.adapters == "finetune":
             backbone.requires_grad_(True)
 
@@ -85,6 +93,6 @@ def tuned_parameters(settings: Settings) -> dict[str, int]:
 
     Finetuning trains the backbone itself, whose size `encoders.json` tells.
     """
-    rank = settings.model.rivals.lora.rank if settings.model.adapters == "lora" else 0
+    rank = _sizes(settings).lora.rank if settings.model.adapters == "lora" else 0
     chosen = {"text": settings.encoders.text, "vision": settings.encoders.vision}
     return {name: lora_parameters(backbone.width, backbone.layers, rank) for name, backbone in chosen.items()}

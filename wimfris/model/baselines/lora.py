@@ -1,5 +1,7 @@
 """LoRA (Hu et al., 2022) on the queries and values of every attention of an encoder, with peft."""
 
+from typing import Any
+
 from torch import nn
 
 TARGETS = ["q_proj", "v_proj"]  # the linear layers' names in transformers' CLIP and in its DINOv2 alike
@@ -13,7 +15,8 @@ def inject_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+    scale: Any = alpha  # peft declares an int, and divides it by the rank
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=TARGETS, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, backbone)
 
 

@@ -1,0 +1,174 @@
+"""A released DETRIS checkpoint in our Segmenter: a map of names, with every tensor of both accounted for.
+
+The authors' model holds both backbones, under the names of OpenAI's CLIP and Meta's DINOv2, with fused queries, keys
+and values; ours are those of transformers.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wimfris.errors import UserError
+from wimfris.model.segmenter import Segmenter
+
+INTERPOLATION_OFFSET = 0.1  # cells, added to the wanted grid's side when DETRIS interpolates positions
+OURS_ALONE = "alignment."  # the alignment loss's projection, which DETRIS has not: it stays as it is
+THEIRS_ALONE = ("txt_backbone.logit_scale",)  # of CLIP's contrastive loss: no output depends on it
+
+_ADAPTER = (  # inside an adapter: `dense_branch2.0.conv.weight` -> `mixer.branch2.0.0.weight`
+    (r"D_fc1\.", "down."),
+    (r"D_fc2\.", "up."),
+    (r"dense_branch(\d)\.", r"mixer.branch\1."),
+    (r"(?<=\.)conv\.", "0."),
+    (r"(?<=\.)bn\.", "1."),
+    (r"cross\.multihead_attn\.", "cross.attention."),
+    (r"cross\.(image|text|back)_proj\.", r"cross.\1."),
+)
+_TEXT_BLOCK = (
+    (r"attn\.out_proj\.", "self_attn.out_proj."),
+    (r"attn\.in_proj_(weight|bias)", r"self_attn.{qkv}.\1"),
+    (r"ln_(\d)\.", r"layer_norm\1."),
+    (r"mlp\.c_fc\.", "mlp.fc1."),
+    (r"mlp\.c_proj\.", "mlp.fc2."),
+)
+_VISION_BLOCK = (
+    (r"attn\.proj\.", "attention.o_proj."),
+    (r"attn\.qkv\.", "attention.{qkv}."),
+    (r"ls(\d)\.gamma", r"layer_scale\1.lambda1"),
+)
+_WHOLE = (  # outside blocks
+    (r"^txt_backbone\.positional_embedding$", "text.backbone.text_model.embeddings.position_embedding.weight"),
+    (r"^txt_backbone\.text_projection$", "text.backbone.text_projection.weight"),
+    (r"^txt_backbone\.token_embedding\.", "text.backbone.text_model.embeddings.token_embedding."),
+    (r"^txt_backbone\.ln_final\.", "text.backbone.text_model.final_layer_norm."),
+    (r"^dinov2\.pos_embed$", "vision.backbone.embeddings.position_embeddings"),
+    (r"^dinov2\.(cls_token|register_tokens|mask_token)$", r"vision.backbone.embeddings.\1"),
+    (r"^dinov2\.patch_embed\.proj\.", "vision.backbone.embeddings.patch_embeddings.projection."),
+    (r"^dinov2\.norm\.", "vision.backbone.layernorm."),
+    (r"^neck\.fusion3\.multihead_attn\.", "neck.gates.0.attention."),
+    (r"^neck\.fusion4\.multihead_attn\.", "neck.gates.1.attention."),
+    (r"^neck\.fusion5\.multihead_attn\.", "neck.gates.2.attention."),
+    (r"^neck\.f3_proj\.", "neck.projections.0."),
+    (r"^neck\.f4_proj\.", "neck.projections.1."),
+    (r"^neck\.f5_proj\.", "neck.projections.2."),
+    (r"^neck\.txt_proj\.", "neck.text."),
+    (r"^neck\.aggr\.", "neck.aggregate."),
+    (r"^neck\.coordconv\.0\.conv1\.", "neck.coordinates.located."),
+    (r"^neck\.coordconv\.1\.", "neck.coordinates.conv."),
+    (r"^(decoder\..*\.)self_attn(_norm)?\.", r"\1self_attention\2."),
+    (r"^(decoder\..*\.)multihead_attn\.", r"\1cross_attention."),
+    (r"^(decoder\..*\.)cross_attn_norm\.", r"\1cross_attention_norm."),
+    (r"^proj\.vis\.", "projector.pixels."),
+    (r"^proj\.txt\.", "projector.kernel."),
+)
+_TRANSPOSED = ("txt_backbone.text_projection", "neck.f5_proj.0.weight")  # x @ P; a transposed 1x1 convolution
+
+
+def _replace(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for theirs, ours in rules:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def our_name(theirs: str) -> str:
+    """Our name of a DETRIS tensor, with `{qkv}` where one of theirs is three of ours; unknown names stay."""
+    block = re.match(r"(txt_backbone\.transformer\.resblocks|dinov2\.blocks)\.(\d+)\.(.*)", theirs)
+    if not block:
+        return _replace(theirs, _WHOLE)
+    tower, layer, inside = block.groups()
+    encoder = "text" if tower.startswith("txt") else "vision"
+    if inside.startswith("adapter."):
+        return f"{encoder}.adapters.{layer}.{_replace(inside.removeprefix('adapter.'), _ADAPTER)}"
+    if encoder == "text":
+        return f"text.backbone.text_model.encoder.layers.{layer}.{_replace(inside, _TEXT_BLOCK)}"
+    return f"vision.backbone.encoder.layer.{layer}.{_replace(inside, _VISION_BLOCK)}"
+
+
+def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DETRIS state dict under our names: fused tensors split, transposed ones turned, `module.` prefixes off."""
+    ours: dict[str, Tensor] = {}
+    for prefixed, value in state.items():
+        theirs = prefixed.removeprefix("module.")
+        if theirs in THEIRS_ALONE:
+            continue
+        name = our_name(theirs)
+        if theirs in _TRANSPOSED:
+            value = value.transpose(0, 1)
+        if "{qkv}" in name:
+            for part, rows in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+                ours[name.replace("{qkv}", part)] = rows
+        else:
+            ours[name] = value
+    return ours
+
+
+def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1, 1 + M * M, D) -> (1, 1 + grid * grid, D), the class token's first, as DETRIS does it.
+
+    Bicubic at the scale (grid + 0.1) / M without antialiasing, where the released DINOv2 with registers and
+    transformers go by the size, with antialiasing. A grid of the same size stays as it is.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if side == grid:
+        return positions
+    patches = positions[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+    scale = (grid + INTERPOLATION_OFFSET) / side
+    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
+def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) -> None:
+    """Load a DETRIS state dict, backbones included, into a Segmenter of its parts: DETRIS's adapters and neck.
+
+    grid: patches along a side of the images to come. The vision backbone's positions are replaced by DETRIS's own
+    interpolation to it, so that transformers finds nothing to interpolate; other image sizes then are not DETRIS's.
+    `segmenter.alignment`, of which DETRIS knows nothing, stays. Raises UserError where a tensor is missing, unknown or
+    of another shape, and leaves the model untouched then.
+    """
+    ours = translate(state)
+    positions = "vision.backbone.embeddings.position_embeddings"
+    expected = {name: value for name, value in segmenter.state_dict().items() if not name.startswith(OURS_ALONE)}
+    unknown = sorted(name for name in ours if name not in expected)
+    missing = sorted(name for name in expected if name not in ours)
+    if unknown or missing:
+        told = [f"it has {unknown[0]} and {len(unknown) - 1} more unknown"] if unknown else []
+        told += [f"it lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+        raise UserError(f"DETRIS checkpoint: {', '.join(told)} (our names); build the model with its layers and parts")
+    for name, value in ours.items():
+        if name != positions and value.shape != expected[name].shape:
+            raise UserError(
+                f"DETRIS checkpoint: {name} (our name) is {tuple(value.shape)} there and "
+                f"{tuple(expected[name].shape)} in the model; build the model with the checkpoint's sizes"
+            )
+    shape, width = ours[positions].shape, expected[positions].shape[2]
+    if len(shape) != 3 or shape[::2] != (1, width) or round((shape[1] - 1) ** 0.5) ** 2 != shape[1] - 1:
+        raise UserError(
+            f"DETRIS checkpoint: dinov2.pos_embed is {tuple(shape)}, not a class token and a square grid of width {width}; "
+            "build the model with the checkpoint's sizes"
+        )
+    resampled = interpolate_positions(ours[positions], grid)
+    embeddings: Any = segmenter.vision.backbone.embeddings
+    embeddings.position_embeddings = nn.Parameter(
+        resampled.to(expected[positions]).clone(), requires_grad=embeddings.position_embeddings.requires_grad
+    )
+    segmenter.load_state_dict(ours | {positions: resampled}, strict=False)
+
+
+def read_detris(path: Path) -> dict[str, Tensor]:
+    """The state dict of a released checkpoint (.pth), whose code is not run. Raises UserError where there is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name a released DETRIS checkpoint") from None
+    except (UnpicklingError, RuntimeError, EOFError):
+        raise UserError(f"{path}: no checkpoint that torch can load safely; fetch the released file again") from None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no `state_dict` of tensors; name a released DETRIS checkpoint")
+    return state
