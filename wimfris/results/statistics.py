@@ -43,7 +43,7 @@ from scipy import optimize, special
 from wimfris.errors import UserError
 from wimfris.metrics import ious
 from wimfris.results.records import CONDITIONS
-from wimfris.results.tables import _check_comparable
+from wimfris.results.tables import check_comparable
 
 METRICS = ("miou", "oiou", "pr70")
 """The metrics compared; the first is the primary one."""
@@ -317,7 +317,7 @@ def _read(records: pd.DataFrame, systems: Sequence[str], split: str) -> _Cube:
             raise UserError(f"{split}: {name} {told} cannot be compared; give the records of one of them")
     first = part.iloc[0]
     where = f"{first['dataset']}, scale {first['scale']}, split {split}"
-    _check_comparable(part, where)
+    check_comparable(part, where)
     told_its_own = part[part["condition"] == CONDITIONS[0]].sort_values(["image_id", "ref_id", "sent_id"])
     seeds = sorted(set(told_its_own["seed"]))
     runs = dict(list(told_its_own.groupby(["variant", "seed"], observed=True)))

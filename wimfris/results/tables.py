@@ -1,10 +1,12 @@
-"""The main table: every system on every split, averaged over seeds, the two controls beside it.
+"""The main table: every system on every split, averaged over seeds, the two controls beside it; and what all tables
+are written with.
 
 It lies at `reports/tables/main.{csv,md,tex}`. The CSV holds fractions, six decimals; Markdown, LaTeX and the terminal
 show percent, one decimal.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from rich.text import Text
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from wimfris.errors import UserError
+from wimfris.files import write_text
 from wimfris.metrics import summarise
-from wimfris.results.records import CONDITIONS, SPLITS, replacing
+from wimfris.results.records import CONDITIONS, SPLITS
 
 METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 """The metrics of a row, as `wimfris.metrics.summarise` names them."""
@@ -42,6 +45,21 @@ _MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_[]
 _LATEX = str.maketrans(LATEX_ESCAPE_RULES)
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table as it is shown: cells of text under a title, a note before them and one after."""
+
+    title: str
+    note: str
+    cells: pd.DataFrame
+    foot: str = ""
+    left: tuple[str, ...] = _TEXT  # the columns of words; those of figures are set flush right
+
+    def alignment(self) -> list[str]:
+        """`left` or `right` for every column."""
+        return ["left" if name in self.left else "right" for name in self.cells.columns]
+
+
 def main_table(records: pd.DataFrame) -> pd.DataFrame:
     """Summarise records to one row per data set, scale, system (variant) and split.
 
@@ -54,10 +72,10 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
     evaluated on, or where a run has a sentence twice: their means would compare what cannot be compared.
     """
     for (dataset, scale, split), part in records.groupby(["dataset", "scale", "split"]):
-        _check_comparable(part, f"{dataset}, scale {scale}, split {split}")
+        check_comparable(part, f"{dataset}, scale {scale}, split {split}")
     rows = []
     for key, part in records.groupby(["dataset", "scale", "protocol", "variant", "split"]):
-        seeds = _by_seed(part)
+        seeds = by_seed(part)
         row = dict(zip(_ROW, key, strict=True)) | {"seeds": len(seeds), "n": int(seeds["n"].iloc[0])}
         row |= {metric: seeds[metric].mean() for metric in METRICS}
         row |= {"miou_sd": seeds["miou"].std(ddof=1)}
@@ -82,37 +100,25 @@ def write_table(frame: pd.DataFrame, stem: Path, formats: Iterable[str] = ("csv"
     Markdown has a section and LaTeX a `table` environment (booktabs) for each data set and scale, which states
     protocol, data set, scale and number of seeds; the CSV is the bare table. Raises `ValueError` for an unknown format.
     """
-    writers = {"csv": _csv, "md": _markdown, "tex": _latex}
+    writers = {
+        "csv": lambda: csv_text(frame),
+        "md": lambda: markdown_text("Results", list(_sections(frame))),
+        "tex": lambda: latex_text(list(_sections(frame))),
+    }
     paths = []
     for suffix in formats:
         if suffix not in writers:
             raise ValueError(f"format '{suffix}' is none of {', '.join(writers)}")
         path = stem.with_name(f"{stem.name}.{suffix}")
-        with replacing(path) as temporary:
-            temporary.write_text(writers[suffix](frame), encoding="utf-8", newline="\n")
+        write_text(path, writers[suffix]())
         paths.append(path)
     return paths
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
     """Print a main table to the terminal, a block for each data set and scale; P@60 and P@80 are left to the files."""
-    console = console or Console()
-    for title, note, full_width in _sections(frame):
-        cells = full_width.drop(columns=["P@60", "P@80"])
-        table = Table(
-            title=Text(title),
-            title_justify="left",
-            caption=Text(note),
-            caption_justify="left",
-            box=None,
-            padding=(0, 1, 0, 0),
-        )
-        for name in cells.columns:
-            table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
-        for row in cells.itertuples(index=False):
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
-        console.print()
+    for section in _sections(frame):
+        print_section(section, ("P@60", "P@80"), console)
 
 
 def write_main_tables(records: pd.DataFrame, folders: Iterable[Path]) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def write_main_tables(records: pd.DataFrame, folders: Iterable[Path]) -> pd.Data
     return frame
 
 
-def _check_comparable(part: pd.DataFrame, where: str) -> None:
+def check_comparable(part: pd.DataFrame, where: str) -> None:
     """Refuse runs of one data set, scale and split that were not evaluated on the same cases in the same way."""
     protocols = part.groupby("protocol")["run"].min()
     if len(protocols) > 1:
@@ -151,7 +157,7 @@ def _check_comparable(part: pd.DataFrame, where: str) -> None:
             )
 
 
-def _by_seed(part: pd.DataFrame) -> pd.DataFrame:
+def by_seed(part: pd.DataFrame) -> pd.DataFrame:
     """One row a seed: n and the metrics of its sentences, and mIoU of its controls (empty where not evaluated)."""
     rows = []
     for _, run in part.groupby("seed"):
@@ -166,7 +172,17 @@ def _by_seed(part: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _sections(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def built_in_note(dataset: str, scale: str) -> str:
+    """The caveat that a table of the built-in data set carries; nothing for any other."""
+    if dataset != BUILT_IN:
+        return ""
+    return (
+        f" These numbers are of the built-in data set ({BUILT_IN}) at scale {scale}; they say nothing about "
+        "the figures in the paper, which are of other data and other encoders."
+    )
+
+
+def _sections(frame: pd.DataFrame) -> Iterator[Section]:
     """For each data set and scale its title, the note that a reader needs, and the cells as they are shown."""
     for (dataset, scale), part in frame.groupby(["dataset", "scale"], sort=False):
         fewest, most = part["seeds"].min(), part["seeds"].max()
@@ -176,55 +192,74 @@ def _sections(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         note = (
             "Percent, mean over seeds; SD is the standard deviation of mIoU over seeds; n counts the sentences of a "
             "split; shuffled and empty are the mIoU of the same model when it is told another image's sentence, or "
-            "nothing."
+            "nothing." + built_in_note(str(dataset), str(scale))
         )
-        if dataset == BUILT_IN:
-            note += (
-                f" These numbers are of the built-in data set ({BUILT_IN}) at scale {scale}; they say nothing about "
-                "the figures in the paper, which are of other data and other encoders."
-            )
         cells = pd.DataFrame(
             {"system": part["system"], "split": part["split"], "seeds": part["seeds"], "n": part["n"]}
         ).astype(str)
         for column, name in _PERCENT.items():
             cells[name] = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in part[column]]
-        yield title, note, cells if fewest != most else cells.drop(columns="seeds")
+        yield Section(title, note, cells if fewest != most else cells.drop(columns="seeds"))
 
 
-def _csv(frame: pd.DataFrame) -> str:
+# --- the formats of any table -----------------------------------------------------------------------------------------
+
+
+def print_section(section: Section, without: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a table to the terminal, columns `without` left to the files."""
+    cells = section.cells.drop(columns=[name for name in without if name in section.cells])
+    table = Table(
+        title=Text(section.title),
+        title_justify="left",
+        caption=Text(f"{section.note}\n{section.foot}".strip()),
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for name in cells.columns:
+        table.add_column(name, justify="left" if name in section.left else "right", no_wrap=True)
+    for row in cells.itertuples(index=False):
+        table.add_row(*(Text(cell) for cell in row))
+    console = console or Console()
+    console.print(table)
+    console.print()
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A bare table, six decimals."""
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    parts = ["# Results\n"]
-    for title, note, cells in _sections(frame):
+def markdown_text(heading: str, sections: Iterable[Section]) -> str:
+    """Markdown: a heading, and for every table a heading of its own, its note, its cells and its foot, escaped."""
+    parts = [f"# {heading.translate(_MARKDOWN)}\n"]
+    for section in sections:
         body = tabulate(
-            [[cell.translate(_MARKDOWN) for cell in row] for row in cells.itertuples(index=False)],
-            headers=list(cells.columns),
+            [[cell.translate(_MARKDOWN) for cell in row] for row in section.cells.itertuples(index=False)],
+            headers=[name.translate(_MARKDOWN) for name in section.cells.columns],
             tablefmt="pipe",
             disable_numparse=True,
-            colalign=_alignment(cells),
+            colalign=section.alignment(),
         )
-        parts.append(f"## {title.translate(_MARKDOWN)}\n\n{note.translate(_MARKDOWN)}\n\n{body}\n")
+        told = [f"## {section.title.translate(_MARKDOWN)}", section.note.strip().translate(_MARKDOWN), body]
+        told.append(section.foot.translate(_MARKDOWN))
+        parts.append("\n\n".join(filter(None, told)) + "\n")
     return "\n".join(parts)
 
 
-def _latex(frame: pd.DataFrame) -> str:
+def latex_text(sections: Iterable[Section]) -> str:
+    """LaTeX: a `table` environment (booktabs) for every table, its title, note and foot the caption."""
     parts = ["% needs \\usepackage{booktabs}\n"]
-    for title, note, cells in _sections(frame):
+    for section in sections:
         body = tabulate(
-            list(cells.itertuples(index=False)),
-            headers=list(cells.columns),
+            list(section.cells.itertuples(index=False)),
+            headers=list(section.cells.columns),
             tablefmt="latex_booktabs",  # escapes its cells
             disable_numparse=True,
-            colalign=_alignment(cells),
+            colalign=section.alignment(),
         )
-        caption = f"{title}. {note}".translate(_LATEX)
+        caption = " ".join(filter(None, [f"{section.title}.", section.note.strip(), section.foot])).translate(_LATEX)
         parts.append(
             f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\caption{{{caption}}}\n{body}\n\\end{{table}}\n"
         )
     return "\n".join(parts)
-
-
-def _alignment(cells: pd.DataFrame) -> list[str]:
-    return ["left" if name in _TEXT else "right" for name in cells.columns]
