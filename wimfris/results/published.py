@@ -13,6 +13,7 @@ from wimfris.errors import UserError
 PUBLISHED = Path("reports/published.csv")
 
 Trust = Literal["high", "medium", "low"]
+TRUST = get_args(Trust)
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _figure(row: list[str], where: str) -> Figure:
         value = math.nan
     if not math.isfinite(value):
         raise UserError(f"{where}: column 'value' has '{cells['value']}', which is no number")
-    if cells["trust"] not in get_args(Trust):
-        raise UserError(f"{where}: column 'trust' has '{cells['trust']}', none of {', '.join(get_args(Trust))}")
+    if cells["trust"] not in TRUST:
+        raise UserError(f"{where}: column 'trust' has '{cells['trust']}', none of {', '.join(TRUST)}")
     return Figure(
         cells["table"],
         cells["system"],

@@ -1,0 +1,212 @@
+"""Claims: planted effects give the right verdicts, what was not run is said, and tiny never speaks for the paper."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from wimfris.errors import UserError
+from wimfris.params import read_params
+from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, details, judge, read_claims, write_claims
+from wimfris.results.published import PUBLISHED
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / PUBLISHED
+ALL = read_claims(ROOT / CLAIMS)
+
+
+def simulate(
+    shifts: dict[str, float], seeds: int = 3, images: int = 60, scale: str = "tiny", dataset: str = "scenes"
+) -> pd.DataFrame:
+    """Records of runs whose mIoU differs by what is planted, variant -> shift, and by luck of image and seed."""
+    rng = np.random.default_rng(0)
+    counts = 1 + rng.poisson(2, images)
+    image = np.repeat(np.arange(images), counts)
+    base = np.clip(0.5 + 0.15 * rng.normal(size=images)[image], 0.2, 0.8)
+    parts = []
+    for variant, shift in shifts.items():
+        for seed in range(seeds):
+            iou = np.clip(base + shift + 0.003 * rng.normal() + 0.02 * rng.normal(size=image.size), 0, 1)
+            frame = pd.DataFrame(
+                {"ref_id": image, "sent_id": np.arange(image.size), "image_id": image, "intersection": iou * 10000}
+            ).astype(int)
+            parts.append(
+                frame.assign(
+                    run=f"{variant}-{seed}",
+                    variant=variant,
+                    seed=seed,
+                    dataset=dataset,
+                    scale=scale,
+                    protocol="cris",
+                    split="val",
+                    condition="sentence",
+                    sentence="thing",
+                    kind="",
+                    target_area=100,
+                    union=10000,
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def emphasis(slope: float, seeds: int = 3, noise: float = 0.01) -> pd.DataFrame:
+    """Alpha of three layers over two epochs: 0.5 after the first, and what is planted after the last."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"run": f"full-{seed}", "variant": "full", "seed": seed, "epoch": epoch, "layer": layer}
+        | {"alpha": 0.5 + (epoch - 1) * (slope * (layer - 3) + noise * rng.normal())}
+        for seed in range(seeds)
+        for epoch in (1, 2)
+        for layer in (1, 3, 5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdicts(records: pd.DataFrame, alphas: pd.DataFrame | None = None) -> dict[str, Verdict]:
+    alphas = emphasis(-0.05) if alphas is None else alphas
+    return {v.claim.name: v for v in judge(ALL, records, alphas, resamples=200, figures=FIGURES)}
+
+
+def everything() -> dict[str, float]:
+    """Every variant that a claim names, at the same level."""
+    return {name: 0.0 for claim in ALL for name in (claim.system, *(claim.rivals if isinstance(claim, Better) else ()))}
+
+
+def test_the_file_names_variants_that_exist_and_holds_the_papers_claims() -> None:
+    params = read_params(ROOT / "params.yaml")
+    assert set(everything()) <= params.variants.keys() | params.extended.keys()
+    assert len(ALL) == 12 and all(len(verdict.figures) for verdict in verdicts(simulate(everything())).values())
+
+
+def test_planted_effects_give_the_right_verdicts() -> None:
+    shifts = everything() | {"no_neck": -0.1, "msa": 0.1, "kernels_333": -0.1, "placement_late": 0.1, "window_2": -0.1}
+    shifts |= {"window_8": -0.1, "placement_early": -0.1}
+    found = {name: verdict.decision for name, verdict in verdicts(simulate(shifts)).items()}
+    assert found == {
+        "window_best": "reproduced",
+        "window_helps": "undecided",
+        "msa_helps": "reproduced",
+        "emphasis_helps": "contradicted",
+        "mta_helps": "undecided",
+        "kernels_best": "undecided",  # one rival of four is beaten, and a best has to beat all
+        "spread_best": "contradicted",  # one rival is enough
+        "hmf_helps_etris": "undecided",
+        "hmf_helps_detris": "undecided",
+        "neck_matters": "reproduced",
+        "emphasis_falls": "reproduced",
+        "parameters": "true by construction",
+    }
+
+
+def test_effect_and_intervals_are_the_systems_over_its_rival() -> None:
+    rows = verdicts(simulate(everything() | {"no_neck": -0.1}))["neck_matters"].comparisons
+    row = rows[rows["metric"] == "miou"].iloc[0]
+    assert row["difference"] == pytest.approx(0.1, abs=0.01)
+    assert row["value"] - row["rival_value"] == pytest.approx(row["difference"])
+    for interval in ("these", "any"):
+        assert row[f"{interval}_low"] < row["difference"] < row[f"{interval}_high"]
+    assert row["improvement"] > 0.7
+
+
+def test_the_correction_is_over_the_claims_own_comparisons() -> None:
+    found = verdicts(simulate(everything()))
+    for verdict in found.values():
+        if isinstance(verdict.claim, Better):
+            rows = verdict.comparisons[verdict.comparisons["metric"] == "miou"]
+            assert len(rows) == len(verdict.claim.rivals)
+            assert rows["p_holm"].min() == pytest.approx(min(1, len(rows) * rows["p"].min()))
+
+
+def test_the_papers_gain_stands_beside_ours_with_the_lower_trust() -> None:
+    found = verdicts(simulate(everything()))
+    helps = details(found["mta_helps"]).iloc[0]
+    assert (helps["paper's gain"], helps["trust"]) == ("+0.7", "low")
+    kernels = details(found["kernels_best"])
+    assert list(kernels["paper's gain"]) == ["+0.9", "none known", "none known", "none known"]
+
+
+def test_what_was_not_run_is_undecided_and_named() -> None:
+    shifts = everything()
+    for name in ("window_8", "no_neck", "msa"):
+        del shifts[name]
+    found = verdicts(simulate(shifts | {"window_2": -0.1}), emphasis(-0.05).iloc[:0])
+    assert found["window_best"].decision == "undecided" and "not run: window_8" in found["window_best"].reason
+    assert found["neck_matters"].told == "at scale tiny: undecided (not run)"
+    assert found["msa_helps"].reason == "not run: msa"
+    assert found["emphasis_falls"].told == "at scale tiny: undecided (not run)"
+
+
+def test_one_rival_that_wins_contradicts_a_best_though_others_were_not_run() -> None:
+    shifts = everything() | {"window_2": 0.1}
+    del shifts["window_8"]
+    assert verdicts(simulate(shifts))["window_best"].decision == "contradicted"
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = verdicts(simulate(everything() | {"no_neck": -0.3}, seeds=1), emphasis(-0.05, seeds=1))
+    assert {v.decision for v in found.values() if not isinstance(v.claim, Construction)} == {"undecided"}
+
+
+@pytest.mark.parametrize(
+    ("slope", "noise", "decision"),
+    [(-0.05, 0.01, "reproduced"), (0.05, 0.01, "contradicted"), (0.0, 0.05, "undecided")],
+)
+def test_emphasis_falls_rises_or_neither(slope: float, noise: float, decision: str) -> None:
+    verdict = verdicts(simulate({"full": 0.0}), emphasis(slope, noise=noise))["emphasis_falls"]
+    assert verdict.decision == decision
+    assert verdict.comparisons["difference"].iloc[0] == pytest.approx(4 * slope, abs=0.06)
+
+
+def test_tiny_never_speaks_for_the_paper() -> None:
+    tiny = verdicts(simulate(everything() | {"no_neck": -0.1}))["neck_matters"]
+    assert (tiny.told, tiny.of_paper) == ("at scale tiny: reproduced", "not tested")
+    base = verdicts(simulate(everything() | {"no_neck": -0.1}, scale="base", dataset="refcoco"))["neck_matters"]
+    assert (base.told, base.of_paper) == ("at scale base: reproduced", "reproduced")
+    assert verdicts(simulate(everything(), scale="base"))["neck_matters"].of_paper == "not tested"
+
+
+def test_the_file_is_the_same_bytes_each_time_and_says_what_it_is_of(tmp_path: Path) -> None:
+    records = simulate({"full": 0.0, "no_neck": -0.1, "window_2": 0.0})
+    paths = [tmp_path / name for name in ("one.md", "two.md")]
+    for path, frame in zip(paths, (records, records.sample(frac=1, random_state=0)), strict=True):
+        write_claims(frame, emphasis(-0.05), path, claims=ROOT / CLAIMS, figures=FIGURES)
+    text = paths[0].read_text()
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert "at scale tiny: reproduced" in text and "not tested" in text and "by construction" in text
+    assert "They say nothing of the paper" in text and "family of Holm's correction" in text
+
+
+def test_records_of_two_scales_are_refused() -> None:
+    both = pd.concat([simulate({"full": 0.0}), simulate({"full": 0.0}, scale="small")])
+    with pytest.raises(UserError, match="2 data sets and scales"):
+        judge(ALL, both, emphasis(0.0), figures=FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rivals": []}, "claim neck_matters: rivals"),
+        ({"kind": "best"}, "claim neck_matters"),
+        ({"sytem": "full"}, "claim neck_matters: sytem"),
+        ({"name": "mta_helps"}, "claim mta_helps is there twice"),
+        ({"published": {"table": "T1", "rows": {"full": "no such"}}}, "claim neck_matters: .*has no row"),
+    ],
+)
+def test_a_garbled_claim_is_refused_in_one_line(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    content = yaml.safe_load((ROOT / CLAIMS).read_text())
+    next(claim for claim in content if claim["name"] == "neck_matters").update(change)
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=told) as raised:
+        judge(read_claims(path), simulate({"full": 0.0}), emphasis(0.0), figures=FIGURES)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_parameters_are_what_the_model_has_at_scale_base() -> None:
+    profile = pytest.importorskip("wimfris.profile")
+    claim = next(claim for claim in ALL if isinstance(claim, Construction))
+    params = read_params(ROOT / "params.yaml").model_copy(update={"scale": "base"})
+    counted = profile.trained_parameters(params.settings(claim.system))["adapters"]
+    assert claim.value == pytest.approx(counted / 1e6, abs=0.0005)

@@ -1,0 +1,378 @@
+"""The paper's claims as tests: `reports/claims.yaml` states them, the evidence decides, `reports/claims.md` tells.
+
+A claim is *reproduced* where every one of its comparisons is separated in its favour, *contradicted* where one is
+separated against it, and *undecided* otherwise, also where a run that it needs is not there. Separated means a p value
+for any seed below 5% after Holm's correction over the claim's own comparisons (`wimfris.results.statistics`). A verdict
+holds for the data set and scale of its runs: only those at the paper's scale, on its data, speak for the paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from scipy import stats
+from tabulate import tabulate
+
+from wimfris.errors import UserError
+from wimfris.files import write_text
+from wimfris.results.published import PUBLISHED, TRUST, Figure, published
+from wimfris.results.statistics import compare, power_line, separated
+
+CLAIMS = Path("reports/claims.yaml")
+SPLIT = "val"
+"""The split of every test: the one that the paper's ablations state."""
+
+PAPER = ("refcoco", "base")
+"""Data set and scale at which the paper made its claims: a verdict there alone speaks of them."""
+
+Decision = Literal["reproduced", "contradicted", "undecided", "true by construction"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rows(_Strict):
+    """Rows of published.csv: a label, or a variant of ours -> the row's `variant`."""
+
+    table: str
+    system: str = "WIMFRIS-B"
+    split: str = "val"
+    metric: str = "miou"
+    rows: dict[str, str]
+
+
+class _Claim(_Strict):
+    name: str
+    claim: str
+    system: str  # the variant that it is about
+    note: str = ""
+    published: Rows
+
+
+class Better(_Claim):
+    """`system` has a higher mIoU than every rival."""
+
+    kind: Literal["better"]
+    rivals: tuple[str, ...] = Field(min_length=1)
+
+
+class Falls(_Claim):
+    """The emphasis that `system` learned falls with depth."""
+
+    kind: Literal["falls"]
+
+
+class Construction(_Claim):
+    """True of our model because it was built so."""
+
+    kind: Literal["construction"]
+    value: float
+    unit: str
+
+
+Claim = Annotated[Better | Falls | Construction, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence says of a claim, at the data set and scale of its records."""
+
+    claim: Better | Falls | Construction
+    figures: dict[str, Figure]  # the paper's, by label or variant
+    dataset: str
+    scale: str
+    decision: Decision
+    reason: str  # a clause that says why, for example "not run: window_8"
+    comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)  # see `judge`; empty where nothing was tested
+
+    @property
+    def told(self) -> str:
+        """The decision, with the scale at which alone it holds."""
+        built = isinstance(self.claim, Construction)
+        missing = " (not run)" if self.comparisons.empty and not built else ""
+        return self.decision if built else f"at scale {self.scale}: {self.decision}{missing}"
+
+    @property
+    def of_paper(self) -> str:
+        """What this says of the paper's own claim: nothing, unless tested at the paper's scale and on its data."""
+        if isinstance(self.claim, Construction):
+            return self.decision
+        return self.decision if (self.dataset, self.scale) == PAPER else "not tested"
+
+
+def read_claims(path: Path = CLAIMS) -> list[Better | Falls | Construction]:
+    """Read the claims. Raises `UserError` that names the claim and key at fault."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's root, or restore it with git") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(f"{path}: not a YAML file; restore it with git") from None
+    try:
+        claims = TypeAdapter(list[Claim]).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        number = first["loc"][0] if first["loc"] else None
+        named = isinstance(number, int) and isinstance(content[number], dict)
+        name = content[number].get("name", f"number {number + 1}") if named and isinstance(number, int) else "all"
+        key = ".".join(str(part) for part in first["loc"][1:] if part not in ("better", "falls", "construction"))
+        raise UserError(f"{path}: claim {name}: {key}: {first['msg']}; correct it") from None
+    names = [claim.name for claim in claims]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: claim {twice[0]} is there twice; rename or remove one")
+    return claims
+
+
+def judge(
+    claims: Sequence[Better | Falls | Construction],
+    records: pd.DataFrame,
+    emphasis: pd.DataFrame,
+    *,
+    resamples: int = 10_000,
+    figures: Path = PUBLISHED,
+) -> list[Verdict]:
+    """A verdict for each claim, in order.
+
+    records: columns of `wimfris.results.records.SCHEMA`, runs of one data set and scale; emphasis: columns of
+    `wimfris.results.evidence.EMPHASIS`, of the same runs. The comparisons of a `better` claim are rows of
+    `wimfris.results.statistics.compare` turned round: `difference`, its intervals and `improvement` are the system's
+    over the rival, which is named in `rival`; all are fractions. Those of a `falls` claim are one row: `difference`,
+    `any_low`, `any_high` (95% t interval over seeds) of alpha's fitted change from the first to the last layer,
+    `alpha`, a mapping of layer to mean alpha after the last epoch, and `seeds`.
+
+    Raises `UserError` where a claim names a published figure that is not there, or the records are of several data sets
+    or scales or not comparable.
+    """
+    told = records.groupby(["dataset", "scale"], observed=True).size()
+    if len(told) != 1:
+        raise UserError(
+            f"claims: the records are of {len(told)} data sets and scales; give those of one, "
+            "for a verdict holds at the scale of its runs"
+        )
+    dataset, scale = told.index[0]
+    verdicts = []
+    for claim in claims:
+        if isinstance(claim, Better):
+            outcome = _judge_better(claim, records, resamples)
+        elif isinstance(claim, Falls):
+            outcome = _judge_falls(claim, emphasis)
+        else:
+            outcome = _Outcome("true by construction", f"{claim.value:g}{claim.unit}")
+        verdicts.append(Verdict(claim, _figures(claim, figures), dataset, scale, *outcome))
+    return verdicts
+
+
+class _Outcome(NamedTuple):
+    decision: Decision
+    reason: str
+    comparisons: pd.DataFrame = pd.DataFrame()
+
+
+def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figure]:
+    place = claim.published
+    found = {}
+    for label, row in place.rows.items():
+        figure = published(place.table, place.system, row, split=place.split, metric=place.metric, path=path)
+        if figure is None:
+            raise UserError(
+                f"claim {claim.name}: {path} has no row {place.table} / {place.system} / {row} / refcoco / "
+                f"{place.split} / {place.metric}; correct `published`"
+            )
+        found[label] = figure
+    return found
+
+
+def _judge_better(claim: Better, records: pd.DataFrame, resamples: int) -> _Outcome:
+    seeds = {variant: set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
+    there = [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
+    missing = [name for name in (claim.system, *claim.rivals) if name not in seeds]
+    apart = [name for name in claim.rivals if name not in there and name in seeds and claim.system in seeds]
+    gaps = [f"not run: {', '.join(missing)}"] if missing else []
+    gaps += [f"no seed in common: {', '.join(apart)}"] if apart else []
+    if not there:
+        return _Outcome("undecided", "; ".join(gaps))
+    rows = _turned(compare(records, there, claim.system, split=SPLIT, resamples=resamples))
+    primary = rows[rows["metric"] == "miou"]
+    against = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] < 0]
+    favour = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] > 0]
+    if against:
+        decision: Decision = "contradicted"
+        reason = f"worse than {', '.join(against)}"
+    elif len(favour) == len(claim.rivals):
+        decision, reason = "reproduced", f"better than {', '.join(favour)}"
+    else:
+        decision = "undecided"
+        unclear = [rival for rival in there if rival not in favour]
+        reason = f"not separated from {', '.join(unclear)}" if unclear else f"better than {', '.join(favour)}"
+    return _Outcome(decision, "; ".join([reason, *gaps]), rows)
+
+
+def _turned(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `compare`, rival minus system, as system minus rival."""
+    turned = rows.assign(
+        difference=-rows["difference"],
+        these_low=-rows["these_high"],
+        these_high=-rows["these_low"],
+        any_low=-rows["any_high"],
+        any_high=-rows["any_low"],
+        improvement=1 - rows["improvement"],
+        value=rows["baseline_value"],
+        rival_value=rows["value"],
+    )
+    return turned.rename(columns={"variant": "rival", "baseline": "system"}).drop(
+        columns=["baseline_value", "sd", "baseline_sd"]
+    )
+
+
+def _judge_falls(claim: Falls, emphasis: pd.DataFrame) -> _Outcome:
+    course = emphasis[emphasis["variant"] == claim.system]
+    if course.empty:
+        return _Outcome("undecided", f"not run: {claim.system}")
+    last = course[course["epoch"] == course.groupby("seed")["epoch"].transform("max")]
+    alphas = last.pivot(index="layer", columns="seed", values="alpha")
+    depth = alphas.index.to_numpy(dtype=float)
+    seeds = alphas.shape[1]
+    row = {"seeds": seeds, "alpha": dict(alphas.mean(axis=1))}
+    if len(depth) < 2 or seeds < 2:
+        unknown = {"difference": np.nan, "any_low": np.nan, "any_high": np.nan}
+        return _Outcome("undecided", "one layer or one seed alone", pd.DataFrame([row | unknown]))
+    changes = np.polyfit(depth, alphas.to_numpy(), 1)[0] * (depth[-1] - depth[0])  # fitted line, last minus first layer
+    half = float(stats.t.ppf(0.975, seeds - 1) * changes.std(ddof=1) / np.sqrt(seeds))
+    low, high = changes.mean() - half, changes.mean() + half
+    row |= {"difference": changes.mean(), "any_low": low, "any_high": high}
+    decision: Decision = "reproduced" if high < 0 else "contradicted" if low > 0 else "undecided"
+    reason = {"reproduced": "falls", "contradicted": "rises", "undecided": "neither falls nor rises for any seed"}
+    return _Outcome(decision, reason[decision], pd.DataFrame([row]))
+
+
+def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row a claim, as text: the claim, where and what the paper tells, the verdict at its scale, and of the paper."""
+    return pd.DataFrame(
+        {
+            "claim": [verdict.claim.claim for verdict in verdicts],
+            "paper": [_paper(verdict) for verdict in verdicts],
+            "verdict": [verdict.told for verdict in verdicts],
+            "why": [verdict.reason for verdict in verdicts],
+            "paper's own scale": [verdict.of_paper for verdict in verdicts],
+        }
+    )
+
+
+def details(verdict: Verdict) -> pd.DataFrame:
+    """A row a comparison, as text and in points: effect, both intervals, n, the paper's gain and how far to trust it.
+
+    Of a `falls` claim the row is alpha's change; no row where nothing was tested.
+    """
+    return pd.DataFrame([_detail(verdict, row) for row in _primary(verdict)])
+
+
+def _primary(verdict: Verdict) -> list[pd.Series]:
+    rows = verdict.comparisons
+    if "metric" in rows:
+        rows = rows[rows["metric"] == "miou"]
+    return [row for _, row in rows.iterrows()]
+
+
+def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
+    if isinstance(verdict.claim, Falls):
+        return {
+            "mean alpha by layer": ", ".join(f"{layer}: {alpha:.2f}" for layer, alpha in row["alpha"].items()),
+            "change, first to last layer": f"{row['difference']:+.2f}",
+            "any seed": _interval(row["any_low"], row["any_high"], "+.2f"),
+            "seeds": f"{row['seeds']}",
+        }
+    rows = verdict.comparisons
+    others = rows[rows["rival"] == row["rival"]].set_index("metric")["difference"]
+    ours, theirs = (verdict.figures.get(name) for name in (verdict.claim.system, row["rival"]))
+    gain = f"{ours.value - theirs.value:+.1f}" if ours and theirs else "none known"
+    trust = max((figure.trust for figure in (ours, theirs) if figure), key=TRUST.index) if ours and theirs else ""
+    return {
+        "comparison": f"{verdict.claim.system} - {row['rival']}",
+        "ΔmIoU": f"{100 * row['difference']:+.1f}",
+        "these seeds": _interval(100 * row["these_low"], 100 * row["these_high"], "+.1f"),
+        "any seed": _interval(100 * row["any_low"], 100 * row["any_high"], "+.1f"),
+        "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}",
+        "ΔoIoU": f"{100 * others['oiou']:+.1f}",
+        "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
+        "images": f"{row['images']}",
+        "sentences": f"{row['sentences']}",
+        "seeds": f"{row['seeds']}",
+        "paper's gain": gain,
+        "trust": trust,
+    }
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    return "unknown" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
+
+
+def _paper(verdict: Verdict) -> str:
+    table = verdict.claim.published.table
+    figures = ", ".join(f"{label} {figure}" for label, figure in verdict.figures.items())
+    return f"{'Figure' if table[0] == 'F' else 'Table'} {table[1:]}: {figures}"
+
+
+def footer(verdict: Verdict) -> str:
+    """What a reader of `details` needs: the family of the correction, and the power of the comparisons."""
+    if not isinstance(verdict.claim, Better) or verdict.comparisons.empty:
+        return ""
+    count = len(_primary(verdict))
+    family = f"these {count} comparisons" if count > 1 else "this one comparison"
+    return f"The family of Holm's correction is {family}. {power_line(verdict.comparisons)}"
+
+
+def write_claims(
+    records: pd.DataFrame, emphasis: pd.DataFrame, path: Path, *, claims: Path = CLAIMS, figures: Path = PUBLISHED
+) -> list[Verdict]:
+    """Judge the claims by records and emphasis of one data set and scale, and write the verdicts as Markdown.
+
+    The same evidence gives the same bytes. Raises `UserError` as `read_claims` and `judge`.
+    """
+    verdicts = judge(read_claims(claims), records, emphasis, figures=figures)
+    first = verdicts[0]
+    protocols = ", ".join(sorted(set(records["protocol"])))
+    paper = (first.dataset, first.scale) == PAPER
+    parts = [
+        "# The paper's claims",
+        f"*Made from the evidence and [claims.yaml](claims.yaml): data set {first.dataset}, scale {first.scale}, "
+        f"protocol {protocols}, split {SPLIT}.*",
+        "**Reproduced**: every comparison is separated in the claim's favour, for any seed, after Holm's correction "
+        "over the comparisons of the claim. **Contradicted**: one is separated against it. **Undecided**: neither, "
+        "which is no evidence of no effect: the last sentence under a table tells what could have been shown.",
+    ]
+    if not paper:
+        parts.append(
+            f"These verdicts hold at scale {first.scale} on data set {first.dataset}. They say nothing of the paper's "
+            f"figures and claims, which are of scale {PAPER[1]} on {PAPER[0]}: the last column."
+        )
+    parts.append(_markdown(summary(verdicts)))
+    for verdict in verdicts:
+        parts.append(f"## {verdict.claim.claim}")
+        parts.append(f"**{_capital(verdict.told)}**: {verdict.reason}. {verdict.claim.note}".strip())
+        parts.append(f"The paper: {_paper(verdict)}.")
+        if not verdict.comparisons.empty:
+            parts.append(_markdown(details(verdict)))
+        parts.append(footer(verdict))
+    parts.append(
+        "Differences are in points, the system minus its rival; intervals are 95%: *these seeds* from a bootstrap over "
+        "images, *any seed* with seeds and images drawn anew. The paper's figures, their sources and what trust means: "
+        "[published.md](published.md)."
+    )
+    write_text(path, "\n\n".join(filter(None, parts)) + "\n")
+    return verdicts
+
+
+def _markdown(cells: pd.DataFrame) -> str:
+    escaped = cells.map(lambda cell: cell.replace("|", "\\|").replace("_", "\\_"))
+    return tabulate(escaped.to_numpy().tolist(), headers=list(cells.columns), tablefmt="pipe", disable_numparse=True)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
