@@ -91,13 +91,20 @@ def our_name(theirs: str) -> str:
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DETRIS state dict under our names: fused tensors split, transposed ones turned, `module.` prefixes off."""
+    """A DETRIS state dict under our names: fused tensors split, transposed ones turned, `module.` prefixes off.
+
+    Raises UserError for a tensor that cannot be split or turned.
+    """
     ours: dict[str, Tensor] = {}
     for prefixed, value in state.items():
         theirs = prefixed.removeprefix("module.")
         if theirs in THEIRS_ALONE:
             continue
         name = our_name(theirs)
+        if (theirs in _TRANSPOSED and value.dim() < 2) or ("{qkv}" in name and (not value.dim() or len(value) % 3)):
+            raise UserError(
+                f"DETRIS checkpoint: {theirs} has the impossible shape {tuple(value.shape)}; fetch it again"
+            )
         if theirs in _TRANSPOSED:
             value = value.transpose(0, 1)
         if "{qkv}" in name:
@@ -149,8 +156,8 @@ def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) ->
     shape, width = ours[positions].shape, expected[positions].shape[2]
     if len(shape) != 3 or shape[::2] != (1, width) or round((shape[1] - 1) ** 0.5) ** 2 != shape[1] - 1:
         raise UserError(
-            f"DETRIS checkpoint: dinov2.pos_embed is {tuple(shape)}, not a class token and a square grid of width {width}; "
-            "build the model with the checkpoint's sizes"
+            f"DETRIS checkpoint: dinov2.pos_embed is {tuple(shape)}, not a class token and a square grid of width "
+            f"{width}; build the model with the checkpoint's sizes"
         )
     resampled = interpolate_positions(ours[positions], grid)
     embeddings: Any = segmenter.vision.backbone.embeddings

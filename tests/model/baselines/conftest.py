@@ -1,0 +1,77 @@
+"""The whole of DETRIS at the size of the golden numbers, and settings of the shipped params.yaml at any scale."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from wimfris.encoders.text import TextEncoder, text_backbone
+from wimfris.encoders.vision import VisionEncoder, vision_backbone
+from wimfris.model.baselines.checkpoint import load_detris
+from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
+from wimfris.model.decoder import Decoder, Projector
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import Settings, read_params
+
+ROOT = Path(__file__).parents[3]
+SHAPES = json.loads((ROOT / "tests" / "golden" / "detris_small.json").read_text())
+LAYERS = (1, 3, 5, 7, 9, 11)
+END, GRID = 63, 4  # the end-of-text token; patches along a side of the 56 px image
+
+
+def _detris(position_grid: int = GRID, layers: tuple[int, ...] = LAYERS) -> Segmenter:
+    text = text_backbone(width=512, layers=12, heads=8, vocabulary=64, length=77, end_token=END)
+    vision = vision_backbone(width=64, layers=12, heads=4, patch=14, registers=4, image_size=14 * position_grid)
+    aligners = {
+        layer: DenseAligner(64, 512, 32, attention_width=128, heads=8, scale=0.2) for layer in layers
+    }  # DETRIS's attention is 128 wide whatever the aligner's width
+    return Segmenter(
+        TextEncoder(text, {layer: DenseTextAdapter(512, 32, scale=0.2) for layer in layers}),
+        VisionEncoder(vision, aligners, taps=(4, 8)),
+        GatedNeck(64, 512, 512, heads=8, residual=True),
+        Decoder(512, 512, layers=3, heads=8, ffn=512, dropout=0.1),
+        Projector(512, 512),
+        nn.Linear(512, 512),
+    ).eval()
+
+
+@pytest.fixture(scope="package")
+def new_detris() -> Callable[..., Segmenter]:
+    """new_detris(position_grid, layers): with fresh weights."""
+    return _detris
+
+
+@pytest.fixture(scope="package")
+def states(fill: Any) -> dict[str, dict[str, Tensor]]:
+    """Grid -> the state dict that the golden numbers were made with, under DETRIS's names; not to be changed."""
+    return {
+        grid: {name: torch.from_numpy(fill(name, tuple(shape))) for name, shape in shapes["state_dict"].items()}
+        for grid, shapes in SHAPES.items()
+    }
+
+
+@pytest.fixture(scope="package")
+def loaded(states: dict[str, dict[str, Tensor]]) -> dict[str, Segmenter]:
+    """Grid -> DETRIS with that state loaded; not to be changed."""
+    segmenters = {grid: _detris(SHAPES[grid]["pos_grid"]) for grid in SHAPES}
+    for grid, segmenter in segmenters.items():
+        load_detris(segmenter, states[grid], GRID)
+    return segmenters
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path) -> Callable[[str, str], Settings]:
+    """settings_of(scale, variant): those of the shipped params.yaml."""
+
+    def settings(scale: str, variant: str) -> Settings:
+        content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": scale}
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return read_params(path).settings(variant)
+
+    return settings

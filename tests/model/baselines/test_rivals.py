@@ -1,0 +1,125 @@
+"""Every rival through `wimfris.build`: what is trained, what starts untouched, and how many parameters it has."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from wimfris.build import build_segmenter, build_text_adapters, build_vision_adapters
+from wimfris.encoders.load import load_text, load_tokenizer, load_vision
+from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.vision import VisionEncoder
+from wimfris.model.baselines import tuned_parameters
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import Settings
+
+SCALES = [
+    scale
+    for scale in yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text())["scales"]
+    if scale != "smoke"
+]
+ADAPTERS = {  # adapters -> a variant that has them under HMF
+    "detris": "detris_adapters",
+    "etris": "etris_adapters",
+    "lora": "lora",
+    "bottleneck": "bottleneck",
+}
+VARIANTS = (*ADAPTERS.values(), "finetune", "detris_adapters_detris_neck", "etris_adapters_etris_neck")
+UNREACHED = "vision.backbone.embeddings.mask_token"  # DINOv2's, of its pretraining alone
+
+SettingsOf = Callable[[str, str], Settings]
+
+
+def adapter_parameters(settings: Settings) -> int:
+    with torch.device("meta"):
+        adapters = [*build_text_adapters(settings).values(), *build_vision_adapters(settings).values()]
+    return sum(p.numel() for adapter in adapters for p in adapter.parameters())
+
+
+def new_segmenter(settings: Settings) -> Segmenter:
+    torch.manual_seed(0)
+    return build_segmenter(settings, load_tokenizer(settings))
+
+
+def inputs_of(settings: Settings) -> tuple[Tensor, Tensor]:
+    """Two images and two padded sentences."""
+    tokenizer = load_tokenizer(settings)
+    size = settings.data.image_size
+    sentences = ["red circle", "small blue cross left of the large red circle"]
+    return torch.randn(2, 3, size, size), torch.stack(
+        [torch.as_tensor(tokenizer.encode(sentence)) for sentence in sentences]
+    )
+
+
+@pytest.mark.parametrize("adapters", ADAPTERS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_rivals_have_about_our_trained_parameters(settings_of: SettingsOf, scale: str, adapters: str) -> None:
+    ours, rival = settings_of(scale, "full"), settings_of(scale, ADAPTERS[adapters])
+    count = adapter_parameters(rival) + sum(tuned_parameters(rival).values())
+    assert count == pytest.approx(adapter_parameters(ours), rel=0.05)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_trained_parameter_gets_a_gradient_and_no_other(settings_of: SettingsOf, variant: str) -> None:
+    settings = settings_of("smoke", variant)
+    segmenter = new_segmenter(settings).train()
+    output = segmenter(*inputs_of(settings))
+    (output.logits.mean() + output.anchor.mean()).backward()
+    trained = {name for name, p in segmenter.named_parameters() if p.requires_grad}
+    reached = {name for name, p in segmenter.named_parameters() if p.grad is not None}
+    assert reached == trained - {UNREACHED}
+    tuned = {name for name in trained if ".backbone." in name}
+    if settings.model.adapters == "finetune":
+        assert tuned == {name for name, _ in segmenter.named_parameters() if ".backbone." in name}
+    else:
+        assert tuned == {name for name, _ in segmenter.named_parameters() if ".lora_" in name}
+        assert bool(tuned) == (settings.model.adapters == "lora")
+        sizes = dict(segmenter.named_parameters())
+        assert sum(sizes[name].numel() for name in tuned) == sum(tuned_parameters(settings).values())
+    adapters = {name.split(".")[0] for name in trained if ".adapters." in name}
+    assert adapters == (set() if settings.model.adapters in ("lora", "finetune") else {"text", "vision"})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_trained_is_saved_and_brings_the_model_back(settings_of: SettingsOf, variant: str) -> None:
+    settings = settings_of("smoke", variant)
+    segmenter, other = new_segmenter(settings).eval(), new_segmenter(settings).eval()
+    given = inputs_of(settings)
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = segmenter(*given).logits
+        assert not torch.equal(other(*given).logits, expected)
+        other.load_trained(segmenter.trained_state())
+        assert torch.equal(other(*given).logits, expected)
+
+
+@pytest.mark.parametrize("variant", ["bottleneck", "lora", "finetune"])
+@torch.no_grad()
+def test_what_starts_at_zero_leaves_the_frozen_features(settings_of: SettingsOf, variant: str) -> None:
+    settings = settings_of("smoke", variant)
+    tokenizer = load_tokenizer(settings)
+    text = TextEncoder(load_text(settings, tokenizer), {})
+    vision = VisionEncoder(load_vision(settings), {}, settings.encoders.vision.taps)
+    segmenter = new_segmenter(settings)
+    image, token_ids = inputs_of(settings)
+    words, sentence = text(token_ids)
+    padding = torch.zeros_like(token_ids, dtype=torch.bool)
+    for ours, frozen in zip(segmenter.text(token_ids), (words, sentence), strict=True):
+        torch.testing.assert_close(ours, frozen)
+    for ours, frozen in zip(segmenter.vision(image, words, padding), vision(image, words, padding), strict=True):
+        torch.testing.assert_close(ours, frozen)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rivals_run_in_half_precision(settings_of: SettingsOf, variant: str) -> None:
+    settings = settings_of("smoke", variant)
+    segmenter = new_segmenter(settings).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = segmenter(*inputs_of(settings)).logits
+    logits.float().sum().backward()
+    assert all(p.grad.isfinite().all() for p in segmenter.parameters() if p.grad is not None)
