@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from wimfris.build import uses_baselines
 from wimfris.params import Params, Settings, read_params
 from wimfris.train import CODE
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wimfris"
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = GRAPH["stages"]
+BASELINES = PACKAGE / "model" / "baselines"  # imported for a rival's parts alone, which no variant of the core has
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 # What DVC's templating puts in, for one of the runs.
@@ -111,7 +113,7 @@ def used(command: str) -> set[Path]:
     modules: set[Path] = set()
     for path in imported(always) | imported(verbs()[name]):
         modules |= closure(path)
-    return {path for path in modules if not is_empty(path)}
+    return {path for path in modules if not is_empty(path) and not path.is_relative_to(BASELINES)}
 
 
 def declared(stage: dict[str, Any]) -> set[Path]:
@@ -137,6 +139,11 @@ def test_closure_follows_imports_within_functions_and_packages() -> None:
     assert set(verbs()) >= {"data make", "data prepare", "encoders record", "train", "tables", "figures", "report"}
 
 
+def test_core_has_no_rival() -> None:
+    params = read_params(ROOT / "params.yaml")
+    assert not any(uses_baselines(params.settings(variant)) for variant in params.variants)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_declares_the_modules_it_uses(name: str) -> None:
     stage = STAGES[name]
@@ -159,6 +166,20 @@ def test_fingerprint_of_a_checkpoint_covers_the_code_that_decides_the_result() -
         "wimfris/manifest.py",
         "wimfris/results/records.py",
     ]
+
+
+def test_extended_runs_are_trained_as_the_core_s_are() -> None:
+    """The stage of studies/dvc.yaml is the core's, over `extended` and with the rivals' code and sizes, outs apart."""
+    core, beyond = STAGES["train"], yaml.safe_load((ROOT / "studies" / "dvc.yaml").read_text())["stages"]["train"]
+    assert beyond["cmd"] == core["cmd"] and beyond["wdir"] == ".."
+    assert beyond["matrix"] == {"variant": "${extended}", "seed": "${extended_seeds}"}
+    renamed = [key.replace("variants.${", "extended.${") for key in core["params"]]
+    assert sorted(beyond["params"]) == sorted([*renamed, "rivals.${scale}"])
+    assert declared(beyond) - declared(core) == {path for path in BASELINES.rglob("*.py") if not is_empty(path)}
+    assert declared(core) <= declared(beyond)
+    for section in ("outs", "metrics"):
+        told = yaml.safe_dump(core[section]).replace("-${scale}/", "-${scale}/extended/")
+        assert beyond[section] == yaml.safe_load(told)
 
 
 # --- which parameters -------------------------------------------------------------------------------------------------

@@ -9,17 +9,21 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.params import CosineSchedule, Params, Settings, StepSchedule, merge, read_params
+from wimfris.params import CosineSchedule, Params, Settings, StepSchedule, merge, placed, read_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
-SCALES = ("smoke", "tiny", "base", "large")
+SCALES = ("smoke", "tiny", "small", "base", "large")
 NAMES = ("scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google")
 
 
-def changed(path: Path, **values: Any) -> Path:
-    """The shipped file at scale smoke, with other values; `__` stands for the dot."""
+def changed(path: Path, shipped_variants: bool = False, **values: Any) -> Path:
+    """The shipped file at scale smoke, with other values; `__` stands for the dot. Of the variants `full` alone, so
+    that a changed section makes none of them another.
+    """
     content = copy.deepcopy(SHIPPED) | {"scale": "smoke"}
+    if not shipped_variants:
+        content |= {"variants": {"full": {}}, "extended": {}}
     for key, value in values.items():
         *parents, last = key.split("__")
         place = content
@@ -48,11 +52,14 @@ def refusal(path: Path, **values: Any) -> str:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("variant", SHIPPED["variants"])
-def test_every_shipped_scale_and_variant_resolves(scale: str, variant: str, tmp_path: Path) -> None:
-    found = read_params(changed(tmp_path, scale=scale)).settings(variant)
-    assert (found.scale, found.variant) == (scale, variant)
-    assert found.folder == Path(f"runs/scenes-{scale}")
+def test_every_shipped_scale_and_variant_resolves(scale: str, tmp_path: Path) -> None:
+    params = read_params(changed(tmp_path, shipped_variants=True, scale=scale))
+    for variant in (*SHIPPED["variants"], *SHIPPED["extended"]):
+        found = params.settings(variant)
+        assert (found.scale, found.variant) == (scale, variant)
+        assert found.folder == Path(f"runs/scenes-{scale}")
+        beyond = variant in SHIPPED["extended"]
+        assert found.outs == (found.folder / "extended" if beyond else found.folder)
 
 
 def test_scales_are_the_documented_ones() -> None:
@@ -140,8 +147,34 @@ def test_a_variant_overrides_model_loss_and_train_alone(section: str, tmp_path: 
 
 
 def test_runs_are_variants_times_seeds(tmp_path: Path) -> None:
-    params = read_params(changed(tmp_path, seeds=[0, 3], variants={"full": {}, "no_window": {}}))
-    assert params.runs() == ["full-0", "full-3", "no_window-0", "no_window-3"]
+    params = read_params(changed(tmp_path, seeds=[0, 3], variants={"full": {}, "plain": {"model": {"neck": "none"}}}))
+    assert params.runs() == ["full-0", "full-3", "plain-0", "plain-3"]
+
+
+def test_extended_runs_have_stages_of_their_own(tmp_path: Path) -> None:
+    other = {"model": {"hmf": {"gate": "text"}}}
+    params = read_params(changed(tmp_path, seeds=[0, 3], extended={"gate_text": other}, extended_seeds=[1]))
+    assert params.extended_runs() == ["gate_text-1"]
+    assert params.runs_of("full") == ["full-0", "full-3"] and params.runs_of("gate_text") == ["gate_text-1"]
+    assert params.stage("full-0") == "train@full-0"
+    assert params.stage("gate_text-1") == "studies/dvc.yaml:train@gate_text-1"
+
+
+def test_placement_puts_as_many_adapters_side_by_side() -> None:
+    assert placed((1, 3, 5, 7, 9, 11), "spread", 12) == (1, 3, 5, 7, 9, 11)
+    assert placed((1, 3, 5, 7, 9, 11), "early", 12) == (0, 1, 2, 3, 4, 5)
+    assert placed((1, 3, 5, 7, 9, 11), "middle", 12) == (3, 4, 5, 6, 7, 8), "Table 5 of the paper"
+    assert placed((1, 3, 5, 7, 9, 11), "late", 12) == (6, 7, 8, 9, 10, 11)
+    assert placed((), "late", 12) == ()
+
+
+def test_sizes_of_rivals_are_settings_of_rivals_alone(tmp_path: Path) -> None:
+    extended = {"lora": {"model": {"adapters": "lora", "rivals": {"lora": {"rank": 3}}}}}
+    params = read_params(changed(tmp_path, extended=extended))
+    assert params.settings().model.rivals is None
+    rivals = params.settings("lora").model.rivals
+    assert rivals is not None and rivals.lora.rank == 3
+    assert rivals.lora.alpha == SHIPPED["rivals"]["smoke"]["lora"]["alpha"]
 
 
 def test_windows(tmp_path: Path) -> None:
@@ -212,7 +245,10 @@ WRONG = {
     "scales__smoke__data__tokens": ({"scenes": 2}, r"data\.tokens\.scenes: .*greater than or equal to 3.*not 2"),
     "scales__smoke__encoders__vision__taps": ([1], r"encoders\.vision\.taps"),
     "data__name": ("coco", r"data\.name: .*'refcoco'.*'refcocog-google'.*'coco'"),
-    "model__neck": ("fpn", r"model\.neck: .*'hmf' or 'none'.*'fpn'"),
+    "model__neck": ("fpn", r"model\.neck: .*'hmf', 'none', 'detris' or 'etris'.*'fpn'"),
+    "model__adapters": ("prompt", r"model\.adapters: .*'wimfris'.*'finetune'.*'prompt'"),
+    "model__placement": ("even", r"model\.placement: .*'spread'.*'late'.*'even'"),
+    "extended_seeds": ([], r"extended_seeds: .*at least 1"),
     "model__hmf__window": ("all", r"model\.hmf\.window: .*'grid'.*integer.*'all'"),
     "model__hmf__gate": ("max", r"model\.hmf\.gate: .*'attention', 'text' or 'none'.*'max'"),
     "model__msa__emphasis": ("some", r"model\.msa\.emphasis: .*'learned'.*number.*'some'"),
@@ -274,6 +310,21 @@ def test_impossible_combination(key: str, tmp_path: Path) -> None:
     assert re.match(rf"params\.yaml: {told}.* \(scale smoke, variant full\)$", message), message
 
 
+def test_variants_that_are_one_and_the_same(tmp_path: Path) -> None:
+    message = refusal(tmp_path, variants={"full": {}, "again": {"model": {"hmf": {"window": 4}}}})
+    assert message.startswith("params.yaml: variants full and again have equal settings at scale smoke; remove one")
+    message = refusal(tmp_path, extended={"again": {"loss": {"dice": 0.3}}})
+    assert "variants full and again have equal settings" in message
+
+
+def test_a_name_is_of_the_core_or_beyond_it(tmp_path: Path) -> None:
+    assert re.match(r"params\.yaml: extended: \['full'\]", refusal(tmp_path, extended={"full": {}}))
+
+
+def test_there_is_a_full_model_to_compare_with(tmp_path: Path) -> None:
+    assert re.match(r"params\.yaml: variants: no full", refusal(tmp_path, variants={"half": {}}))
+
+
 @pytest.mark.parametrize("name", ["a/b", "a b", "", "a-b"])
 def test_variant_name_that_makes_no_file_name(name: str, tmp_path: Path) -> None:
     assert re.match(rf"params\.yaml: variants\.{name}: ", refusal(tmp_path, variants={"full": {}, name: {}}))
@@ -327,7 +378,10 @@ def test_impossible_variant_is_refused_whatever_is_asked_for(tmp_path: Path) -> 
 
 
 def test_unknown_scale_and_variant(tmp_path: Path) -> None:
-    assert refusal(tmp_path, scale="huge") == "params.yaml: scale: no scale 'huge'; allowed: smoke, tiny, base, large"
+    assert (
+        refusal(tmp_path, scale="huge")
+        == "params.yaml: scale: no scale 'huge'; allowed: smoke, tiny, small, base, large"
+    )
     with pytest.raises(UserError, match=r"^params\.yaml: variants: no variant 'half'; there are: full"):
         read_params(changed(tmp_path)).settings("half")
 

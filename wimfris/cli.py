@@ -109,11 +109,16 @@ def encoders_fetch(scale: ScaleOption = None) -> None:
 
 
 @encoders_app.command("pretrain")
-def encoders_pretrain() -> None:
-    """Train the small built-in encoders anew (about an hour), and write their card."""
+def encoders_pretrain(scale: ScaleOption = None) -> None:
+    """Train the built-in encoders anew (about an hour), or scale small's vision encoder, and write their card."""
     from wimfris.encoders.pretrain import pretrain_builtin
 
-    pretrain_builtin(read_params())
+    params = read_params()
+    sections = {section.scale: section for section in (params.pretrain, params.pretrain_small)}
+    wanted = scale or params.pretrain.scale
+    if wanted not in sections:
+        raise UserError(f"--scale {wanted}: its encoders are not pretrained here; there are: {', '.join(sections)}")
+    pretrain_builtin(params, sections[wanted])
 
 
 @app.command()
@@ -230,6 +235,41 @@ def ceiling() -> None:
         told = [f"{100 * found[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
         table.add_row(split, f"{found['n']:.0f}", *told)
     Console().print(table)
+
+
+@app.command()
+def gather(
+    extended: Annotated[bool, typer.Option("--extended", help="The runs beyond the core instead.")] = False,
+) -> None:
+    """Write the records of the set and scale in use to reports/records, where they are committed.
+
+    Of the core all runs; beyond it those that are there, and of the rest what was gathered before, where the run's
+    settings are still the same.
+    """
+    from wimfris.results.evidence import evidence_path, finished, gathered, write_evidence
+
+    params = read_params()
+    settings = params.settings()
+    path = evidence_path(settings.folder.name, extended)
+    folder, runs, kept = settings.outs, params.runs(), list[str]()
+    if extended:
+        folder = settings.folder / "extended"
+        runs = finished(folder, params.extended_runs())
+        kept = [run for run in gathered(path) if run not in runs and _unchanged(params, run)]
+        if not runs and not kept:
+            raise UserError(f"{folder / 'records'}: no records; train with `wimfris matrix --extended`")
+    write_evidence(folder, runs, path, kept)
+    print(f"{path}: {len(runs)} runs, {len(kept)} kept from before, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _unchanged(params: Params, run: str) -> bool:
+    """Whether a run's manifest is there and of the settings that params.yaml gives it now."""
+    variant, _ = _split_run(run)
+    if run not in params.runs_of(variant) or variant not in (*params.variants, *params.extended):
+        return False
+    settings = params.settings(variant)
+    manifest = settings.outs / "manifests" / f"{run}.json"
+    return manifest.is_file() and json.loads(manifest.read_text())["settings"] == settings.model_dump(mode="json")
 
 
 @app.command()

@@ -238,7 +238,9 @@ class Pretrain(Section):
 
     scale: str
     seed: NonNegativeInt
-    text: PretrainText
+    text: PretrainText | None = (
+        None  # None: the built-in text encoder serves, and the vision encoder starts as built in
+    )
     vision: PretrainVision
 
 
@@ -390,6 +392,7 @@ class Params(Section):
     evaluate: dict[str, Any]
     rivals: dict[str, dict[str, Any]]
     pretrain: Pretrain
+    pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
 
     @field_validator("seeds", "extended_seeds")

@@ -1,5 +1,6 @@
 """Pretraining of the built-in pair: the targets are the scene's, and a few steps learn something."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wimfris.encoders.pretrain import (
     PROGRAM,
     DenseHead,
     draw_pool,
+    from_coarser,
     pretrain_builtin,
     pretrain_text,
     pretrain_vision,
@@ -181,7 +183,7 @@ def test_both_are_written_with_their_card_and_can_be_loaded(
     for module in (load, pretrain):
         monkeypatch.setattr(module, "BUILTIN", tmp_path)
     monkeypatch.setattr(load.save_builtin, "__defaults__", (tmp_path,))
-    pretrain_builtin(small)
+    pretrain_builtin(small, small.pretrain)
     assert {path.name for path in tmp_path.iterdir()} == {"text.safetensors", "vision.safetensors", "CARD.md"}
     card = (tmp_path / "CARD.md").read_text()
     assert "| text | steps 4," in card and "| vision | steps 3," in card and "scenes 20" in card
@@ -200,7 +202,36 @@ def test_both_are_written_with_their_card_and_can_be_loaded(
     assert weights_hash(load.load_text(built_in, tokenizer)) != weights_hash(load.load_text(settings, tokenizer))
 
 
+def test_finer_vision_encoder_goes_on_from_the_built_in_one(
+    small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the text encoder stays, the vision encoder starts as built in, its positions interpolated."""
+    for module in (load, pretrain):
+        monkeypatch.setattr(module, "BUILTIN", tmp_path)
+    monkeypatch.setattr(load.save_builtin, "__defaults__", (tmp_path,))
+    finer = copy.deepcopy(small.scales["smoke"])
+    finer["data"]["image_size"] = 64
+    params = small.model_copy(update={"scales": small.scales | {"finer": finer}})
+    chosen = small.pretrain.model_copy(update={"scale": "finer", "text": None})
+    pretrain_builtin(params, chosen)
+    assert {path.name for path in tmp_path.iterdir()} == {"vision-finer.safetensors", "CARD-finer.md"}
+    coarse, fine = new_vision(small.settings()), new_vision(params.model_copy(update={"scale": "finer"}).settings())
+    from_coarser(fine, coarse)
+    ours, theirs = fine.state_dict(), coarse.state_dict()
+    positions = "embeddings.position_embeddings"
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != positions)
+    assert ours[positions].shape == (1, 1 + 16 * 16, 16)
+    averaged = torch.nn.functional.avg_pool2d(ours[positions][:, 1:].unflatten(1, (16, 16)).permute(0, 3, 1, 2), 2)
+    expected = theirs[positions][:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    inside = (..., slice(1, -1), slice(1, -1))  # at the border there is less to interpolate from
+    torch.testing.assert_close(averaged[inside], expected[inside], atol=0.5 * float(expected.std()), rtol=0)
+    assert torch.corrcoef(torch.stack([averaged.flatten(), expected.flatten()]))[0, 1] > 0.98
+
+
 def test_pretraining_settings_name_a_scale_that_is_there() -> None:
     params = read_params(ROOT / "params.yaml")
     settings = params.model_copy(update={"scale": params.pretrain.scale}).settings()
     assert settings.encoders.text.source == settings.encoders.vision.source == "builtin"
+    finer = params.model_copy(update={"scale": params.pretrain_small.scale}).settings()
+    assert finer.encoders.vision.source == "builtin-small" and finer.encoders.text == settings.encoders.text
+    assert finer.grid == 2 * settings.grid

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 from wimfris.data import scenes
 from wimfris.data.letterbox import CLIP_MEAN, CLIP_STD
 from wimfris.data.tokens import WordTokenizer
-from wimfris.encoders.load import BUILTIN, load_tokenizer, new_text, new_vision, save_builtin
+from wimfris.encoders.load import BUILTIN, load_tokenizer, load_vision, new_text, new_vision, save_builtin
 from wimfris.encoders.vision import patch_size
 from wimfris.files import write_text
-from wimfris.params import Params
+from wimfris.params import Params, Pretrain, PretrainText
 
 CELLS = 2  # cells along a patch's side: finer than a patch, so that a small thing has one of its own
 BACKGROUND = -1
@@ -291,40 +292,57 @@ def pretrain_text(
     return {"sentences read exactly": float((read == wanted).all(1).float().mean())}
 
 
-def pretrain_builtin(params: Params) -> None:
-    """Train both built-in encoders by the settings of `pretrain` and write them with their card."""
-    chosen = params.pretrain
+def from_coarser(backbone: Dinov2WithRegistersModel, coarser: Dinov2WithRegistersModel) -> None:
+    """Start a backbone from one of the same sizes on a coarser grid, in place: its position grid is interpolated."""
+    state = coarser.state_dict()
+    name = "embeddings.position_embeddings"
+    positions, side = state[name], math.isqrt(backbone.embeddings.position_embeddings.shape[1] - 1)
+    old = math.isqrt(positions.shape[1] - 1)
+    grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    state[name] = torch.cat([positions[:, :1], grid.flatten(2).mT], dim=1)
+    backbone.load_state_dict(state)
+
+
+def pretrain_builtin(params: Params, chosen: Pretrain) -> None:
+    """Train the built-in encoders of one scale and write them with their card: both afresh, or where `chosen.text` is
+    None the vision encoder alone, starting from the built-in one of `params.pretrain`.
+    """
     settings = params.model_copy(update={"scale": chosen.scale}).settings()
     torch.set_num_threads(settings.train.threads)
     torch.use_deterministic_algorithms(True)
-    tokenizer = load_tokenizer(settings)
-    assert isinstance(tokenizer, WordTokenizer)
     told = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        for name in ("text", "vision"):
-            section = getattr(chosen, name)
+
+        def shared(name: str, section: PretrainText) -> dict[str, Any]:
             bar = progress.add_task(f"{name} encoder", total=section.steps)
             torch.manual_seed(chosen.seed)
-            shared = {
+            return {
                 "steps": section.steps,
                 "batch": section.batch_size,
                 "learning_rate": section.learning_rate,
                 "seed": chosen.seed,
-                "report": lambda step, loss, bar=bar: progress.update(bar, completed=step),
+                "report": lambda step, loss: progress.update(bar, completed=step),
             }
-            started = time.process_time()
-            if name == "text":
-                text = new_text(settings, tokenizer)
-                scores = pretrain_text(text, tokenizer, **shared)
-                save_builtin(text, "text", " ".join(scenes.vocabulary()))
-            else:
-                vision = new_vision(settings)
-                scores = pretrain_vision(
-                    vision, size=settings.data.image_size, scenes_drawn=chosen.vision.scenes, **shared
-                )
-                save_builtin(vision, "vision", "")
-            told.append((name, scores, (time.process_time() - started) / 60))
-    write_text(BUILTIN / "CARD.md", _card(params, told))
+
+        if chosen.text is not None:
+            tokenizer = load_tokenizer(settings)
+            assert isinstance(tokenizer, WordTokenizer)
+            options, started = shared("text", chosen.text), time.process_time()
+            text = new_text(settings, tokenizer)
+            scores = pretrain_text(text, tokenizer, **options)
+            save_builtin(text, "text", " ".join(scenes.vocabulary()))
+            told.append(("text", chosen.text, scores, (time.process_time() - started) / 60))
+        options, started = shared("vision", chosen.vision), time.process_time()
+        vision, suffix = new_vision(settings), ""
+        if chosen.text is None:
+            from_coarser(vision, load_vision(params.model_copy(update={"scale": params.pretrain.scale}).settings()))
+            suffix = f"-{chosen.scale}"
+        size = settings.data.image_size
+        scores = pretrain_vision(vision, size=size, scenes_drawn=chosen.vision.scenes, **options)
+        save_builtin(vision, f"vision{suffix}", "")
+        told.append(("vision", chosen.vision, scores, (time.process_time() - started) / 60))
+    write_text(BUILTIN / f"CARD{suffix}.md", _card(chosen, told))
 
 
 CARD = """\
@@ -340,16 +358,26 @@ of frozen foundation models at scale tiny: they know drawn scenes and sentences 
 - Task of the vision encoder: each quarter of a patch tells shape, colour and size of the thing that covers it, the way
   to its centre, its radius, its ranks in the scene and how many share its attributes; each patch tells its outline.
 - Task of the text encoder: the end token tells every condition that the sentence states.
+"""
+CARD_FINER = """\
+# The built-in vision encoder of scale {scale}
 
+The built-in vision encoder (CARD.md), trained further on a finer grid of patches: its positions were interpolated.
+
+- Made by `dvc repro -f studies/dvc.yaml:pretrain` (`wimfris encoders pretrain --scale {scale}`), with the settings
+  under `pretrain_{scale}` in params.yaml: seed {seed}, one thread.
+- Data and task are those of CARD.md. The text encoder is the same.
+"""
+CARD_HEAD = """
 | encoder | settings | CPU minutes | on what it had not seen |
 |---|---|---|---|
 """
 
 
-def _card(params: Params, told: list[tuple[str, dict[str, float], float]]) -> str:
-    card = CARD.format(seed=params.pretrain.seed)
-    for name, scores, minutes in told:
-        settings = ", ".join(f"{key} {value:g}" for key, value in getattr(params.pretrain, name).model_dump().items())
+def _card(chosen: Pretrain, told: list[tuple[str, PretrainText, dict[str, float], float]]) -> str:
+    card = (CARD if chosen.text else CARD_FINER).format(seed=chosen.seed, scale=chosen.scale) + CARD_HEAD
+    for name, section, scores, minutes in told:
+        settings = ", ".join(f"{key} {value:g}" for key, value in section.model_dump().items())
         read = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
         card += f"| {name} | {settings} | {minutes:.0f} | {read} |\n"
     return card
