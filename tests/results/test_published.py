@@ -30,7 +30,13 @@ def test_a_figure_is_found_by_its_key() -> None:
         "T3a", "WIMFRIS-B", "no window", "refcoco", "val", "miou", 76.0, "wimfris-note", "medium"
     )
     found = published("T2", "DETRIS-B", "released", "refcoco+", "testB", "oiou", path=FILE)
-    assert found is not None and found.value == 56.5 and str(found) == "56.5 (high trust)"
+    assert found is not None and (found.value, found.trust) == (56.5, "high")
+
+
+def test_a_figure_is_written_as_it_was_stated() -> None:
+    stated = {76.0: "76.0", 74.38: "74.38", 3.0: "3.0"}
+    written = {figure.value: str(figure) for figure in read_published(FILE).values()}
+    assert stated.items() <= written.items()
 
 
 def test_what_nobody_published_is_a_gap() -> None:

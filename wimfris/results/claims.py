@@ -298,7 +298,7 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
         "ΔmIoU": f"{100 * row['difference']:+.1f}",
         "these seeds": _interval(100 * row["these_low"], 100 * row["these_high"], "+.1f"),
         "any seed": _interval(100 * row["any_low"], 100 * row["any_high"], "+.1f"),
-        "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}",
+        "p, Holm": _p(row["p_holm"]),
         "ΔoIoU": f"{100 * others['oiou']:+.1f}",
         "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
         "images": f"{row['images']}",
@@ -313,10 +313,17 @@ def _interval(low: float, high: float, form: str) -> str:
     return "unknown" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
+def _p(p: float) -> str:
+    return "unknown" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _paper(verdict: Verdict) -> str:
-    table = verdict.claim.published.table
-    figures = ", ".join(f"{label} {figure}" for label, figure in verdict.figures.items())
-    return f"{'Figure' if table[0] == 'F' else 'Table'} {table[1:]}: {figures}"
+    """The paper's figures in its own words, and the range of trust in them."""
+    place, figures = verdict.claim.published, verdict.figures.values()
+    stated = ", ".join(f"{figure.variant} {figure}" for figure in figures)
+    trust = sorted({figure.trust for figure in figures}, key=TRUST.index)
+    title = f"{'Figure' if place.table[0] == 'F' else 'Table'} {place.table[1:]}"
+    return f"{title}: {stated} (trust {' to '.join(trust)})"
 
 
 def footer(verdict: Verdict) -> str:

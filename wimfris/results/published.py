@@ -31,7 +31,8 @@ class Figure:
     trust: Trust
 
     def __str__(self) -> str:
-        return f"{self.value:g} ({self.trust} trust)"
+        """Its value, one decimal or as many as it was stated with."""
+        return f"{self.value:.1f}" if round(self.value, 1) == self.value else f"{self.value:g}"
 
 
 COLUMNS = tuple(Figure.__annotations__)
