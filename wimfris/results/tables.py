@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from tabulate import LATEX_ESCAPE_RULES, tabulate
@@ -206,8 +207,9 @@ def _sections(frame: pd.DataFrame) -> Iterator[Section]:
 
 
 def print_section(section: Section, without: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print a table to the terminal, columns `without` left to the files."""
-    cells = section.cells.drop(columns=[name for name in without if name in section.cells])
+    """Print a table to the terminal, columns `without` left to the files; a column `block` becomes lines of its own."""
+    cells = section.cells.drop(columns=[name for name in (*without, "block") if name in section.cells])
+    blocks = list(section.cells.get("block", [""] * len(cells)))
     table = Table(
         title=Text(section.title),
         title_justify="left",
@@ -218,9 +220,15 @@ def print_section(section: Section, without: Sequence[str] = (), console: Consol
     )
     for name in cells.columns:
         table.add_column(name, justify="left" if name in section.left else "right", no_wrap=True)
-    for row in cells.itertuples(index=False):
+    for before, block, row in zip(["", *blocks], blocks, cells.itertuples(index=False), strict=False):
+        if block != before:
+            table.add_row(Text(block, "italic"))
         table.add_row(*(Text(cell) for cell in row))
-    console = console or Console()
+    if console is None:
+        console = Console()  # where it is too narrow, rather lines that the terminal breaks than figures cut off
+        console.width = max(
+            console.width, Measurement.get(console, console.options.update(max_width=999), table).maximum
+        )
     console.print(table)
     console.print()
 
@@ -230,9 +238,11 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def markdown_text(heading: str, sections: Iterable[Section]) -> str:
-    """Markdown: a heading, and for every table a heading of its own, its note, its cells and its foot, escaped."""
-    parts = [f"# {heading.translate(_MARKDOWN)}\n"]
+def markdown_text(heading: str, sections: Iterable[Section], intro: str = "") -> str:
+    """Markdown: a heading, an introduction (Markdown as it is), and for every table a heading of its own, its note, its
+    cells and its foot, escaped.
+    """
+    parts = list(filter(None, [f"# {heading.translate(_MARKDOWN)}\n", intro]))
     for section in sections:
         body = tabulate(
             [[cell.translate(_MARKDOWN) for cell in row] for row in section.cells.itertuples(index=False)],

@@ -1,0 +1,34 @@
+"""Do MSA and MTA beat other ways of tuning with as many trained parameters? (asked by the reviewers)
+
+Every row has the HMF neck and the same decoder, and its adapters have about the trained parameters of MSA + MTA (within
+5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading). Two ends
+beside them: nothing tuned in the encoders, and all of them fine-tuned.
+
+    python studies/rivals.py          # 16 runs at scale tiny, 10 of them beyond the core: about an hour on 2 cores
+"""
+
+from wimfris.results.study import Row, Study
+from wimfris.study import main
+
+EQUAL, ENDS = "equal parameters", "the two ends"
+
+STUDY = Study(
+    name="rivals",
+    title="Rival ways of tuning",
+    question="Are MSA and MTA better than other adapters with as many trained parameters?",
+    paper="The paper has no such table; its reviewers asked for one.",
+    note="Trained: all trained parameters, of adapters, neck, decoder and projections. ETRIS's bridger is our reading.",
+    rows=(
+        Row("MSA + MTA (full)", "full", block=EQUAL),
+        Row("DETRIS's adapters", "detris_adapters", block=EQUAL),
+        Row("ETRIS's bridger", "etris_adapters", block=EQUAL),
+        Row("bottleneck", "bottleneck", block=EQUAL),
+        Row("LoRA", "lora", block=EQUAL),
+        Row("frozen", "none", block=ENDS),
+        Row("fine-tuned", "finetune", block=ENDS),
+    ),
+    parameters=True,
+)
+
+if __name__ == "__main__":
+    main(STUDY)
