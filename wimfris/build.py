@@ -35,7 +35,7 @@ def uses_baselines(settings: Settings) -> bool:
 def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Text layer -> MTA, or the adapter of a rival."""
     if settings.model.adapters != "wimfris":
-        from wimfris.model import baselines
+        from wimfris.model.baselines import build as baselines
 
         return baselines.build_text_adapters(settings)
     mta = settings.model.mta
@@ -57,7 +57,7 @@ def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
 def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Vision layer -> MSA, or the adapter of a rival."""
     if settings.model.adapters != "wimfris":
-        from wimfris.model import baselines
+        from wimfris.model.baselines import build as baselines
 
         return baselines.build_vision_adapters(settings)
     msa = settings.model.msa
@@ -80,7 +80,7 @@ def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
 def build_neck(settings: Settings) -> nn.Module:
     """HMF, the 1x1 convolution alone where `model.neck` is none, or a rival's neck."""
     if settings.model.neck in ("detris", "etris"):
-        from wimfris.model import baselines
+        from wimfris.model.baselines import build as baselines
 
         return baselines.build_neck(settings)
     hmf, text_width = settings.model.hmf, settings.encoders.text.width
@@ -124,7 +124,7 @@ def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
         loaded,
     )
     if settings.model.adapters != "wimfris":
-        from wimfris.model import baselines
+        from wimfris.model.baselines import build as baselines
 
         baselines.tune_backbones(settings, *backbones)
     return segmenter

@@ -157,30 +157,50 @@ def matrix(
 
 
 @app.command()
-def evaluate(run: RunOption, out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")]) -> None:
-    """Evaluate a trained run again: all splits, all sentences, both controls."""
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")],
+    run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
+    detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
+) -> None:
+    """Evaluate a trained run again, or a released DETRIS model: all splits, all sentences, both controls."""
     import torch
 
     from wimfris.build import build_device
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
+    from wimfris.encoders.load import load_tokenizer
     from wimfris.evaluate import Evaluator
     from wimfris.predict import Predictor
     from wimfris.results.records import write_records
+    from wimfris.results.tables import main_table, print_table
     from wimfris.train import make_progress
 
-    settings = _settings_of(run)
+    if (run is None) == (detris is None):
+        raise UserError("evaluate: name either --run or --detris")
+    if run is not None:
+        settings, seed = _settings_of(run), _split_run(run)[1]
+        predictor = Predictor.load(settings, run)
+        segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
+    else:
+        from wimfris.model.baselines.checkpoint import read_detris
+        from wimfris.released import released_detris
+
+        assert detris is not None
+        params = read_params()
+        state = read_detris(detris)
+        tokenizer, seed = load_tokenizer(params.settings()), 0
+        settings, segmenter = released_detris(params, state, tokenizer)
+        name = f"{settings.variant}-{seed}"
     torch.set_num_threads(settings.train.threads)
     device = build_device(settings)
-    predictor = Predictor.load(settings, run)
     index = read_index(settings.folder / "index" / "index.parquet")
-    evaluator = Evaluator(settings, index, source_images(settings), predictor.tokenizer, device)
-    predictor.segmenter.to(device)
+    evaluator = Evaluator(settings, index, source_images(settings), tokenizer, device)
+    segmenter.to(device)
     with make_progress() as progress:
-        bar = progress.add_task(f"{run} evaluation", total=evaluator.cases())
-        write_records(
-            evaluator.report(predictor.segmenter, run, _split_run(run)[1], lambda: progress.advance(bar)), out
-        )
+        bar = progress.add_task(f"{name} evaluation", total=evaluator.cases())
+        records = evaluator.report(segmenter, name, seed, lambda: progress.advance(bar))
+    write_records(records, out)
+    print_table(main_table(records))
 
 
 @app.command()

@@ -136,6 +136,7 @@ class Detris(Section):
     """DETRIS's dense aligner and text adapter, in the layers of `msa` and `mta`."""
 
     width: PositiveInt  # of the vision aligner
+    attention_width: PositiveInt  # of its attention to the words
     heads: PositiveInt
     text_width: PositiveInt
     scale: float
@@ -325,13 +326,16 @@ class Settings(Section):
             ("encoders.vision", vision.width, vision.heads),
             ("model.msa", model.msa.width, model.msa.heads),
             ("model.hmf", model.hmf.width, model.hmf.heads),
-            *(
-                (f"rivals.{self.scale}.{name}", getattr(model.rivals, name).width, getattr(model.rivals, name).heads)
-                for name in ("detris", "etris")
-                if model.rivals
-            ),
         ):
             _require(width % heads == 0, f"{key}.width", f"a multiple of {key}.heads ({heads})", width)
+        if model.rivals is not None:
+            detris, etris = model.rivals.detris, model.rivals.etris
+            for key, width, heads in (
+                ("detris.attention_width", detris.attention_width, detris.heads),
+                ("etris.width", etris.width, etris.heads),
+            ):
+                key = f"rivals.{self.scale}.{key}"
+                _require(width % heads == 0, key, f"a multiple of its heads ({heads})", width)
         _require(
             model.hmf.width % model.decoder.heads == 0,
             "model.hmf.width",

@@ -45,7 +45,7 @@ def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
                     width,
                     text_width,
                     detris.width,
-                    attention_width=detris.width,  # equal in the authors' settings
+                    attention_width=detris.attention_width,
                     heads=detris.heads,
                     scale=detris.scale,
                 )
@@ -86,6 +86,9 @@ def tune_backbones(settings: Settings, text_backbone: nn.Module, vision_backbone
             inject_lora(backbone, lora.rank, lora.alpha)
         elif settings.model.adapters == "finetune":
             backbone.requires_grad_(True)
+            for name, parameter in backbone.named_parameters():
+                if name.endswith("mask_token"):  # of DINOv2's own pretraining: no image has masked patches here
+                    parameter.requires_grad_(False)
 
 
 def tuned_parameters(settings: Settings) -> dict[str, int]:

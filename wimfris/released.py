@@ -1,0 +1,58 @@
+"""Released models of others under our evaluation: DETRIS's checkpoints, to hold our protocol against its own table."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from wimfris.build import build_segmenter
+from wimfris.data.tokens import Tokenizer
+from wimfris.errors import UserError
+from wimfris.model.baselines.checkpoint import load_detris
+from wimfris.model.segmenter import Segmenter
+from wimfris.params import Params, Settings
+
+VARIANT = "detris_released"
+_ATTENTION = re.compile(r"(?:module\.)?dinov2\.blocks\.\d+\.adapter\.cross\.image_proj\.weight")
+_DOWN = re.compile(r"(?:module\.)?(dinov2\.blocks|txt_backbone\.transformer\.resblocks)\.(\d+)\.adapter\.D_fc1\.weight")
+
+
+def detris_settings(params: Params, state: Mapping[str, Tensor]) -> Settings:
+    """The settings in use with DETRIS's adapters and neck, in the layers and at the widths of a checkpoint's tensors.
+
+    Raises UserError where the checkpoint has no adapters, or of several widths.
+    """
+    layers: dict[str, list[int]] = {"dinov2": [], "txt_backbone": []}
+    widths: dict[str, set[int]] = {"dinov2": set(), "txt_backbone": set()}
+    for name, value in state.items():
+        if match := _DOWN.fullmatch(name):
+            tower = match[1].split(".")[0]
+            layers[tower].append(int(match[2]))
+            widths[tower].add(int(value.shape[0]))
+    if any(len(found) != 1 for found in widths.values()):
+        told = ", ".join(f"{tower} {sorted(found) or 'none'}" for tower, found in widths.items())
+        raise UserError(f"DETRIS checkpoint: adapters of one width in both encoders are needed, it has: {told}")
+    attention = next((len(value) for name, value in state.items() if _ATTENTION.fullmatch(name)), None)
+    if attention is None:
+        raise UserError("DETRIS checkpoint: its vision adapters have no cross.image_proj; name a released checkpoint")
+    sizes = {"attention_width": attention, "width": widths["dinov2"].pop(), "text_width": widths["txt_backbone"].pop()}
+    overrides: dict[str, Any] = {
+        "adapters": "detris",
+        "neck": "detris",
+        "mta": {"layers": sorted(layers["txt_backbone"])},
+        "msa": {"layers": sorted(layers["dinov2"])},
+        "rivals": {"detris": sizes},
+    }
+    extended = params.extended | {VARIANT: {"model": overrides}}
+    return params.model_copy(update={"extended": extended}).settings(VARIANT)
+
+
+def released_detris(params: Params, state: Mapping[str, Tensor], tokenizer: Tokenizer) -> tuple[Settings, Segmenter]:
+    """A released checkpoint as a Segmenter in eval mode, and its settings. Raises UserError where they do not fit the
+    encoders of the scale in use.
+    """
+    settings = detris_settings(params, state)
+    segmenter = build_segmenter(settings, tokenizer)
+    load_detris(segmenter, state, settings.grid)
+    return settings, segmenter.eval()
