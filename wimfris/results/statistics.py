@@ -16,19 +16,20 @@ differences of two systems' values, d_si, follow the two-way model
 
     d_si = difference + seed_s + image_i + (seed x image)_si,
 
-with seeds paired by their number. With V_seed = var_s(mean_i d_si) / S and V_image = var_i(mean_s d_si) / I, the sum
-V_seed + V_image is at least the variance of the estimate in expectation: it counts the interaction twice, as the
-pigeonhole bootstrap does (Owen 2007; Cameron, Gelbach & Miller 2011). Satterthwaite's degrees of freedom (1946) are the
-usual next step, and too many here: with two or three seeds V_seed comes out tiny by luck just when it tells least, the
-degrees of freedom then grow, and a nominal 95% interval covers 88% (two seeds) or 93% (three) where seeds differ with a
-standard deviation of 0.03. Banerjee's interval (1960, Sankhya 22: 357) gives each component its own quantile,
+with seeds paired by their number. V_image = var_i(mean_s d_si) / I. For V_seed, two or three seeds of one pair tell
+next to nothing, so that the systems of a table share what they have: with s^2 the variance between the seeds of one
+system (of R_s, about the system's mean), pooled over the systems with sum_v (S_v - 1) degrees of freedom, as in an
+analysis of variance, V_seed = 2 s^2 / S. That seeds scatter alike in all systems of a table is an assumption; that the
+same seed number does not move two systems alike is a cautious one. V_seed + V_image is at least the variance of the
+estimate in expectation: it counts the interaction twice, as the pigeonhole bootstrap does (Owen 2007; Cameron, Gelbach
+& Miller 2011). Banerjee's interval (1960, Sankhya 22: 357) gives each component its own quantile,
 
-    half width^2 = t_{S-1}^2 V_seed + t_{I-1}^2 V_image,
+    half width^2 = t_nu^2 V_seed + t_{I-1}^2 V_image,   nu = sum_v (S_v - 1),
 
 and covers at least its level whatever the true variances are: with F the distribution function of chi^2_1, which is
 concave, u_k independent chi^2 over their degrees of freedom, and w_k each component's share of the variance,
-F(sum_k w_k t_k^2 u_k) >= sum_k w_k F(t_k^2 u_k), and every F(t_k^2 u_k) has the level as its mean. Two seeds make it
-wide (t_1 = 12.7), three less so (t_2 = 4.3): that is what so few seeds hold.
+F(sum_k w_k t_k^2 u_k) >= sum_k w_k F(t_k^2 u_k), and every F(t_k^2 u_k) has the level as its mean. A pair alone has
+nu = 2 (S - 1): with two seeds t_2 = 4.3, with three t_4 = 2.8.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
+    pool: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Compare every variant with the baseline on one split, told the sentences: a row per variant and metric.
 
@@ -92,7 +94,8 @@ def compare(
     * variant, baseline, split, metric (`METRICS`); value, baseline_value (means over the common seeds) and difference;
     * these_low, these_high: interval for these seeds, percentiles of the bootstrap over images. In simulations of 250
       images these cover 95% for mIoU and 93% for oIoU, which a few large objects rule; BCa covered 95% and 91%;
-    * any_low, any_high, standard_error, df, p: for any seed, see `AnySeed`; NaN with one common seed or one image;
+    * any_low, any_high, standard_error, df, p: for any seed, see `AnySeed`; NaN with one common seed or one image. The
+      variance between seeds is pooled over the systems compared and those of `pool`;
     * p_holm: p, corrected for all variants of this call within the metric;
     * sd, baseline_sd, difference_sd: standard deviation (ddof 1) over the common seeds, NaN for one;
     * improvement: probability of improvement (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
@@ -101,18 +104,19 @@ def compare(
     * seeds (common ones), images, sentences;
     * detectable: smallest true difference found with 80% power at two-sided 5%, uncorrected, see `detectable`.
 
-    `seed` is the bootstrap's; the rows do not depend on the order of the records, nor, save p_holm, on the other
-    variants. Raises `UserError`, one line, where a system has no records of the split or no seed in common with the
-    baseline, or where the runs differ in data set, scale, protocol, sentences or images; `ValueError` where the
-    variants repeat, or hold the baseline.
+    `seed` is the bootstrap's; the rows do not depend on the order of the records, nor, save p_holm and what rests on
+    the pooled variance, on the other variants. Raises `UserError`, one line, where a system has no records of the split
+    or no seed in common with the baseline, or where the runs differ in data set, scale, protocol, sentences or images;
+    `ValueError` where the variants repeat, or hold the baseline.
     """
     systems = [baseline, *variants]
     if len(set(systems)) < len(systems):
         raise ValueError(f"{', '.join(systems)}: the baseline and every variant must be named once")
-    cube = _read(records, systems, split)
+    cube = _read(records, [*systems, *(system for system in dict.fromkeys(pool) if system not in systems)], split)
     ratios = cube.ratios()
     resampled = resample(ratios, resamples, seed)
     linear = {metric: linearise(*ratios[metric]) for metric in METRICS}
+    pooled = {metric: between_seeds(values.mean(axis=-1), cube.present) for metric, values in linear.items()}
     tail = 50 * (1 - level)
     rows = []
     for index, variant in enumerate(variants, start=1):
@@ -128,7 +132,8 @@ def compare(
             system, other = (linear[metric][which, common].mean(axis=-1) for which in (index, 0))
             draws = (resampled[metric][index, common] - resampled[metric][0, common]).mean(axis=0)
             these_low, these_high = np.percentile(draws, [tail, 100 - tail])
-            estimate = any_seed(values, level)
+            variance, df = pooled[metric]
+            estimate = any_seed(values, level, (2 * variance / common.sum(), df))
             rows.append(
                 {
                     "variant": variant,
@@ -192,30 +197,47 @@ def resample(ratios: Mapping[str, tuple[Floats, Floats]], resamples: int = 10_00
     return {name: np.concatenate(part, axis=-1) for name, part in parts.items()}
 
 
-def any_seed(differences: Floats, level: float = 0.95) -> AnySeed:
+def between_seeds(values: Floats, present: NDArray[np.bool_]) -> tuple[Floats, float]:
+    """Variance between the seeds of one system, pooled over systems, and its degrees of freedom, sum_v (S_v - 1).
+
+    `values` (..., systems, seeds) are the metric of each run, `present` (systems, seeds) says which runs there are; the
+    variance is of shape (...).
+    """
+    counts = present.sum(axis=-1, keepdims=True)
+    there = np.where(present, values, 0.0)
+    deviations = np.where(present, values - _divide(there.sum(axis=-1, keepdims=True), counts), 0.0)
+    df = float((counts - 1).clip(min=0).sum())
+    return _divide((deviations**2).sum(axis=(-2, -1)), np.asarray(df)), df
+
+
+def any_seed(differences: Floats, level: float = 0.95, of_seeds: tuple[Floats, float] | None = None) -> AnySeed:
     """Estimate the difference for any seed and image from paired differences (..., seeds, images), linearised.
 
-    With one seed or one image all but the difference is NaN: nothing is known of a spread seen once.
+    `of_seeds` is V_seed, the variance (...) that seeds bring to the mean difference, and its degrees of freedom, see
+    `between_seeds`; None takes them from these differences alone. With one seed or one image all but the difference is
+    NaN: nothing is known of a spread seen once.
     """
     seeds, images = differences.shape[-2:]
     difference = differences.mean(axis=(-2, -1))
     if seeds < 2 or images < 2:
         unknown = np.full_like(difference, np.nan)
         return AnySeed(difference, unknown, unknown, unknown, unknown, unknown)
-    of_seeds = differences.mean(axis=-1).var(axis=-1, ddof=1) / seeds
-    of_images = differences.mean(axis=-2).var(axis=-1, ddof=1) / images
+    if of_seeds is None:
+        of_seeds = differences.mean(axis=-1).var(axis=-1, ddof=1) / seeds, float(seeds - 1)
+    parts = (of_seeds[0], differences.mean(axis=-2).var(axis=-1, ddof=1) / images)
+    dfs = (of_seeds[1], float(images - 1))
 
     def half_width(alpha: ArrayLike) -> Floats:
-        of_t = (special.stdtrit(df, np.asarray(alpha) / 2) ** 2 for df in (seeds - 1, images - 1))
-        return np.sqrt(sum(quantile * part for quantile, part in zip(of_t, (of_seeds, of_images), strict=True)))
+        of_t = (special.stdtrit(df, np.asarray(alpha) / 2) ** 2 for df in dfs)
+        return np.sqrt(sum(quantile * part for quantile, part in zip(of_t, parts, strict=True)))
 
     half = half_width(1 - level)
-    error = np.sqrt(of_seeds + of_images)
+    error = np.sqrt(sum(parts))
     # p and df have no closed form; both are bisected on a log scale, all elements at once.
     log_p = _bisect(lambda log: half_width(np.exp(log)) > np.abs(difference), np.log(_SMALLEST_P), 0.0, error)
     p = np.where(difference == 0, 1.0, np.exp(log_p))
     critical = _divide(half_width(SIGNIFICANCE), error)
-    few, many = np.log(min(seeds, images) - 1), np.log(max(seeds, images) - 1)
+    few, many = np.log(min(dfs)), np.log(max(dfs))
     log_df = _bisect(lambda log: -special.stdtrit(np.exp(log), SIGNIFICANCE / 2) > critical, few, many, error)
     df = np.where(error > 0, np.exp(log_df), np.nan)
     return AnySeed(difference, difference - half, difference + half, error, df, p)
