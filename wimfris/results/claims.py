@@ -198,7 +198,7 @@ def _judge_better(claim: Better, records: pd.DataFrame, resamples: int) -> _Outc
     gaps += [f"no seed in common: {', '.join(apart)}"] if apart else []
     if not there:
         return _Outcome("undecided", "; ".join(gaps))
-    rows = _turned(compare(records, there, claim.system, split=SPLIT, resamples=resamples))
+    rows = _turned(compare(records, there, claim.system, split=SPLIT, resamples=resamples, pool=sorted(seeds)))
     primary = rows[rows["metric"] == "miou"]
     against = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] < 0]
     favour = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] > 0]
