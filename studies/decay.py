@@ -7,12 +7,13 @@ The paper argues (method.md, section 4) that in a stable state-space model it fa
 lambda = max exp(Delta A) a token, and that a window is good because it bounds the distance; it measures nothing. A
 reviewer asked for the measured decay at each window size.
 
-    python studies/decay.py                  # about a minute on one core once the runs are there
+    python studies/decay.py                  # one to two minutes on a core once the runs are there
 
 What is measured: the Frobenius norm of d y_t / d text, y the block's output before gate and residual, the text token as
 the block sees it (normalised), on validation images; `untrained` is the model that a run of the same seed starts from.
-The causal convolution shows the text to the three positions behind it directly, so a rate is fitted from position 4 on
-only, over the geometric mean of the norms; a window of 2 or less has too few positions for that.
+The causal convolution shows the text to the three positions behind it directly, so a rate is fitted from position 4 on,
+over the geometric mean of the norms; a window of 2 or less has too few positions for that. No window is one sequence
+over the whole grid.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
@@ -137,7 +139,8 @@ def draw(curves: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     with _figure(path, (7.2, 3.6)) as figure:
         axes = figure.subplots(1, len(scans), sharey=True, sharex=True, squeeze=False)[0]
         for axis, scan in zip(axes, scans, strict=True):
-            for variant in variants:
+            axis.axvspan(0.5, curves["fitted_from"].iloc[0] - 0.5, color="0.95", zorder=0, linewidth=0)
+            for variant in reversed(variants):  # what is short lies above
                 part = curves[(curves["variant"] == variant) & (curves["scan"] == scan)]
                 if part.empty:
                     continue
@@ -156,7 +159,10 @@ def draw(curves: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
         axes[0].set_ylim(lowest / 2, highest * 2)
         handles: list[Artist] = [Line2D([], [], color=colours[variant], label=names[variant]) for variant in variants]
         handles.append(Line2D([], [], color="0.3", linestyle="--", label="bound"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        handles.append(Patch(color="0.95", label="seen by the convolution"))
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1.4, columnspacing=1
+        )
 
 
 def report(found: Found) -> None:
@@ -167,16 +173,17 @@ def report(found: Found) -> None:
     trained = [run for run in found.runs if (found.outs(run) / "weights" / f"{run}.safetensors").is_file()]
     if not trained:
         raise UserError(f"{settings.outs / 'weights'}: no weights of {', '.join(found.runs)}; train with `dvc repro`")
+    names = {row.variant: row.label for row in found.study.rows}
     curves = pd.concat(
         [
             measure(found.params.settings(run.rpartition("-")[0]), run, scan, rows, images)
-            for run in found.runs
+            for run in sorted(found.runs, key=lambda run: list(names).index(run.rpartition("-")[0]))
             for scan in SCANS
             if scan == "untrained" or run in trained
         ],
         ignore_index=True,
     )
-    summary, names = summarise(curves), {row.variant: row.label for row in found.study.rows}
+    summary = summarise(curves)
     lacking = [run for run in found.runs if run not in trained]
     of = f"{settings.data.name}, scale {settings.scale}, split {SPLIT}"
     note = (
