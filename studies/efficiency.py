@@ -5,8 +5,8 @@ at equal width and about equal trained parameters?
 
 The paper states trained parameters alone (3.0M); its reviewers asked for operations, latency, throughput and memory.
 
-    python studies/efficiency.py                     # about 6 minutes at scale tiny, on a machine that does nothing else
-    python studies/efficiency.py --repetitions 0     # parameters and operations alone: half a minute
+    python studies/efficiency.py                    # about 6 minutes at scale tiny, on a machine that does nothing else
+    python studies/efficiency.py --repetitions 0    # parameters and operations alone: half a minute
 
 Nothing is trained: what a system costs does not depend on its weights. Parameters and operations are also given at
 scale `base`, the paper's, where they are counted on a model without weights; times there need a GPU (`--scale base`).

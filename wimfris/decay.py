@@ -97,7 +97,7 @@ def text_reach(mamba: Mamba, x: Tensor, along: Tensor) -> Reach:
     squared, at_start = torch.zeros(x.shape[:2], dtype=x.dtype), torch.zeros(len(x), dtype=x.dtype)
     for direction in along.to(x.device):
         tangent = direction.expand(len(x), 1, -1).contiguous()
-        _, (output, state) = torch.func.jvp(of_prefix, (x[:, :1],), (tangent,))
+        output, state = torch.func.jvp(of_prefix, (x[:, :1],), (tangent,))[1]
         squared += output.square().sum(dim=-1).cpu()
         at_start += state.square().sum(dim=(-2, -1)).cpu()
     inside = unroll(block, x)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: T
 
 @register_flop_formula(torch.ops.wimfris.selective_scan)
 def _scan_formula(u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return scan_flops(*u, A[1])
+    batch, length, inner = u
+    return scan_flops(batch, length, inner, A[1])
 
 
 def scan_flops(batch: int, length: int, inner: int, state: int) -> int:
@@ -78,7 +80,7 @@ def _visible_scan() -> Iterator[None]:
     scan = mamba.selective_scan
 
     def visible(*arguments: Tensor, backend: str = "auto") -> Tensor:
-        return _scan(*arguments)  # type: ignore[no-any-return, unused-ignore]
+        return _scan(*arguments)
 
     mamba.selective_scan = visible  # type: ignore[assignment]
     try:
@@ -160,10 +162,10 @@ def measure(settings: Settings, repetitions: int) -> Measured:
     with torch.no_grad(), precision_context(settings.train.precision, device):
         for batch in BATCHES:
             inputs = example(segmenter, settings, batch, device.type)
-            latency[str(batch)] = _seconds(lambda inputs=inputs: segmenter(*inputs), repetitions, device)
+            latency[str(batch)] = _seconds(partial(segmenter, *inputs), repetitions, device)
             memory[str(batch)] = held.peak()
-            read = _inputs_of_neck(segmenter, inputs)
-            neck[str(batch)] = _seconds(lambda read=read: segmenter.neck(*read), repetitions, device)
+            on_neck = partial(segmenter.neck, *_inputs_of_neck(segmenter, inputs))
+            neck[str(batch)] = _seconds(on_neck, repetitions, device)
     held.restart()
     step = _seconds(_training_step(segmenter, settings, device), repetitions, device)
     memory["step"] = held.peak()

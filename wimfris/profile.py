@@ -79,7 +79,7 @@ def parameters(segmenter: Segmenter, *, trained: bool = True) -> dict[str, int]:
     """Part -> parameters, those that are trained or all: text adapters (MTA), vision adapters (MSA), backbones (LoRA's,
     and finetuned weights), neck, decoder, projector, alignment; adapters (the first three) and total are sums of these.
     """
-    modules = {
+    modules: dict[str, list[nn.Module]] = {
         "text adapters": [segmenter.text.adapters],
         "vision adapters": [segmenter.vision.adapters],
         "backbones": [segmenter.text.backbone, segmenter.vision.backbone],
