@@ -33,10 +33,10 @@ def table_2(records: pd.DataFrame, published: Published) -> Section:
     for system in SYSTEMS.values():
         for size in SIZES.values():
             cells.setdefault((f"{system}-{size}", "ours"), {})
-    for row in main_table(records[records["dataset"] != BUILT_IN]).to_dict("records") if len(records) else ():
-        if row["scale"] in SIZES:
-            of_system = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
-            of_system[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}
+    natural = records[(records["dataset"] != BUILT_IN) & records["scale"].isin(SIZES)]
+    for row in main_table(natural).to_dict("records") if len(natural) else ():
+        of_system = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
+        of_system[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}
     rows = [
         {"system": system, "figures": of}
         | {f"{dataset} {split}": _cell(found.get((dataset, split), {})) for dataset, split in COLUMNS}

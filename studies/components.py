@@ -3,7 +3,7 @@
 MSA is the adapter of the vision encoder, EP its learned emphasis (without it alpha is 1), MTA the adapter of the text
 encoder. The paper adds them one after the other; the rows none, MTA and MSA+MTA are ours. Every row keeps the neck.
 
-    python studies/components.py      # 18 runs at scale tiny, all of the core: about an hour on 2 cores
+    python studies/components.py      # 18 runs at scale tiny, all of the core: about 45 minutes on 2 cores
 """
 
 from wimfris.results.study import Row, Study

@@ -4,7 +4,6 @@ A study's runs are those of params.yaml: core and extended variants with their s
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params, Settings, read_params
+from wimfris.params import Params, read_params
 from wimfris.results.evidence import evidence_path, read_emphasis, read_evidence
 from wimfris.results.figures import read_log
 from wimfris.results.published import read_published
@@ -218,7 +217,9 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(found.records, published)
     if study.parameters:
-        counts = {variant: _trained(found.params.settings(variant)) for variant in study.variants}
+        from wimfris.profile import trained_parameters
+
+        counts = {name: trained_parameters(found.params.settings(name))["total"] for name in study.variants}
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
     shown = sections(study, tables)
     if study.extra:
@@ -240,23 +241,6 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
         print_section(section, LEFT_TO_THE_FILES)
     written = [*(str(stem.with_suffix(f".{suffix}")) for suffix in texts), *map(str, files)]
     print(f"{study.name}: {', '.join(written)}")
-
-
-def _trained(settings: Settings) -> int | None:
-    """All parameters that a run trains; None where they are the backbones' own and those have not been recorded."""
-    from wimfris.model.baselines.build import tuned_parameters
-    from wimfris.profile import trained_parameters
-
-    total = trained_parameters(settings)["total"]
-    if settings.model.adapters == "lora":
-        return total + sum(tuned_parameters(settings).values())
-    if settings.model.adapters == "finetune":
-        try:
-            encoders = json.loads((settings.folder / "encoders.json").read_text())
-        except FileNotFoundError:
-            return None
-        return total + sum(int(encoder["parameters"]) for encoder in encoders.values())
-    return total
 
 
 def everything(variants: Sequence[str]) -> pd.DataFrame:

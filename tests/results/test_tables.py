@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from wimfris.errors import UserError
-from wimfris.results.tables import main_table, print_table, write_main_tables, write_table
+from wimfris.results.tables import (
+    Section,
+    latex_text,
+    main_table,
+    print_section,
+    print_table,
+    write_main_tables,
+    write_table,
+)
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
 COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]
@@ -201,3 +209,26 @@ def test_all_sets_under_runs_appear(tmp_path: Path) -> None:
         "main.tex",
     ]
     assert (tmp_path / "reports/tables/main.md").read_text().count("\n## ") == 2
+
+
+def test_a_wide_latex_table_is_shrunk_to_the_text() -> None:
+    narrow, wide = (Section("t", "", pd.DataFrame([["1"] * n], columns=[f"c{k}" for k in range(n)])) for n in (13, 14))
+    assert "resizebox" not in latex_text([narrow]) and "graphicx" not in latex_text([narrow])
+    text = latex_text([narrow, wide])
+    assert text.count(r"\resizebox{\linewidth}{!}{%") == 1 and text.startswith(
+        r"% needs \usepackage{booktabs,graphicx}"
+    )
+
+
+def test_blocks_are_lines_of_their_own_in_the_terminal() -> None:
+    cells = pd.DataFrame({"block": ["a", "a", "b"], "row": ["x", "y", "x"], "mIoU": ["1", "2", "3"]})
+    out = io.StringIO()
+    print_section(Section("t", "", cells, left=("row",)), console=Console(file=out, width=40))
+    assert [line.split() for line in out.getvalue().splitlines()][2:8] == [
+        ["a"],
+        ["x", "1"],
+        ["y", "2"],
+        ["b"],
+        ["x", "3"],
+        [],
+    ]

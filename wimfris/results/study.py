@@ -140,7 +140,13 @@ class Study:
         pairs = dict.fromkeys((row.variant, self._against(row)) for row in self.rows)
         pairs = {pair: None for pair in pairs if pair[0] != pair[1] and there.issuperset(pair)}
         frames = [
-            compare(part, [variant for variant, other in pairs if other == baseline], baseline, split=split)
+            compare(
+                part,
+                [variant for variant, other in pairs if other == baseline],
+                baseline,
+                split=split,
+                pool=sorted(there),
+            )
             for baseline in dict.fromkeys(baseline for _, baseline in pairs)
         ]
         if not frames:
@@ -205,7 +211,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     columns += ["published", "published_gain", "difference_of_differences", "trust"]
     table = table.reindex(columns=columns)
     words = ("block", "seed_list", "verdict", "trust")
-    table[list(words)] = table[list(words)].fillna("")
+    table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
     return table.astype({name: "Int64" for name in _COUNTS if name in table})
 
 
@@ -232,7 +238,7 @@ def sections(study: Study, tables: Sequence[pd.DataFrame]) -> list[Section]:
         note = (_key(table) if not shown else "") + (f" {study.note}" if not shown and study.note else "") + caveat
         shown.append(Section(f"{first['family']}: {of}", note.strip(), _cells(table), _power(table), LEFT))
         if main and study.grid:
-            shown.append(Section(f"{study.title}, mIoU by block: {of}", caveat.strip(), _grid(table), left=("block",)))
+            shown.append(Section(f"{study.title}, mIoU by block: {of}", caveat.strip(), _grid(table), left=("",)))
         if table["published"].notna().any():
             shown.append(_beside_paper(table, of, caveat))
     return shown
@@ -244,9 +250,10 @@ def _key(table: pd.DataFrame) -> str:
     return (
         "Percent, means over seeds; SD is that of mIoU over seeds. Diff: the difference in points of mIoU with "
         f"{against}, over the seeds that both have, with two 95% intervals: these seeds, the same networks on other "
-        "images; any seed, networks trained anew from other seeds as well. Holm p is for any seed, corrected over the "
-        "comparisons of one table: each split is a family of its own. A difference that this leaves open is called "
-        "undecided. Better in: the chance that a row's run has the higher IoU on a sentence."
+        "images; any seed, networks trained anew from other seeds as well, where the variance between seeds is pooled "
+        "over the systems of the table. Holm p is for any seed, corrected over the comparisons of one table: each "
+        "split is a family of its own. A difference that this leaves open is called undecided. Better in: the chance "
+        "that a row's run has the higher IoU on a sentence."
     )
 
 
@@ -316,7 +323,7 @@ def _grid(table: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = table.assign(shown=shown).pivot(index="block", columns="label", values="shown").fillna(DASH)
     wide = wide.loc[list(dict.fromkeys(table["block"])), list(dict.fromkeys(table["label"]))]
-    return wide.rename_axis(columns=None).reset_index()
+    return wide.rename_axis(columns=None, index="").reset_index()
 
 
 def _percent(values: pd.Series, sign: str = "-") -> list[str]:

@@ -42,6 +42,7 @@ _PERCENT = {
     "miou_shuffled": "shuffled",
     "miou_empty": "empty",
 }
+_COLUMNS = 13  # that fit beside each other on a page of LaTeX's
 _MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_[]<>|&#~$"})
 _LATEX = str.maketrans(LATEX_ESCAPE_RULES)
 
@@ -258,9 +259,14 @@ def markdown_text(heading: str, sections: Iterable[Section], intro: str = "") ->
 
 
 def latex_text(sections: Iterable[Section]) -> str:
-    """LaTeX: a `table` environment (booktabs) for every table, its title, note and foot the caption."""
-    parts = ["% needs \\usepackage{booktabs}\n"]
-    for section in sections:
+    """LaTeX: a `table` environment (booktabs) for every table, its title, note and foot the caption; a table of many
+    columns is shrunk to the width of the text (graphicx).
+    """
+    sections = list(sections)
+    wide = [len(section.cells.columns) > _COLUMNS for section in sections]
+    packages = "booktabs,graphicx" if any(wide) else "booktabs"
+    parts = [f"% needs \\usepackage{{{packages}}}\n"]
+    for section, shrunk in zip(sections, wide, strict=True):
         body = tabulate(
             list(section.cells.itertuples(index=False)),
             headers=list(section.cells.columns),
@@ -268,6 +274,8 @@ def latex_text(sections: Iterable[Section]) -> str:
             disable_numparse=True,
             colalign=section.alignment(),
         )
+        if shrunk:
+            body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
         caption = " ".join(filter(None, [f"{section.title}.", section.note.strip(), section.foot])).translate(_LATEX)
         parts.append(
             f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\caption{{{caption}}}\n{body}\n\\end{{table}}\n"

@@ -1,0 +1,256 @@
+"""A study's tables on simulated records: the numbers of the records, gaps where nothing is known, nothing mixed."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wimfris.errors import UserError
+from wimfris.results.published import Figure
+from wimfris.results.statistics import compare, holm
+from wimfris.results.study import DASH, Row, Study, csv_frame, sections
+from wimfris.results.tables import main_table
+
+PUBLISHED = {
+    ("T", system, variant, dataset, split, "miou"): Figure(
+        "T", system, variant, dataset, split, "miou", value, "somewhere", trust
+    )
+    for system, variant, dataset, split, value, trust in (
+        ("WIMFRIS-B", "whole", "refcoco", "val", 77.3, "medium"),
+        ("WIMFRIS-B", "whole", "refcoco", "testA", 79.2, "medium"),
+        ("WIMFRIS-B", "part", "refcoco", "val", 75.1, "low"),
+        ("RIVAL", "part", "refcoco", "val", 70.0, "high"),
+    )
+}
+
+STUDY = Study(
+    name="parts",
+    title="Parts",
+    question="Does the part help?",
+    paper="Yes.",
+    rows=(
+        Row("all", "full", ("T", "whole"), block="first"),
+        Row("part", "part", ("T", "part"), block="first"),
+        Row("other", "other", block="second"),
+        Row("part again", "part", block="second"),
+        Row("untrained", "untrained", ("T", "nowhere"), block="second"),
+    ),
+    note="A note of its own.",
+)
+
+
+def records(
+    runs: dict[str, int],
+    shifts: dict[str, float] | None = None,
+    splits: tuple[str, ...] = ("val",),
+    dataset: str = "scenes",
+    scale: str = "tiny",
+    protocol: str = "cris",
+    images: int = 40,
+) -> pd.DataFrame:
+    """Records of simulated runs, variant -> seeds: one IoU a sentence, lower by a variant's shift, little noise."""
+    parts = []
+    for split in splits:
+        rng = np.random.default_rng(len(split))
+        difficulty = rng.uniform(0.3, 0.9, 2 * images)
+        for variant, seeds in runs.items():
+            for seed in range(seeds):
+                iou = difficulty - (shifts or {}).get(variant, 0.0) + 0.02 * rng.normal(size=2 * images)
+                count = np.arange(2 * images)
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "run": f"{variant}-{seed}",
+                            "variant": variant,
+                            "seed": seed,
+                            "dataset": dataset,
+                            "scale": scale,
+                            "protocol": protocol,
+                            "split": split,
+                            "condition": "sentence",
+                            "ref_id": count,
+                            "sent_id": count,
+                            "image_id": count // 2,
+                            "sentence": "a thing",
+                            "kind": "",
+                            "target_area": 1000,
+                            "intersection": (1000 * iou.clip(0, 1)).astype(int),
+                            "union": 1000,
+                        }
+                    )
+                )
+    return pd.concat(parts, ignore_index=True)
+
+
+RUNS = {"full": 3, "part": 3, "other": 2}
+SHIFTS = {"part": 0.2}
+
+
+def test_values_and_differences_are_those_of_the_records() -> None:
+    frame = records(RUNS, SHIFTS)
+    table = STUDY.table(frame, published=PUBLISHED).set_index("label")
+    assert list(table.index) == ["all", "part", "other", "part again", "untrained"]
+    main = main_table(frame).set_index("system")
+    for label, variant in (("all", "full"), ("part", "part"), ("other", "other")):
+        for name in ("miou", "miou_sd", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90"):
+            assert table.loc[label, name] == pytest.approx(main.loc[variant, name])
+        assert table.loc[label, "seeds"] == RUNS[variant] and table.loc[label, "n"] == 80
+    compared = compare(frame, ["part", "other"], "full", split="val").set_index(["variant", "metric"])
+    for metric, prefix in (("miou", ""), ("oiou", "oiou_"), ("pr70", "pr70_")):
+        for label in ("part", "other", "part again"):
+            of = compared.loc[(table.loc[label, "variant"], metric)]
+            for name in ("difference", "these_low", "these_high", "any_low", "any_high", "p", "p_holm"):
+                assert table.loc[label, prefix + name] == pytest.approx(of[name]), (label, metric, name)
+    assert table.loc["part", "verdict"] == "lower" and table.loc["other", "verdict"] == "undecided"
+    assert table.loc["all", "verdict"] == "" and np.isnan(table.loc["all", "difference"])
+
+
+def test_a_variant_in_two_rows_is_one_comparison_of_the_family() -> None:
+    frame = records(RUNS, SHIFTS)
+    table = STUDY.table(frame, published=PUBLISHED).set_index("label")
+    expected = holm([table.loc["part", "p"], table.loc["other", "p"]])
+    assert table.loc[["part", "other", "part again"], "p_holm"].tolist() == pytest.approx([*expected, expected[0]])
+
+
+def test_the_paper_stands_beside_it_with_visible_gaps() -> None:
+    table = STUDY.table(records(RUNS, SHIFTS), published=PUBLISHED).set_index("label")
+    assert table.loc["all", "published"] == pytest.approx(0.773) and np.isnan(table.loc["all", "published_gain"])
+    part = table.loc["part"]
+    assert part["published_gain"] == pytest.approx(-0.022) and part["trust"] == "low"
+    assert part["difference_of_differences"] == pytest.approx(part["difference"] + 0.022)
+    for label in ("other", "part again", "untrained"):
+        assert np.isnan(table.loc[label, "published"]) and table.loc[label, "trust"] == ""
+
+
+def test_a_row_without_runs_is_a_gap() -> None:
+    row = STUDY.table(records(RUNS), published=PUBLISHED).set_index("label").loc["untrained"]
+    assert pd.isna(row["seeds"]) and pd.isna(row["n"]) and np.isnan(row["miou"]) and np.isnan(row["difference"])
+
+
+def test_the_built_in_sets_test_splits_have_nothing_to_stand_beside() -> None:
+    scenes = records(RUNS, splits=("testA",))
+    assert STUDY.table(scenes, "testA", PUBLISHED)["published"].isna().all()
+    natural = records(RUNS, splits=("testA",), dataset="refcoco", scale="base")
+    assert STUDY.table(natural, "testA", PUBLISHED)["published"].tolist()[0] == pytest.approx(0.792)
+    other = records(RUNS, dataset="refcoco+", scale="base")
+    assert STUDY.table(other, "val", PUBLISHED)["published"].isna().all()
+
+
+def test_the_large_model_stands_beside_no_figure_of_the_small_one() -> None:
+    frame = records(RUNS, dataset="refcoco", scale="large")
+    assert STUDY.table(frame, "val", PUBLISHED)["published"].isna().all()
+
+
+def test_a_row_may_be_compared_with_another_one_of_its_own() -> None:
+    other = Row("base", "part", ("T", "part"), system="RIVAL")
+    study = Study("s", "S", "?", "!", (Row("over", "full", ("T", "whole"), against=other), Row("other", "other")))
+    assert study.variants == ["full", "other", "part"]
+    table = study.table(records(RUNS, SHIFTS), published=PUBLISHED).set_index("label")
+    assert list(table["baseline"]) == ["part", "full"]
+    assert table.loc["over", "difference"] == pytest.approx(0.2, abs=0.01)
+    assert table.loc["over", "published_gain"] == pytest.approx(0.073)
+    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
+
+
+def test_one_seed_leaves_all_undecided() -> None:
+    table = STUDY.table(records({"full": 1, "part": 1}, SHIFTS), published=PUBLISHED).set_index("label")
+    assert table.loc["part", "verdict"] == "undecided" and np.isnan(table.loc["part", "any_low"])
+    (section, *_) = sections(STUDY, [table.reset_index()])
+    assert "no difference in mIoU could have been shown" in section.foot
+
+
+def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
+    frame = records(RUNS, SHIFTS)
+    pd.testing.assert_frame_equal(
+        STUDY.table(frame.sample(frac=1, random_state=0), published=PUBLISHED), STUDY.table(frame, published=PUBLISHED)
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"protocol": "other"}, r"protocols 'cris' \(run full-0\) and 'other' \(run part-0\)"),
+        ({"images": 39}, r"run part-0 \(78 sentences\) was not evaluated on the sentences of run full-0 \(80\)"),
+        ({"dataset": "refcoco"}, r"data sets 'refcoco' \(run part-0\) and 'scenes' \(run full-0\)"),
+        ({"scale": "base"}, r"scales 'base' \(run part-0\) and 'tiny' \(run full-0\)"),
+    ],
+)
+def test_a_table_does_not_mix(other: dict, told: str) -> None:
+    frame = pd.concat([records({"full": 1}), records({"part": 1}, **other)])
+    with pytest.raises(UserError, match=told):
+        STUDY.table(frame, published=PUBLISHED)
+
+
+def test_without_the_baseline_there_is_no_table() -> None:
+    with pytest.raises(UserError, match=r"study parts, split val: no records of full"):
+        STUDY.table(records({"part": 2}), published=PUBLISHED)
+    with pytest.raises(UserError, match=r"split testB: no records"):
+        STUDY.table(records(RUNS), "testB", PUBLISHED)
+
+
+def test_every_split_is_a_table_of_its_own() -> None:
+    frame = records(RUNS, SHIFTS, splits=("testB", "val", "testA"))
+    tables = STUDY.tables(frame, PUBLISHED)
+    assert [table["split"].iloc[0] for table in tables] == ["val", "testA", "testB"]
+    shown = sections(STUDY, tables)
+    assert [section.title for section in shown] == [
+        f"{name}: scenes, scale tiny, protocol cris, split {split}, seeds 0, 1, 2 (some rows 0, 1)"
+        for name, split in (
+            ("Parts", "val"),
+            ("Parts, against the paper", "val"),
+            ("Parts", "testA"),
+            ("Parts", "testB"),
+        )
+    ]
+    assert len(csv_frame(tables)) == 15
+
+
+def test_sections_say_what_they_are_of_and_show_gaps_as_dashes() -> None:
+    main, paper = sections(STUDY, STUDY.tables(records(RUNS, SHIFTS), PUBLISHED))
+    for section in (main, paper):
+        assert "they say nothing about the figures in the paper" in section.note
+    assert "A note of its own." in main.note and "refcoco val, ours are not" in paper.note
+    assert main.foot.startswith("2 comparisons in this family. With 40 images and 2 to 3 seeds a side, a difference")
+    rows = main.cells.set_index("row")
+    assert set(rows.loc["untrained"]) == {"second", DASH}
+    assert (
+        float(rows.loc["part", "diff"]) == pytest.approx(-20, abs=0.5) and rows.loc["other", "verdict"] == "undecided"
+    )
+    beside = paper.cells.set_index("row")
+    assert list(beside.index) == ["all", "part"]  # the second block has no published figure at all
+    assert beside.loc["part", "paper"] == "75.1?" and beside.loc["part", "paper's gain"] == "-2.2?"
+    assert beside.loc["all", "paper's gain"] == DASH and beside.loc["part", "trust"] == "low"
+
+
+def test_natural_data_carry_no_caveat() -> None:
+    frame = records(RUNS, SHIFTS, dataset="refcoco", scale="base")
+    for section in sections(STUDY, STUDY.tables(frame, PUBLISHED)):
+        assert "built-in" not in section.note and "ours are not" not in section.note
+
+
+def test_rows_are_left_out_where_the_grid_gives_them_no_sense() -> None:
+    study = Study("w", "W", "?", "!", (Row("4x4", "full"), Row("8x8", "window_8", grids=range(9, 100))))
+    small = study.at_grid(8)
+    assert small.variants == ["full"] and small.note == "Left out at a grid of 8 x 8: 8x8."
+    assert study.at_grid(16) is study
+
+
+def test_a_grid_shows_every_block_by_label() -> None:
+    rows = (Row("x", "full", block="a"), Row("y", "part", block="a"), Row("x", "other", block="b"))
+    study = Study("g", "G", "?", "!", rows, grid=True)
+    table = study.table(records(RUNS, SHIFTS), published=PUBLISHED)
+    _, grid = sections(study, [table])
+    cells = grid.cells.set_index("")
+    assert list(cells.columns) == ["x", "y"] and cells.loc["b", "y"] == DASH
+    assert cells.loc["a", "x"] == f"{100 * table['miou'][0]:.1f} ± {100 * table['miou_sd'][0]:.1f}"
+
+
+@pytest.mark.parametrize("runs", [RUNS, {"full": 1, "part": 1}, {"full": 1}])
+def test_the_figure_is_drawn_whatever_there_is(runs: dict[str, int], tmp_path: Path, monkeypatch) -> None:
+    frame = records(runs, SHIFTS)
+    monkeypatch.setattr("wimfris.results.study.read_published", lambda: PUBLISHED)
+    for name in ("one.png", "two.png"):
+        STUDY.figure(frame, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,76 @@
+"""The studies that compare variants: each is importable, and names what params.yaml and published.csv hold."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from wimfris.params import read_params
+from wimfris.results.published import read_published
+from wimfris.results.study import Study
+
+ROOT = Path(__file__).parents[2]
+NAMES = (
+    "comparison",
+    "components",
+    "emphasis",
+    "fusion",
+    "losses",
+    "neck",
+    "placement",
+    "rfmixer",
+    "rivals",
+    "window_size",
+)
+
+
+def study(name: str) -> Study:
+    spec = importlib.util.spec_from_file_location(f"study_{name}", ROOT / "studies" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__doc__ and f"python studies/{name}.py" in module.__doc__
+    return module.STUDY
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_names_what_there_is(name: str) -> None:
+    of, params, published = (
+        study(name),
+        read_params(ROOT / "params.yaml"),
+        read_published(ROOT / "reports/published.csv"),
+    )
+    assert of.name == name and of.baseline == "full" and of.question and of.paper
+    assert set(of.variants) <= params.variants.keys() | params.extended.keys()
+    for variant in of.at_grid(params.settings().grid).variants:
+        params.settings(variant)
+    keys = {key[:3] for key in published}
+    for family in (of, *of.further):
+        for row in (*family.rows, *(row.against for row in family.rows if row.against)):
+            assert row.published is None or (row.published[0], row.system, row.published[1]) in keys, row
+        # further families train nothing that the study does not
+        assert set(family.variants) <= set(of.variants)
+        assert len({(row.block, row.label) for row in family.rows}) == len(family.rows)
+
+
+def test_every_variant_is_in_a_study() -> None:
+    params = read_params(ROOT / "params.yaml")
+    used = {variant for name in NAMES for variant in study(name).variants}
+    assert used == params.variants.keys() | params.extended.keys()
+
+
+def test_windows_as_large_as_the_grid_are_left_out() -> None:
+    of = study("window_size")
+    assert "window_8" not in of.at_grid(8).variants and "8x8" in of.at_grid(8).note
+    assert [row.label for row in of.at_grid(16).rows][:4] == ["2x2", "4x4 (full)", "8x8", "no window"]
+
+
+def test_rows_of_equal_settings_point_to_one_run() -> None:
+    def variants(name: str) -> dict[tuple[str, str], str]:
+        return {(row.block, row.label): row.variant for row in study(name).rows}
+
+    assert variants("rfmixer")["kernels of RFMixer", "3-5-7 (full)"] == "full"
+    assert variants("placement")["", "spread (full)"] == "full"
+    assert variants("neck")["WIMFRIS's adapters", "HMF"] == "full"
+    assert variants("neck")["WIMFRIS's adapters", "none"] == "no_neck"
+    assert variants("rivals")["the two ends", "frozen"] == "none"
