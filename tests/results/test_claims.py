@@ -10,6 +10,7 @@ import yaml
 from wimfris.errors import UserError
 from wimfris.params import read_params
 from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, details, judge, read_claims, write_claims
+from wimfris.results.notebook import load_studies
 from wimfris.results.published import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +118,13 @@ def test_the_correction_is_over_the_claims_own_comparisons() -> None:
             rows = verdict.comparisons[verdict.comparisons["metric"] == "miou"]
             assert len(rows) == len(verdict.claim.rivals)
             assert rows["p_holm"].min() == pytest.approx(min(1, len(rows) * rows["p"].min()))
+
+
+def test_seeds_are_pooled_over_the_table_of_a_study() -> None:
+    tables = [set(file.study.variants) for file in load_studies(ROOT / "studies") if file.study]
+    for claim in ALL:
+        if isinstance(claim, Better):
+            assert {claim.system, *claim.rivals, *claim.pool} in tables, claim.name
 
 
 def test_the_papers_gain_stands_beside_ours_with_the_lower_trust() -> None:

@@ -60,6 +60,9 @@ class Better(_Claim):
 
     kind: Literal["better"]
     rivals: tuple[str, ...] = Field(min_length=1)
+    pool: tuple[
+        str, ...
+    ] = ()  # whose variance between seeds is pooled with theirs: the other rows of the study's table
 
 
 class Falls(_Claim):
@@ -332,7 +335,11 @@ def footer(verdict: Verdict) -> str:
         return ""
     count = len(_primary(verdict))
     family = f"these {count} comparisons" if count > 1 else "this one comparison"
-    return f"The family of Holm's correction is {family}. {power_line(verdict.comparisons)}"
+    table = ", pooled over the table of its study" if verdict.claim.pool else ""
+    return (
+        f"The family of Holm's correction is {family}; the variance between seeds is that of these systems{table}. "
+        f"{power_line(verdict.comparisons)}"
+    )
 
 
 def write_claims(

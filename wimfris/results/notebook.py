@@ -51,17 +51,27 @@ class StudyFile:
     study: Study | None
 
 
+_OWN = "wimfris.study_own"  # what a study imports that reports by its own means
+
+
 def load_studies(folder: Path = Path("studies")) -> list[StudyFile]:
-    """The studies of the folder, in the order of their files."""
+    """The studies of the folder, in the order of their files. Raises `UserError` where one has no constant `STUDY`.
+
+    Files whose numbers come from more than records (images, weights, a clock) are not imported: they need torch.
+    """
     found = []
     for path in sorted(folder.glob("*.py")):
+        if _OWN in path.read_text(encoding="utf-8"):
+            found.append(StudyFile(path.stem, path.stem.replace("_", " ").capitalize(), None))
+            continue
         spec = importlib.util.spec_from_file_location(f"studies_{path.stem}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         study = getattr(module, "STUDY", None)
-        title = getattr(study, "title", path.stem.replace("_", " ").capitalize())
-        found.append(StudyFile(path.stem, title, study if isinstance(study, Study) else None))
+        if not isinstance(study, Study):
+            raise UserError(f"{path}: has no constant STUDY; see the other studies, or move it out of {folder}/")
+        found.append(StudyFile(path.stem, study.title, study))
     return found
 
 
@@ -82,13 +92,17 @@ def evidence_of(params: Params, reports: Path = Path("reports")) -> dict[str, tu
 
 def missing_runs(records: pd.DataFrame, params: Params, variants: Iterable[str]) -> list[str]:
     """The declared runs of these variants that the records do not hold."""
-    there = set(records["run"])
+    there = set(records["run"].unique())
     return [run for variant in variants for run in params.runs_of(variant) if run not in there]
 
 
 def missing_html(runs: Sequence[str]) -> str:
     """A visible note that these runs are not in the evidence; empty where none is missing."""
-    return notice(f"Not in the evidence: {', '.join(runs)}. What rests on them is left open below.") if runs else ""
+    seeds: dict[str, list[str]] = {}
+    for variant, _, seed in (run.rpartition("-") for run in runs):
+        seeds.setdefault(variant, []).append(seed)
+    told = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
+    return notice(f"Not in the evidence: {told}. What rests on these runs is left open below.") if runs else ""
 
 
 def notice(text: str) -> str:
@@ -116,7 +130,7 @@ def table_html(cells: pd.DataFrame, label: str, left: Collection[str] = (), raw:
     header = "row" if "row" in names else names[0]
 
     def cell(name: str, value: object) -> str:
-        shown = str(value) if name in raw else escape(str(value))
+        shown = str(value) if name in raw else escape(str(value)).replace("_", "_<wbr>")
         kind = ' class="words"' if name in left or name == header else ""
         return f'<th scope="row"{kind}>{shown}</th>' if name == header else f"<td{kind}>{shown}</td>"
 
@@ -134,7 +148,7 @@ def table_html(cells: pd.DataFrame, label: str, left: Collection[str] = (), raw:
 
 def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> str:
     """The runs of these variants, each a link to its line in the provenance of this set and scale (`name`)."""
-    runs = sorted(set(records.loc[records["variant"].isin(list(variants)), "run"]))
+    runs = sorted(records.loc[records["variant"].isin(list(variants)), "run"].unique())
     links = " ".join(f'<a href="#{name}-{run}">{run}</a>' for run in runs)
     return f"<details><summary>The {len(runs)} runs behind these numbers</summary><p>{links}</p></details>"
 
@@ -156,7 +170,7 @@ def provenance(name: str, records: pd.DataFrame, params: Params, reports: Path =
     kept). A run without a manifest has a row that says so.
     """
     rows = []
-    for run in sorted(set(records["run"])):
+    for run in sorted(records["run"].unique()):
         variant = run.rpartition("-")[0]
         known = variant in params.variants or variant in params.extended
         path = params.settings(variant).outs / "manifests" / f"{run}.json" if known else Path("none")
@@ -211,6 +225,7 @@ def execute(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
             kernel_name="python3",
             timeout=_TIMEOUT,
             record_timing=False,
+            extra_arguments=["--log-level=40"],  # errors; it would warn that it listens on this machine's own TCP
             resources={"metadata": {"path": str(notebook.parent)}},
         )
         try:

@@ -33,7 +33,7 @@ nav ul { list-style: none; margin: 0; padding: 0; }
 nav li { margin: .2rem 0; }
 nav .level3 { padding-left: .9rem; }
 nav p { margin: 0 0 .3rem; font-weight: 600; }
-main { padding: 0 1.25rem 4rem; max-width: 68rem; min-width: 0; }
+main { padding: 0 1.25rem 4rem; max-width: 72rem; min-width: 0; }
 main > p, main > ul, main > ol, main > blockquote { max-width: 46rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 1.2rem 0 .6rem; }
 h2 { font-size: 1.4rem; margin: 2.8rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
@@ -42,15 +42,15 @@ a { color: var(--link); }
 a:focus-visible, .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 code, pre { font-family: ui-monospace, monospace; font-size: .88em; }
 pre { overflow-x: auto; background: var(--band); padding: .7rem; border-radius: 6px; }
-img { display: block; max-width: 100%; height: auto; margin: 1rem 0; }
+img { display: block; max-width: min(100%, 46rem); height: auto; margin: 1rem 0; }
 img { background: #fff; border-radius: 6px; padding: .3rem; }
 .title { font-weight: 600; margin: 1.4rem 0 .2rem; max-width: none; }
 .small { color: var(--soft); font-size: .85rem; margin: .3rem 0; }
 .notice { background: var(--warn); border-left: 4px solid var(--edge); padding: .6rem .8rem; }
 .scroll { overflow-x: auto; margin: .6rem 0; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-size: .84rem; line-height: 1.35; min-width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: .82rem; line-height: 1.35; min-width: 100%; }
 table { font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { background: var(--band); vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 th[scope=row] { font-weight: 500; }
@@ -66,7 +66,7 @@ summary { cursor: pointer; }
   tbody th:first-child { max-width: 42vw; white-space: normal; }
 }
 @media (min-width: 70rem) {
-  body { display: grid; grid-template-columns: 16rem minmax(0, 1fr); column-gap: 1rem; }
+  body { display: grid; grid-template-columns: 14rem minmax(0, 1fr); column-gap: 1rem; }
   nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding-bottom: 1rem; }
 }
 @media print { nav { display: none; } .scroll { overflow: visible; } }
