@@ -139,6 +139,19 @@ def test_no_train_makes_tables_of_what_is_there(folder: Path, matrix: Matrix, ca
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_gaps_leave_rows_without_runs_open(folder: Path, matrix: Matrix, capsys) -> None:
+    """Also those of variants that params.yaml does not have."""
+    for run in RUNS[:6]:
+        leave(read_params(), run)
+    rows = (*STUDY.rows, Row("gone", "unheard_of"))
+    study = Study("neckless", "Neckless", "?", "!", rows)
+    assert ran("--no-train", "--gaps", study=study) == 0 and not matrix.calls
+    assert "left open, without records: lora-0, lora-1" in capsys.readouterr().err
+    table = pd.read_csv("reports/tables/scenes-tiny/neckless.csv")
+    of_val = table[table["split"] == "val"].set_index("label")["miou"]
+    assert of_val[["with", "without"]].notna().all() and of_val[["LoRA", "gone"]].isna().all()
+
+
 def test_no_train_takes_what_is_missing_from_the_evidence(folder: Path, matrix: Matrix) -> None:
     for run in RUNS:
         leave(read_params(), run)
@@ -194,6 +207,7 @@ def test_the_scale_is_put_back_however_it_ends(error: type[BaseException], folde
         (["--seeds", "7"], "--seeds 7: not in params.yaml; there are: 0, 1, 2"),
         (["--seeds", "one"], "--seeds one: whole numbers"),
         (["--no-train"], "no records of full-0, full-1"),
+        (["--gaps"], "--gaps: goes with --no-train"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, told: str, folder: Path, matrix: Matrix, capsys) -> None:

@@ -293,6 +293,37 @@ def _unchanged(params: Params, run: str) -> bool:
 
 
 @app.command()
+def studies() -> None:
+    """Write tables and pictures of every study that is made of records alone; rows without runs stay open."""
+    import runpy
+
+    from wimfris.results.notebook import load_studies
+
+    for found in load_studies():
+        if found.study is None:
+            continue
+        path = f"studies/{found.name}.py"
+        sys.argv = [path, "--no-train", "--gaps"]
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as stop:
+            if stop.code:
+                raise UserError(f"{path}: made no table, see above") from None
+
+
+@app.command()
+def page() -> None:
+    """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
+    from wimfris.results.claims import write_claims
+    from wimfris.results.evidence import read_emphasis, read_evidence
+    from wimfris.results.notebook import write_page
+
+    name = read_params().settings().folder.name
+    write_claims(read_evidence(name), read_emphasis(name), REPORTS / "claims.md")
+    write_page()
+
+
+@app.command()
 def tables() -> None:
     """Write main.{csv,md,tex} of the runs of params.yaml: to reports/tables, and beside the runs, where it stays."""
     from wimfris.results.records import read_runs

@@ -35,14 +35,17 @@ Picture = Callable[["Found", Path], None]
 class Found:
     """What there is of a study at one data set and scale: its runs' records and logs, its tables."""
 
-    def __init__(self, study: Study, params: Params, seeds: Sequence[int] | None) -> None:
+    def __init__(self, study: Study, params: Params, seeds: Sequence[int] | None, gaps: bool = False) -> None:
         self.params, self.settings = params, params.settings()
         self.study = study.at_grid(self.settings.grid)
-        for variant in self.study.variants:
+        self.variants = self.study.variants
+        if gaps:
+            self.variants = [name for name in self.variants if name in params.variants or name in params.extended]
+        for variant in self.variants:
             params.settings(variant)  # refuses, in one line, what cannot be at this scale
         self.runs = [
             run
-            for variant in self.study.variants
+            for variant in self.variants
             for run in params.runs_of(variant)
             if not seeds or int(run.rpartition("-")[2]) in seeds
         ]
@@ -107,6 +110,7 @@ def _options(study: Study, arguments: Sequence[str] | None) -> argparse.Namespac
     parser.add_argument(
         "--no-train", action="store_true", help="the tables of what is there; refused if runs are missing"
     )
+    parser.add_argument("--gaps", action="store_true", help="with --no-train: rows without runs stay open instead")
     return parser.parse_args(arguments)
 
 
@@ -115,7 +119,9 @@ def _run(study: Study, pictures: dict[str, Picture], options: argparse.Namespace
     in_file = params.scale
     if options.scale:
         params = params.model_copy(update={"scale": options.scale})
-    found = Found(study, params, _seeds(params, options.seeds))
+    if options.gaps and not options.no_train:
+        raise UserError("--gaps: goes with --no-train; without it the missing runs are trained")
+    found = Found(study, params, _seeds(params, options.seeds), options.gaps)
     if not found.runs:
         raise UserError(f"--seeds {options.seeds}: study {study.name} has no run of these")
     if options.dry_run:
@@ -123,7 +129,9 @@ def _run(study: Study, pictures: dict[str, Picture], options: argparse.Namespace
         return 0
     failed = 0 if options.no_train else _train(found, in_file, options.jobs)
     found.read()
-    if found.missing and not failed:
+    if found.missing and options.gaps:
+        print(f"{study.name}: left open, without records: {', '.join(found.missing)}", file=sys.stderr)
+    elif found.missing and not failed:
         raise UserError(f"{study.name}: no records of {', '.join(found.missing)}; train them, without --no-train")
     try:
         _report(found, pictures)
