@@ -53,6 +53,7 @@ ROWS = {  # variant -> label; those that params.yaml does not have are left out
     "finetune": "finetuned, HMF",
 }
 PAPERS_SCALE = "base"
+LEFT_TO_THE_FILES = ("text adapters, k", "vision adapters, k", "in backbones, k", "ms, batch 8", "MB, step")
 ROUNDS = 3  # through all systems, so that a slow minute of the machine does not fall on one of them
 REPETITIONS = 20  # a round
 
@@ -150,11 +151,15 @@ def _sizes(frame: pd.DataFrame, prefix: str, unit: float, letter: str, giga: flo
         ("trained", "trained_total"),
         ("all", "parameters"),
     ):
-        cells[f"{name}, {letter}"] = [f"{value / unit:.1f}" if value else "0" for value in frame[f"{prefix}{column}"]]
+        cells[f"{name}, {letter}"] = [_short(value / unit) for value in frame[f"{prefix}{column}"]]
     for name, part in (("", "total"), ("adapters' ", "adapters"), ("neck's ", "neck"), ("scans' ", "scan")):
-        values = frame[f"{prefix}gflops_{part}"] / giga
-        cells[f"{name}{flops}"] = [f"{value:.2f}" if value else "0" for value in values]
+        cells[f"{name}{flops}"] = [_short(value / giga) for value in frame[f"{prefix}gflops_{part}"]]
     return cells
+
+
+def _short(value: float) -> str:
+    """Three figures where there are that many after the point, never fewer than all before it."""
+    return "0" if value == 0 else f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _spread(frame: pd.DataFrame, name: str) -> list[str]:
@@ -221,7 +226,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     frame = table(params, options.repetitions)
     intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"
     shown = sections(frame, settings.data.name)
-    write_report(settings.folder.name, NAME, TITLE, shown, frame, lambda path: draw(frame, path), intro)
+    write_report(
+        settings.folder.name, NAME, TITLE, shown, frame, lambda path: draw(frame, path), intro, LEFT_TO_THE_FILES
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The reach of the text token: exact against autograd, its bound a bound, the fitted rate the one that was put in."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -94,3 +97,26 @@ def test_a_window_bounds_what_the_block_reads(project) -> None:  # type: ignore[
     frame = curve(text_reach(untrained(settings, 0).neck.fusion.mamba, read[0], directions(16, 16)), window="2")
     assert list(frame["t"]) == [1, 2, 3, 4] and frame["share"].iloc[0] == pytest.approx(1)
     assert (frame["low"] <= frame["high"]).all() and frame["bound"].notna().sum() == 1
+
+
+def test_the_study_shows_rates_where_there_is_something_to_fit(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from wimfris.data.index import read_index
+    from wimfris.data.source import source_images
+
+    spec = importlib.util.spec_from_file_location("decay_study", Path(__file__).parents[1] / "studies" / "decay.py")
+    assert spec and spec.loader
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    params = project.params()
+    settings = params.settings()
+    rows, images = read_index(settings.folder / "index" / "index.parquet"), source_images(settings)
+    runs = ("window_2-0", "full-0", "full-1")
+    curves = [study.measure(params.settings(run[:-2]), run, "untrained", rows, images) for run in runs]
+    frame = study.pd.concat(curves, ignore_index=True)
+    names = {"window_2": "window 2", "full": "window 4"}
+    cells = study.section(study.summarise(frame), names, "x", "").cells.set_index("window")
+    assert list(cells.index) == ["window 2", "window 4"] and list(cells["tokens"]) == ["4", "16"]
+    assert cells.loc["window 2", "rate a token"] == "" and cells.loc["window 4", "rate a token"].startswith("0.")
+    assert cells.loc["window 4", "seeds"] == "0, 1"
+    study.draw(frame, names, tmp_path / "decay.png")
+    assert (tmp_path / "decay.png").stat().st_size > 1000

@@ -57,8 +57,11 @@ def write_report(
     frame: pd.DataFrame,
     draw: Callable[[Path], None],
     intro: str,
+    left_to_the_files: Sequence[str] = (),
 ) -> None:
-    """Write reports/tables/<folder>/<name>.{md,csv,tex} and reports/figures/<folder>/<name>.png; print the tables."""
+    """Write reports/tables/<folder>/<name>.{md,csv,tex} and reports/figures/<folder>/<name>.png; print the tables
+    without the columns `left_to_the_files`.
+    """
     stem, picture = REPORTS / "tables" / folder / name, REPORTS / "figures" / folder / f"{name}.png"
     draw(picture)
     intro = f"{intro}\n\n![{heading}](../../figures/{folder}/{name}.png)\n"
@@ -66,5 +69,5 @@ def write_report(
     write_text(stem.with_suffix(".csv"), csv_text(frame))
     write_text(stem.with_suffix(".tex"), latex_text(sections))
     for section in sections:
-        print_section(section)
+        print_section(section, left_to_the_files)
     print(f"{name}: {', '.join(str(stem.with_suffix(f'.{s}')) for s in ('md', 'csv', 'tex'))}, {picture}")

@@ -207,5 +207,5 @@ def test_a_sentence_outside_the_index_is_refused(index: pd.DataFrame, rng: np.ra
 def test_the_table_shows_n_intervals_and_power(index: pd.DataFrame, rng: np.random.Generator) -> None:
     table = strata_table(records(index, rng, 0.1), annotate(index, box, 32, {}), ["full"], "no_window", resamples=200)
     text = markdown_text("x", sections(table, {"full": "window 4", "no_window": "no window"}))
-    assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, 3 seeds" in text
+    assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, seeds 0, 1, 2" in text
     assert "say nothing about the figures in the paper" in text and "smallest that had an 80% chance" in text

@@ -32,6 +32,7 @@ from wimfris.results.statistics import (
     METRICS,
     _read,
     any_seed,
+    between_seeds,
     compare,
     holm,
     linearise,
@@ -173,7 +174,7 @@ def strata_table(
 
     `annotation` has the columns of `annotate`, for at least the records' sentences. Columns, all values fractions:
 
-    * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences;
+    * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences, seed_list;
     * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, means over the common seeds;
     * for each of `statistics.METRICS` gain_<metric> with its interval for these seeds (gain_<metric>_these_low,
       _these_high) and any seed (_any_low, _any_high), _p, and _p_holm: one family is all gains within a split's strata;
@@ -232,6 +233,7 @@ def _of_level(
             "system": system,
             "baseline": baseline,
             **{key: int(of_metric[key].iloc[0]) for key in ("seeds", "images", "sentences")},
+            "seed_list": " ".join(map(str, sorted(seeds))),
             "detectable": of_metric["detectable"].iloc[0],
             **{name: means[0][name] for name in VALUES},
             **{f"baseline_{name}": means[1][name] for name in VALUES},
@@ -277,7 +279,9 @@ def _changes(
         for metric in METRICS:
             here, there = (linearise(*ratios[f"{level} {metric}"]) for level in ("here", "there"))
             between = here - there
-            estimate = any_seed(between[number, common] - between[0, common])
+            variance, df = between_seeds(between.mean(axis=-1), cube.present)
+            of_seeds = 2 * variance / common.sum(), df
+            estimate = any_seed(between[number, common] - between[0, common], of_seeds=of_seeds)
             draws = drawn[f"here {metric}"] - drawn[f"there {metric}"]
             low, high = np.percentile((draws[number, common] - draws[0, common]).mean(axis=0), [2.5, 97.5])
             row |= {
@@ -300,7 +304,7 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
     shown: list[Section] = []
     for (split, system), part in table.groupby(["split", "system"], sort=False):
         first = part.iloc[0]
-        baseline, seeds = names[first["baseline"]], f"{first['seeds']} seed{'s' if first['seeds'] > 1 else ''}"
+        baseline, seeds = names[first["baseline"]], "seeds " + first["seed_list"].replace(" ", ", ")
         title = f"{names[str(system)]} against {baseline}: {first['dataset']}, scale {first['scale']}, "
         title += f"protocol {first['protocol']}, split {split}, {seeds}"
         note = built_in_note(str(first["dataset"]), str(first["scale"]))
@@ -365,6 +369,9 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
                     for end, width in (("any", 0.8), ("these", 2.6)):
                         low, high = (100 * one[f"gain_miou_{end}_{side}"] for side in ("low", "high"))
                         axis.plot(np.clip([low, high], -reach, reach), [at, at], color=colour, linewidth=width)
+                        for beyond, marker in ((low < -reach, "<"), (high > reach, ">")):
+                            if beyond:  # it goes on
+                                axis.plot(reach if marker == ">" else -reach, at, marker, color=colour, markersize=3)
                     axis.plot(100 * one["gain_miou"], at, "o", color=colour, markersize=3.5, markeredgecolor="white")
                 axis.axvline(0, color="0.5", linewidth=0.8, zorder=1)
                 axis.set(ylim=(len(levels[name]) - 0.5, -0.5), xlim=(-1.02 * reach, 1.02 * reach))
