@@ -193,7 +193,7 @@ def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figu
 
 
 def _judge_better(claim: Better, records: pd.DataFrame, resamples: int) -> _Outcome:
-    seeds = {variant: set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
+    seeds = {str(variant): set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
     there = [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
     missing = [name for name in (claim.system, *claim.rivals) if name not in seeds]
     apart = [name for name in claim.rivals if name not in there and name in seeds and claim.system in seeds]
@@ -321,9 +321,11 @@ def _p(p: float) -> str:
 
 
 def _paper(verdict: Verdict) -> str:
-    """The paper's figures in its own words, and the range of trust in them."""
+    """The paper's figures, those of variants in its own words, and the range of trust in them."""
     place, figures = verdict.claim.published, verdict.figures.values()
-    stated = ", ".join(f"{figure.variant} {figure}" for figure in figures)
+    stated = ", ".join(
+        f"{label if ' ' in label else figure.variant} {figure}" for label, figure in verdict.figures.items()
+    )
     trust = sorted({figure.trust for figure in figures}, key=TRUST.index)
     title = f"{'Figure' if place.table[0] == 'F' else 'Table'} {place.table[1:]}"
     return f"{title}: {stated} (trust {' to '.join(trust)})"

@@ -37,6 +37,7 @@ ONLY = "notebook-only"
 """The tag of cells that the page leaves out: its contents are its own."""
 
 _TIMEOUT = 600  # seconds a cell may take
+_LONG = 32  # characters of a row's header beyond which it is broken into lines
 
 
 # --- what the notebook shows its results with -------------------------------------------------------------------------
@@ -131,8 +132,10 @@ def table_html(cells: pd.DataFrame, label: str, left: Collection[str] = (), raw:
 
     def cell(name: str, value: object) -> str:
         shown = str(value) if name in raw else escape(str(value)).replace("_", "_<wbr>")
-        kind = ' class="words"' if name in left or name == header else ""
-        return f'<th scope="row"{kind}>{shown}</th>' if name == header else f"<td{kind}>{shown}</td>"
+        if name == header:
+            kind = "long" if len(str(value)) > _LONG and name not in raw else "words"
+            return f'<th scope="row" class="{kind}">{shown}</th>'
+        return f'<td class="words">{shown}</td>' if name in left else f"<td>{shown}</td>"
 
     words = {name: ' class="words"' if name in left or name == header else "" for name in names}
     head = "".join(f'<th scope="col"{words[name]}>{escape(name)}</th>' for name in names)

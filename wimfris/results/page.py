@@ -55,7 +55,7 @@ thead th { background: var(--band); vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 th[scope=row] { font-weight: 500; }
 .words, .scroll th:first-child { text-align: left; }
-td.words { white-space: normal; min-width: 9rem; }
+td.words, th.long { white-space: normal; min-width: 9rem; text-align: left; }
 tbody th:first-child { position: sticky; left: 0; background: var(--paper); }
 details { margin: .6rem 0 1.4rem; font-size: .85rem; color: var(--soft); }
 summary { cursor: pointer; }
