@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs/scenes-smoke")
+GATHERED = "reports/records/scenes-smoke"  # the evidence
 SEEDS, SPLITS = (0, 1), ("val", "testA", "testB")
 # long enough to be interrupted in the middle, at a rate at which predictions are not empty
 TRAIN = {"epochs": 12, "learning_rate": 0.02, "checkpoint_seconds": 1e-9}
@@ -132,7 +133,7 @@ def test_table_has_a_row_per_system_and_split(reproduced: Path) -> None:
 
 def test_figures_show_something(reproduced: Path) -> None:
     folder = reproduced / "reports" / "figures" / "scenes-smoke"
-    for name in ("gallery", "curves", "emphasis"):
+    for name in ("gallery", "curves", "learned-emphasis"):
         picture = cv2.imread(str(folder / f"{name}.png"))
         assert picture is not None and min(picture.shape[:2]) > 200
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, f"{name}: an empty picture"
@@ -150,6 +151,8 @@ def test_what_is_committed_and_what_is_cached(reproduced: Path) -> None:
     files = {line[3:] for line in changed if line}
     assert {f"{RUNS}/metrics/full-0.json", f"{RUNS}/manifests/full-1.json", "dvc.lock"} <= files
     assert "reports/tables/main.csv" in files
+    assert {f"{GATHERED}.parquet", f"{GATHERED}-emphasis.csv", "reports/index.html", "reports/claims.md"} <= files
+    files -= {f"{GATHERED}.parquet"}
     foreign = re.compile(r"\.(parquet|safetensors|jsonl|p|jpg|tsv|partial)$|checkpoint|\.dvc/")
     assert not [name for name in files if foreign.search(name)]
     assert not list((reproduced / ".checkpoints").glob("*/*"))

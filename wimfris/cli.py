@@ -349,7 +349,7 @@ def figures() -> None:
     names = [f"full-{seed}" for seed in params.seeds]
     logs = {name: draw.read_log(settings.folder / "logs" / f"{name}.jsonl") for name in names}
     draw.learning_curves(logs, folder / "curves.png")
-    draw.emphasis(logs, folder / "emphasis.png", settings.scale)
+    draw.emphasis(logs, folder / "learned-emphasis.png", settings.scale)
     index = read_index(settings.folder / "index" / "index.parquet")
     records = read_records(settings.folder / "records" / f"{names[0]}.parquet")
     examples = gallery_examples(settings, names[0], records, index, source_images(settings), "val", count=4)
