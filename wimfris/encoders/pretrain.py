@@ -364,8 +364,8 @@ CARD_FINER = """\
 
 The built-in vision encoder (CARD.md), trained further on a finer grid of patches: its positions were interpolated.
 
-- Made by `dvc repro -f studies/dvc.yaml:pretrain` (`wimfris encoders pretrain --scale {scale}`), with the settings
-  under `pretrain_{scale}` in params.yaml: seed {seed}, one thread.
+- Made by `wimfris encoders pretrain --scale {scale}`, with the settings under `pretrain_{scale}` in params.yaml: seed
+  {seed}, one thread.
 - Data and task are those of CARD.md. The text encoder is the same.
 """
 CARD_HEAD = """
