@@ -13,15 +13,18 @@ from wimfris.model.hmf import (
     Neck,
     WindowMambaFusion,
     window_index,
+    window_padding,
     window_partition,
+    window_reversal,
     window_unpartition,
 )
 
 WIDTH, TEXT = 8, 6
 
 
-def fusion(window: int | None, gate: Any = "attention", norm: bool = True) -> WindowMambaFusion:
-    return WindowMambaFusion(WIDTH, TEXT, window=window, gate=gate, norm=norm, heads=2, state=3, conv=4, expand=2)
+def fusion(window: int | None, gate: Any = "attention", norm: bool = True, **options: Any) -> WindowMambaFusion:
+    sizes = {"heads": 2, "state": 3, "conv": 4, "expand": 2}
+    return WindowMambaFusion(WIDTH, TEXT, window=window, gate=gate, norm=norm, **sizes, **options)
 
 
 def tokens_of(grid: tuple[int, int], batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -90,6 +93,78 @@ def test_each_window_is_the_scan_of_its_real_tokens_behind_the_sentence(
     for cells in cells_by_window(grid, window):
         alone = wmf.mamba(wmf.norm(torch.cat([wmf.text(sentence)[:, None], tokens[:, cells]], dim=1)))[:, 1:]
         torch.testing.assert_close(z[:, cells], alone)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_reversal_turns_real_cells_round_and_leaves_padding_last(height: int, width: int, window: int) -> None:
+    window = min(window, height, width)
+    grid, sides = (height, width), (window, window)
+    gather, order, padding = window_index(*grid, sides)[0], window_reversal(*grid, sides), window_padding(*grid, sides)
+    assert torch.equal(order.gather(1, order), torch.arange(window**2).expand_as(order)), "its own inverse"
+    for row, turned, empty, cells in zip(gather, order, padding, cells_by_window(grid, window), strict=True):
+        assert torch.equal(row[turned][: len(cells)], cells.flip(0))
+        assert empty.tolist() == [False] * len(cells) + [True] * (window**2 - len(cells))
+
+
+TOKENS = {"first": (1, 0), "last": (0, 1), "both": (1, 1), "none": (0, 0)}  # text tokens before and after
+
+
+@pytest.mark.parametrize("text_token", TOKENS)
+@pytest.mark.parametrize("direction", ["raster", "bidirectional"])
+def test_text_tokens_and_directions_on_an_uneven_grid(stir: Any, text_token: Any, direction: Any) -> None:
+    """Each window is the scan of its real tokens with the text token where it is asked for; backwards likewise."""
+    grid, (before, after) = (5, 7), TOKENS[text_token]
+    wmf = stir(fusion(3, text_token=text_token, direction=direction)).double()
+    tokens, sentence = tokens_of(grid)
+    text = wmf.text(sentence)[:, None] if wmf.text else tokens[:, :0]
+
+    def alone(mamba: Any, visual: Tensor) -> Tensor:
+        sequence = torch.cat([text] * before + [visual] + [text] * after, dim=1)
+        return mamba(wmf.norm(sequence))[:, before : before + visual.shape[1]]
+
+    z = wmf.scan(tokens, sentence, grid)
+    assert (wmf.backwards is not None) == (direction == "bidirectional")
+    for cells in cells_by_window(grid, 3):
+        expected = alone(wmf.mamba, tokens[:, cells])
+        if wmf.backwards is not None:
+            expected = expected + alone(wmf.backwards, tokens[:, cells].flip(1)).flip(1)
+        torch.testing.assert_close(z[:, cells], expected)
+
+
+@pytest.mark.parametrize("text_token", ["last", "none"])
+def test_a_causal_scan_never_shows_what_stands_behind(stir: Any, text_token: Any) -> None:
+    wmf = stir(fusion(2, text_token=text_token)).double()
+    tokens, sentence = tokens_of((4, 4))
+    told = wmf.scan(tokens, sentence, (4, 4))
+    other = wmf.scan(tokens, sentence + 1, (4, 4))
+    assert torch.equal(told, other)
+
+
+def test_attention_in_a_window_sees_its_real_cells_and_the_text(stir: Any) -> None:
+    grid = (5, 4)
+    wmf = stir(fusion(3, mixing="attention")).double()
+    assert wmf.mamba is None
+    tokens, sentence = tokens_of(grid)
+    z = wmf.scan(tokens, sentence, grid)
+    for cells in cells_by_window(grid, 3):
+        sequence = wmf.norm(torch.cat([wmf.text(sentence)[:, None], tokens[:, cells]], dim=1))
+        alone = wmf.attention(sequence, sequence, sequence, need_weights=False)[0][:, 1:]
+        torch.testing.assert_close(z[:, cells], alone)
+
+
+def test_mixing_nothing_leaves_the_normed_tokens(stir: Any) -> None:
+    wmf = stir(fusion(2, mixing="none")).double()
+    tokens, sentence = tokens_of((4, 6))
+    assert torch.equal(wmf.scan(tokens, sentence, (4, 6)), wmf.norm(tokens))
+
+
+@pytest.mark.parametrize("options", [{}, {"mixing": "attention"}, {"mixing": "none"}, {"text_token": "none"}])
+def test_no_parameter_is_dead(stir: Any, options: dict[str, Any]) -> None:
+    wmf = stir(fusion(2, **options))
+    fused, words = torch.randn(2, WIDTH, 4, 4), torch.randn(2, 5, TEXT)
+    wmf(fused, words, torch.randn(2, TEXT), torch.zeros(2, 5, dtype=torch.bool)).sum().backward()
+    assert [name for name, parameter in wmf.named_parameters() if parameter.grad is None] == []
 
 
 def test_one_window_of_the_whole_grid_is_no_window(stir: Any) -> None:

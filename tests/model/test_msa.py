@@ -43,6 +43,27 @@ def test_mixer_equals_full_kernels(stir: Any) -> None:
     torch.testing.assert_close(mixer(x), F.relu(total) * x)
 
 
+@pytest.mark.parametrize("kind", ["rfmixer", "depthwise", "dilated"])
+@pytest.mark.parametrize("size", [3, 7])
+def test_every_mixer_has_the_receptive_field_of_its_kernel(stir: Any, kind: str, size: int) -> None:
+    """A cell is reached from size // 2 cells away and no further; `dilated` from there and the cell itself alone."""
+    mixer = stir(RFMixer(2, (size,), kind)).double()
+    x = torch.rand(1, 2, 11, 11, dtype=torch.float64, requires_grad=True)
+    total = x + sum(branch(x) for branch in mixer.branches)
+    (grad,) = torch.autograd.grad(total[0, :, 5, 5].sum(), x)
+    reached = {tuple(cell) for cell in (grad[0].abs().sum(0) > 0).nonzero().sub(5).tolist()}
+    reach = range(-(size // 2), size // 2 + 1, size // 2 if kind == "dilated" else 1)
+    assert reached == {(row, column) for row in reach for column in reach}
+    torch.testing.assert_close(mixer(x), F.relu(total) * x)
+
+
+def test_mixer_of_no_kind_leaves_the_patches_as_they_are() -> None:
+    msa = MultiScaleAligner(
+        8, 6, 4, heads=2, kernels=(3,), mixer="none", emphasis="learned", emphasis_initial=0.5, init="zero"
+    )
+    assert isinstance(msa.mixer, torch.nn.Identity)
+
+
 def test_mixer_reads_rows_before_columns_and_keeps_channels_apart() -> None:
     mixer: Any = RFMixer(2, (3,)).double()
     assert mixer.branches[0][0].kernel_size == (1, 3) and mixer.branches[0][1].kernel_size == (3, 1)
