@@ -36,8 +36,7 @@ from wimfris.predict import Predictor
 from wimfris.results.figures import _figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
-from wimfris.study import REPORTS, Found
-from wimfris.study_own import main, write_report
+from wimfris.study import REPORTS, Found, main, write_report
 
 STUDY = Study(
     name="decay",
@@ -205,4 +204,4 @@ def report(found: Found) -> None:
 
 
 if __name__ == "__main__":
-    main(STUDY, report)
+    main(STUDY, report=report)

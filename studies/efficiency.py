@@ -29,7 +29,7 @@ from wimfris.params import Params, Settings, read_params
 from wimfris.profile import blank_segmenter, parameters
 from wimfris.results.figures import _figure
 from wimfris.results.tables import Section
-from wimfris.study_own import write_report
+from wimfris.study import write_report
 
 NAME, TITLE = "efficiency", "Efficiency"
 QUESTION = "What do the window, the neck and the adapters cost, beside those of ETRIS and DETRIS?"

@@ -23,8 +23,7 @@ from wimfris.data.letterbox import letterbox_mask
 from wimfris.errors import UserError
 from wimfris.results.strata import annotate, draw, scene_landmarks, sections, strata_table
 from wimfris.results.study import Row, Study
-from wimfris.study import Found
-from wimfris.study_own import main, write_report
+from wimfris.study import Found, main, write_report
 
 STUDY = Study(
     name="failure_modes",
@@ -66,4 +65,4 @@ def report(found: Found) -> None:
 
 
 if __name__ == "__main__":
-    main(STUDY, report)
+    main(STUDY, report=report)

@@ -22,7 +22,7 @@ from wimfris.results.published import read_published
 from wimfris.results.records import read_records, read_runs
 from wimfris.results.study import Study, csv_frame, markdown_intro, sections
 from wimfris.results.study_figure import draw
-from wimfris.results.tables import csv_text, latex_text, markdown_text, print_section
+from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 
 REPORTS = Path("reports")
 PARAMS = Path("params.yaml")
@@ -89,12 +89,17 @@ class Found:
         return found
 
 
-def main(study: Study, pictures: dict[str, Picture] | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
+def main(
+    study: Study,
+    pictures: dict[str, Picture] | None = None,
+    arguments: Sequence[str] | None = None,
+    report: Callable[[Found], None] | None = None,
+) -> NoReturn:
     """Run a study from the command line and exit: 0 all is well, 1 a run failed, 2 the input is wrong (told in one
-    line).
+    line). `report` takes the place of the tables of records, for a study that is made of more than those.
     """
     try:
-        code = _run(study, pictures or {}, _options(study, arguments))
+        code = _run(study, pictures or {}, _options(study, arguments), report)
     except UserError as error:
         print(f"wimfris: {error}", file=sys.stderr)
         code = 2
@@ -114,7 +119,12 @@ def _options(study: Study, arguments: Sequence[str] | None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def _run(study: Study, pictures: dict[str, Picture], options: argparse.Namespace) -> int:
+def _run(
+    study: Study,
+    pictures: dict[str, Picture],
+    options: argparse.Namespace,
+    report: Callable[[Found], None] | None,
+) -> int:
     params = read_params(PARAMS)
     in_file = params.scale
     if options.scale:
@@ -128,6 +138,9 @@ def _run(study: Study, pictures: dict[str, Picture], options: argparse.Namespace
         _tell_plan(found, in_file, options.jobs)
         return 0
     failed = 0 if options.no_train else _train(found, in_file, options.jobs)
+    if report is not None and not failed:
+        report(found)
+        return 0
     found.read()
     if found.missing and options.gaps:
         print(f"{study.name}: left open, without records: {', '.join(found.missing)}", file=sys.stderr)
@@ -227,7 +240,7 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
     if study.parameters:
         from wimfris.profile import trained_parameters
 
-        counts = {name: trained_parameters(found.params.settings(name))["total"] for name in study.variants}
+        counts = {name: trained_parameters(found.params.settings(name))["total"] for name in found.variants}
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
     shown = sections(study, tables)
     if study.extra:
@@ -259,3 +272,27 @@ def everything(variants: Sequence[str]) -> pd.DataFrame:
     parts = [records[records["variant"].isin(variants)] for records in map(read_records, paths)]
     case = ["dataset", "scale", "run", "split", "condition", "ref_id", "sent_id"]
     return pd.concat(parts, ignore_index=True).drop_duplicates(case, keep="last", ignore_index=True)
+
+
+def write_report(
+    folder: str,
+    name: str,
+    heading: str,
+    sections: Sequence[Section],
+    frame: pd.DataFrame,
+    draw: Callable[[Path], None],
+    intro: str,
+    left_to_the_files: Sequence[str] = (),
+) -> None:
+    """Write reports/tables/<folder>/<name>.{md,csv,tex} and reports/figures/<folder>/<name>.png; print the tables
+    without the columns `left_to_the_files`.
+    """
+    stem, picture = REPORTS / "tables" / folder / name, REPORTS / "figures" / folder / f"{name}.png"
+    draw(picture)
+    intro = f"{intro}\n\n![{heading}](../../figures/{folder}/{name}.png)\n"
+    write_text(stem.with_suffix(".md"), markdown_text(heading, sections, intro))
+    write_text(stem.with_suffix(".csv"), csv_text(frame))
+    write_text(stem.with_suffix(".tex"), latex_text(sections))
+    for section in sections:
+        print_section(section, left_to_the_files)
+    print(f"{name}: {', '.join(str(stem.with_suffix(f'.{s}')) for s in ('md', 'csv', 'tex'))}, {picture}")

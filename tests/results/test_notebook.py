@@ -93,7 +93,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "studies").mkdir()
     for name in ("window_size", "components"):
         shutil.copy(ROOT / "studies" / f"{name}.py", folder / "studies")
-    (folder / "studies" / "clock.py").write_text("from wimfris.study_own import main\nimport torch_is_not_needed\n")
+    (folder / "studies" / "clock.py").write_text(
+        "from wimfris.study import main, write_report\nimport torch_is_not_needed\n"
+    )
     path = evidence_path("scenes-tiny", False, folder / "reports")
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pandas(simulate(), schema=SCHEMA, preserve_index=False), path)
