@@ -180,24 +180,25 @@ def test_edits_rerun_what_they_affect(again: Path) -> None:
         with (again / name).open("a") as file:
             file.write("\n# a comment\n")
 
+    report = {"tables", "gather", "studies", "page"}
     append("wimfris/results/tables.py")
-    assert rerun(again) == {"tables"}
+    assert rerun(again) == {"tables", "studies", "page"}
     append("wimfris/data/audit.py")
-    assert rerun(again) == {"tables", "prepare"}
+    assert rerun(again) == {"tables", "studies", "page", "prepare"}
     git(again, "checkout", "--quiet", "wimfris")
     append("wimfris/encoders/builtin/CARD.md")
     assert rerun(again) == {"encoders"}
     git(again, "checkout", "--quiet", "wimfris")
     append("wimfris/model/hmf.py")
-    assert rerun(again) == {"train@full-0", "train@full-1", "figures"}
+    assert rerun(again) == {"train@full-0", "train@full-1", "figures", "studies"}, "a study counts parameters"
     git(again, "checkout", "--quiet", "wimfris")
     edit(again, lambda params: params["seeds"].append(7))
-    assert rerun(again) == {"train@full-7", "tables", "figures"}
+    assert rerun(again) == {"train@full-7", "figures"} | report
     edit(again, lambda params: params["seeds"].remove(7))
     edit(again, lambda params: params["variants"].update(dice={"loss": {"dice": 0.5}}))
-    assert rerun(again) == {"train@dice-0", "train@dice-1", "tables"}
+    assert rerun(again) == {"train@dice-0", "train@dice-1"} | report
     edit(again, lambda params: params["scales"]["base"]["train"].update(epochs=1))
-    assert rerun(again) == {"train@dice-0", "train@dice-1", "tables"}, "another scale's numbers concern nobody"
+    assert rerun(again) == {"train@dice-0", "train@dice-1"} | report, "another scale's numbers concern nobody"
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:

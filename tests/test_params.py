@@ -317,6 +317,12 @@ def test_variants_that_are_one_and_the_same(tmp_path: Path) -> None:
     assert "variants full and again have equal settings" in message
 
 
+@pytest.mark.parametrize("model", [{"adapters": "lora"}, {"neck": "detris"}])
+def test_a_rival_is_no_variant_of_the_core(model: dict[str, str], tmp_path: Path) -> None:
+    told = "params.yaml: variants.rival: a rival's adapters or neck; declare it under `extended`"
+    assert refusal(tmp_path, variants={"full": {}, "rival": {"model": model}}).startswith(told)
+
+
 def test_a_name_is_of_the_core_or_beyond_it(tmp_path: Path) -> None:
     assert re.match(r"params\.yaml: extended: \['full'\]", refusal(tmp_path, extended={"full": {}}))
 

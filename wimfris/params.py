@@ -28,6 +28,7 @@ from wimfris.errors import UserError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
+RIVALS = ("detris", "etris", "lora", "bottleneck")  # whose adapters have sizes of their own
 BUILT_IN = ("builtin", "builtin-small", "random")  # the sources of encoders that are no hub ids
 
 
@@ -451,9 +452,15 @@ class Params(Section):
             raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
         merged = merge(merge(shared, self.scales[self.scale]), overrides)
-        rival = merged["model"].get("adapters") not in (None, "wimfris", "finetune")
+        adapters, neck = merged["model"].get("adapters"), merged["model"].get("neck")
+        rival = adapters in RIVALS
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
         merged["model"] = merged["model"] | {"rivals": sizes}
+        if section == "variants" and (rival or adapters == "finetune" or neck in RIVALS):
+            raise UserError(
+                f"params.yaml: variants.{variant}: a rival's adapters or neck; declare it under `extended`, "
+                "for no run of the core depends on the rivals' code"
+            )
         named = {"scale": self.scale, "variant": variant, "extended": section == "extended"}
         return _validated(Settings, merged | named, scale=self.scale, variant=variant)
 
