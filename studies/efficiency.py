@@ -85,7 +85,7 @@ def timed(rounds: Sequence[Measured]) -> dict[str, Any]:
     add("step_ms", [value for one in rounds for value in one.step])
     for name in (*map(str, BATCHES), "step"):
         held = [one.memory[name] for one in rounds]
-        found[f"memory_mb_{name}"] = np.nan if None in held else max(value for value in held if value) / 1e6
+        found[f"memory_mb_{name}"] = np.nan if None in held else max(value or 0 for value in held) / 1e6
     return found
 
 
