@@ -40,6 +40,10 @@ def _split_run(run: str) -> tuple[str, int]:
     return variant, int(seed)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
@@ -148,7 +152,7 @@ def matrix(
     from wimfris.matrix import default_jobs, run_matrix, select_runs
 
     params = read_params()
-    chosen = None if variants is None else [name.strip() for name in variants.split(",")]
+    chosen = None if variants is None else _names(variants)
     numbers = None if seeds is None else _numbers("--seeds", seeds)
     beyond = extended or any(name in params.extended for name in chosen or ())
     runs = select_runs(params, chosen, numbers, beyond)
@@ -367,7 +371,7 @@ def report(
     from wimfris.results.tables import main_table, print_table
 
     params = read_params()
-    chosen = [name.strip() for name in variants.split(",")] if variants else list(params.variants)
+    chosen = _names(variants) if variants else list(params.variants)
     tables = [read_runs(params.settings(variant).outs, params.runs_of(variant)) for variant in chosen]
     print_table(main_table(pd.concat(tables)))
 
