@@ -194,7 +194,7 @@ def trained(word: str) -> list[str]:
 
 def process_of(run: str) -> tuple[int, int]:
     """Of a run at work: its process and dvc's."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120  # a machine with other work on it takes its time over DVC's start
     while time.monotonic() < until:
         lines = Path("trained").read_text().splitlines() if Path("trained").exists() else []
         for line in lines:
@@ -285,20 +285,20 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
 
 def test_killed_trainer_and_killed_dvc(project: Path, sequential: Path) -> None:
     """The others go on, no trainer is left behind, and the same command does the rest."""
-    (project / "seconds").write_text("3")
+    (project / "seconds").write_text("60")
     process = start(2, *RUNS)
-    os.kill(process_of("full-0")[0], signal.SIGKILL)
-    trainer, dvc = process_of("full-1")
+    killed, (trainer, dvc) = process_of("full-0")[0], process_of("full-1")
     (project / "seconds").write_text("0")
+    os.kill(killed, signal.SIGKILL)
     os.kill(dvc, signal.SIGKILL)
     told, _ = process.communicate()
     assert process.returncode == 1, told
     failures = [line for line in told.splitlines() if line.startswith("wimfris: ")]
     assert sorted(re.findall(r"full-\d: killed by signal 9", "\n".join(failures))) == [
         f"full-{seed}: killed by signal 9" for seed in (0, 1)
-    ]
+    ], told + Path(".checkpoints/logs/full-0.log").read_text()
     assert_gone([trainer])
-    assert trained("end") == ["plain-0", "plain-1"]
+    assert sorted(trained("end")) == ["plain-0", "plain-1"]
     assert run_matrix(PARAMS, RUNS, 2) == []
     assert_as(sequential, project)
 

@@ -346,8 +346,8 @@ def reproduce(work: Work, arguments: Sequence[str], environment: dict[str, str],
             _signal_group(work.process, signal.SIGTERM)
         if code == 0 or stop.is_set():
             break
-        if not BUSY.search(told := work.text()):
-            break
+        if not BUSY.search(told := work.text()) or "exited with" in told:
+            break  # in the latter case the command ran and failed, whatever became of DVC's locks after it
         work.waits = True
         held = _wait_for([int(pid) for pid in re.findall(r"\(PID (\d+)\)", told)], stop)
         work.waits = False
