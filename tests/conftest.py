@@ -172,7 +172,8 @@ class Project:
     def train(self, run: str = "full-0") -> None:
         """Train the run in this process."""
         variant, seed = run.split("-")
-        train_run(self.params(), variant, int(seed), source_images(self.params().settings(variant)))
+        settings = self.params().settings(variant)
+        train_run(settings, int(seed), source_images(settings))
 
     def outs(self, run: str = "full-0") -> dict[str, bytes]:
         """Every file that the run left, by path; its manifest, which tells times, aside."""

@@ -21,7 +21,7 @@ def test_manifest_of_a_run(trained: Any) -> None:
     manifest = json.loads((trained.runs / "manifests" / "full-0.json").read_text())
     settings = trained.params().settings()
     assert manifest["settings"] == settings.model_dump(mode="json")
-    read = manifest["settings"] | {"extended": False}  # which decides where the outs lie, and no result
+    read = manifest["settings"] | {"group": ""}  # which decides where the outs lie, and no result
     assert type(settings).model_validate(read) == settings, "the settings can be read back"
     assert (manifest["run"], manifest["seed"], manifest["resumed"]) == ("full-0", 0, 0)
     assert manifest["code"]["sha256"] == code_hash(CODE)

@@ -363,7 +363,7 @@ def test_waiting_trainer_refuses_the_result_of_other_settings(
         if len(calls) == 1:
             raise training.Timeout(self.lock_file)
         if len(calls) == 2:  # the other trainer ends, and leaves its outs
-            train_run(params_before, "full", 0, project.runs / "refer" / "images" / "train2014")
+            train_run(params_before.settings("full"), 0, project.runs / "refer" / "images" / "train2014")
         return acquire(self, timeout, **rest)
 
     monkeypatch.setattr(FileLock, "acquire", contested)

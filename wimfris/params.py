@@ -207,6 +207,7 @@ class StepSchedule(Section):
 
 class Train(Section):
     epochs: PositiveInt
+    epoch_steps: PositiveInt | None = None  # of an epoch; None: the whole training split, less an uneven last batch
     batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
     optimizer: Literal["adam", "adamw"]
     learning_rate: PositiveFloat
@@ -251,9 +252,7 @@ class Settings(Section):
 
     scale: str
     variant: str
-    extended: bool = Field(
-        exclude=True
-    )  # whether the variant is one of `extended`: decides where its outs lie, no more
+    group: str = Field(exclude=True)  # folder of its outs under the data set's: none for the core; decides no result
     data: Data
     encoders: Encoders
     model: Model
@@ -293,10 +292,10 @@ class Settings(Section):
 
     @property
     def outs(self) -> Path:
-        """Where this variant's runs leave theirs: extended ones lie apart, so that no stage of the core depends on
-        them.
+        """Where this variant's runs leave theirs: those beyond the core lie apart, so that no stage of the core depends
+        on them.
         """
-        return self.folder / "extended" if self.extended else self.folder
+        return self.folder / self.group
 
     @model_validator(mode="after")
     def _possible(self) -> "Settings":
@@ -396,6 +395,7 @@ class Params(Section):
     loss: dict[str, Any]
     evaluate: dict[str, Any]
     rivals: dict[str, dict[str, Any]]
+    search: dict[str, Any]  # see wimfris.search.space, which alone reads it: no run depends on it
     pretrain: Pretrain
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
@@ -448,21 +448,28 @@ class Params(Section):
             raise UserError(
                 f"params.yaml: {section}.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
             )
-        for reserved in {"scale", "variant", "extended"} & self.scales[self.scale].keys():
-            raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
-        shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
-        merged = merge(merge(shared, self.scales[self.scale]), overrides)
-        adapters, neck = merged["model"].get("adapters"), merged["model"].get("neck")
-        rival = adapters in RIVALS
-        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
-        merged["model"] = merged["model"] | {"rivals": sizes}
-        if section == "variants" and (rival or adapters == "finetune" or neck in RIVALS):
+        settings = self.resolve(variant, overrides, group="extended" if section == "extended" else "")
+        model = settings.model
+        if section == "variants" and (model.adapters in (*RIVALS, "finetune") or model.neck in RIVALS):
             raise UserError(
                 f"params.yaml: variants.{variant}: a rival's adapters or neck; declare it under `extended`, "
                 "for no run of the core depends on the rivals' code"
             )
-        named = {"scale": self.scale, "variant": variant, "extended": section == "extended"}
-        return _validated(Settings, merged | named, scale=self.scale, variant=variant)
+        return settings
+
+    def resolve(self, name: str, overrides: dict[str, Any], *, group: str) -> Settings:
+        """The settings of the scale in use under these overrides, as those of a variant of this name whose outs lie in
+        this group. Raises UserError in one line that names the key at fault.
+        """
+        for reserved in {"scale", "variant", "group"} & self.scales[self.scale].keys():
+            raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
+        shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
+        merged = merge(merge(shared, self.scales[self.scale]), overrides)
+        rival = merged["model"].get("adapters") in RIVALS
+        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
+        merged["model"] = merged["model"] | {"rivals": sizes}
+        named = {"scale": self.scale, "variant": name, "group": group}
+        return _validated(Settings, merged | named, scale=self.scale, variant=name)
 
 
 def placed(layers: tuple[int, ...], placement: str, depth: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from wimfris.manifest import code_revision, write_manifest
 from wimfris.metrics import summarise
 from wimfris.model.loss import Losses
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import CosineSchedule, Params, Settings, Train
+from wimfris.params import CosineSchedule, Settings, Train
 from wimfris.results.records import write_records
 
 LOG_EVERY = 10  # steps between lines of the log
+AfterEpoch = Callable[[int, float], None]
+"""Told of each epoch once it has been evaluated: its number from 1, and mIoU over all validation sentences."""
 CODE = [
     *(f"model/{part}.py" for part in ("decoder", "hmf", "loss", "mamba", "msa", "mta", "segmenter")),
     "model/scan",
@@ -88,9 +91,17 @@ class Trainer:
     """The state of a run and the loop over it. Everything that changes from step to step is in a `Checkpoint`."""
 
     def __init__(
-        self, settings: Settings, seed: int, run: str, images: Path, checkpoints: CheckpointFolder, live: Path
+        self,
+        settings: Settings,
+        seed: int,
+        run: str,
+        images: Path,
+        checkpoints: CheckpointFolder,
+        live: Path,
+        after_epoch: AfterEpoch | None = None,
     ) -> None:
         train = settings.train
+        self.after_epoch = after_epoch
         self.settings, self.seed, self.run, self.images = settings, seed, run, images
         self.checkpoints = checkpoints
         self.device = build_device(settings)
@@ -106,7 +117,8 @@ class Trainer:
         self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.rows = self.evaluator.split("train")
-        self.steps_per_epoch = len(self.rows) // train.batch_size  # the last, uneven batch is left out
+        whole = len(self.rows) // train.batch_size  # the last, uneven batch is left out
+        self.steps_per_epoch = min(whole, train.epoch_steps or whole)
         if self.steps_per_epoch == 0:
             raise UserError(f"train.batch_size: {train.batch_size} is more than the train split has ({len(self.rows)})")
         self.step, self.resumed, self.seconds = 0, 0, 0.0
@@ -197,6 +209,8 @@ class Trainer:
             f"{self.run} epoch {epoch + 1}/{self.settings.train.epochs}: loss {event['loss']:.3f}, "
             f"val mIoU {score['miou']:.3f}, oIoU {score['oiou']:.3f}"
         )
+        if self.after_epoch is not None:
+            self.after_epoch(epoch + 1, score["miou"])
 
     def _log(self, event: str, epoch: int, losses: Losses, extra: dict[str, Any] | None = None) -> dict[str, Any]:
         line = {
@@ -293,15 +307,14 @@ def make_progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
-    """Train and evaluate one run and write its outs; every sentence of every evaluation split gets a record, controls
-    included.
+def train_run(settings: Settings, seed: int, images: Path, after_epoch: AfterEpoch | None = None) -> None:
+    """Train and evaluate one run, <variant>-<seed>, and write its outs; every sentence of every evaluation split gets a
+    record, controls included.
 
     A second trainer of the same run waits for the first and takes its result: killing `dvc repro` leaves its trainer
-    running.
+    running. What `after_epoch` raises ends the run without outs.
     """
-    settings = params.settings(variant)
-    run = f"{variant}-{seed}"
+    run = f"{settings.variant}-{seed}"
     files = RunFiles.of(settings.outs, run)
     lock_path = CHECKPOINTS / f"{settings.folder.name}-{run}.lock"
     lock_path.parent.mkdir(exist_ok=True)
@@ -315,7 +328,7 @@ def train_run(params: Params, variant: str, seed: int, images: Path) -> None:
             lock.release()
             return
     try:
-        _train_locked(settings, seed, run, files, images)
+        _train_locked(settings, seed, run, files, images, after_epoch)
     finally:
         lock.release()
 
@@ -331,11 +344,13 @@ def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
     }
 
 
-def _train_locked(settings: Settings, seed: int, run: str, files: RunFiles, images: Path) -> None:
+def _train_locked(
+    settings: Settings, seed: int, run: str, files: RunFiles, images: Path, after_epoch: AfterEpoch | None
+) -> None:
     decisive = _decisive(settings, seed)
     key, encoders = fingerprint(decisive), decisive["encoders"]
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
-    trainer = Trainer(settings, seed, run, images, checkpoints, files.live)
+    trainer = Trainer(settings, seed, run, images, checkpoints, files.live, after_epoch)
     _check_encoders(trainer.segmenter, encoders)
     with make_progress() as progress:
         trainer.fit(progress)
