@@ -173,6 +173,16 @@ def measure(settings: Settings, repetitions: int) -> Measured:
     return Measured(name, torch.get_num_threads(), torch.__version__, latency, neck, step, memory)
 
 
+def latency(settings: Settings, repetitions: int) -> float:
+    """Median seconds of one image and sentence through a model of these settings, on their device and threads."""
+    torch.set_num_threads(settings.train.threads)
+    device = build_device(settings)
+    segmenter = blank_segmenter(settings, device.type).eval()
+    inputs = example(segmenter, settings, 1, device.type)
+    with torch.no_grad(), precision_context(settings.train.precision, device):
+        return quartiles(_seconds(partial(segmenter, *inputs), repetitions, device))[0]
+
+
 def _seconds(work: Callable[[], object], repetitions: int, device: torch.device) -> list[float]:
     found = []
     for number in range(WARM_UP + repetitions):

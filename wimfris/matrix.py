@@ -426,7 +426,7 @@ def run_matrix(params: Params, runs: Sequence[str], jobs: int, *, dry_run: bool 
             LockFiles([*PARENTS, *stages]).keep()
         stale = outdated([*PARENTS, *stages])
         if set(PARENTS) & set(stale) and not dry_run:
-            _reproduce_parents(stop)
+            reproduce_parents(stop)
             stale = outdated(list(stages))
         todo = [stages[stage] for stage in stale if stage in stages]
         jobs = min(jobs, max(len(todo), 1))
@@ -458,7 +458,8 @@ def _tell_plan(params: Params, todo: Sequence[str], of: int, jobs: int) -> None:
         print(f"about {cost.core_minutes:.0f} core-minutes, {wall} with {jobs} at once, by the runs measured so far")
 
 
-def _reproduce_parents(stop: Stop) -> None:
+def reproduce_parents(stop: Stop) -> None:
+    """Do what all runs depend on. Raises UserError where that fails."""
     work = Work("parents", LOGS / "parents.log")
     names = ", ".join(PARENTS)
     print(f"{names}: out of date, done first (log: {work.log})", file=sys.stderr, flush=True)

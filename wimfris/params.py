@@ -469,7 +469,7 @@ class Params(Section):
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
         merged["model"] = merged["model"] | {"rivals": sizes}
         named = {"scale": self.scale, "variant": name, "group": group}
-        return _validated(Settings, merged | named, scale=self.scale, variant=name)
+        return validated(Settings, merged | named, scale=self.scale, variant=name)
 
 
 def placed(layers: tuple[int, ...], placement: str, depth: int) -> tuple[int, ...]:
@@ -510,7 +510,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{path}: {where}not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; restore it with git")
-    params = _validated(Params, content)
+    params = validated(Params, content)
     _check_variants(params)
     return params
 
@@ -542,7 +542,7 @@ def _require(condition: bool, key: str, allowed: str, value: object) -> None:
         raise _Impossible(f"{key}: {value} is not possible; allowed: {allowed}")
 
 
-def _validated(kind: type[T], content: dict[str, Any], scale: str = "", variant: str = "") -> T:
+def validated(kind: type[T], content: dict[str, Any], scale: str = "", variant: str = "") -> T:
     try:
         return kind.model_validate(content)
     except ValidationError as error:

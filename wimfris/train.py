@@ -324,7 +324,7 @@ def train_run(settings: Settings, seed: int, images: Path, after_epoch: AfterEpo
     except Timeout:
         print(f"{run}: another process is training this run; waiting for it", file=sys.stderr)
         lock.acquire()
-        if files.made_by(fingerprint(_decisive(settings, seed))):
+        if files.made_by(fingerprint(what_decides(settings, seed))):
             lock.release()
             return
     try:
@@ -333,7 +333,7 @@ def train_run(settings: Settings, seed: int, images: Path, after_epoch: AfterEpo
         lock.release()
 
 
-def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
+def what_decides(settings: Settings, seed: int) -> dict[str, Any]:
     """All that decides a run's result: settings, seed, and the hashes of data, code and frozen encoders."""
     return {
         "settings": settings.model_dump(mode="json"),
@@ -347,7 +347,7 @@ def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
 def _train_locked(
     settings: Settings, seed: int, run: str, files: RunFiles, images: Path, after_epoch: AfterEpoch | None
 ) -> None:
-    decisive = _decisive(settings, seed)
+    decisive = what_decides(settings, seed)
     key, encoders = fingerprint(decisive), decisive["encoders"]
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer = Trainer(settings, seed, run, images, checkpoints, files.live, after_epoch)
