@@ -335,6 +335,19 @@ def page() -> None:
 
 
 @app.command()
+def promote(
+    trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
+    name: Annotated[str, typer.Option("--as", help="The variant's name.")],
+) -> None:
+    """Make a trial's settings a variant of params.yaml's `extended`, to be confirmed with fresh seeds."""
+    from wimfris.search.promote import promote as add
+
+    params = add(trial, name)
+    runs = params.runs_of(name)
+    print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({', '.join(runs)})")
+
+
+@app.command()
 def tables() -> None:
     """Write main.{csv,md,tex} of the runs of params.yaml: to reports/tables, and beside the runs, where it stays."""
     from wimfris.results.records import read_runs

@@ -145,9 +145,11 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
 
 _COST = (
     "Seconds are those of all trials together, one after the other; `saved` is what pruned trials would have taken "
-    "beyond that, by the median of the finished ones."
+    "beyond that, by the median of the finished ones. Trials whose settings had been tried were not trained again: repeated."
 )
-_IMPORTANCE = "Share of the variance of mIoU among the better trials that a setting explains (PED-ANOVA); layers summed."
+_IMPORTANCE = (
+    "Share of the variance of mIoU among the better trials that a setting explains (PED-ANOVA); layers summed."
+)
 _FRONT = "Trials that no other beats in both objectives."
 
 
@@ -177,7 +179,9 @@ def _told(trial: Evidence) -> str:
     """Settings in short: the last part of each key, with as much before it as tells it from others."""
     pairs = list(flat(trial["overrides"]))
     ends = [path.split(".")[-1] for path, _ in pairs]
-    names = [".".join(p.split(".")[-2:]) if ends.count(end) > 1 else end for (p, _), end in zip(pairs, ends, strict=True)]
+    names = [
+        ".".join(p.split(".")[-2:]) if ends.count(end) > 1 else end for (p, _), end in zip(pairs, ends, strict=True)
+    ]
     return ", ".join(f"{name} {_shown(value)}" for name, (_, value) in zip(names, pairs, strict=True))
 
 
@@ -188,7 +192,9 @@ def _optimism(searches: Sequence[Evidence]) -> Section:
         found = best(search)
         if found is None:
             continue
-        gains = {split: of["miou"] - search["reference"]["metrics"][split]["miou"] for split, of in found["metrics"].items()}
+        gains = {
+            split: of["miou"] - search["reference"]["metrics"][split]["miou"] for split, of in found["metrics"].items()
+        }
         tests = [gain for split, gain in gains.items() if split != "val"]
         row = {"by": method(search), "trial": found["name"], "gain on val": f"{100 * gains['val']:+.1f}"}
         row |= {f"gain on {split}": f"{100 * gain:+.1f}" for split, gain in gains.items() if split != "val"}
@@ -206,7 +212,8 @@ def _cost_cells(searches: Sequence[Evidence]) -> pd.DataFrame:
     rows = []
     for search in searches:
         states = [trial["state"] for trial in search["trials"]]
-        seconds = {s: [t["seconds"] for t in search["trials"] if t["state"] == s and t["seconds"]] for s in _STATES}
+        trained = [trial for trial in search["trials"] if not trial["same_as"]]
+        seconds = {s: [t["seconds"] for t in trained if t["state"] == s and t["seconds"]] for s in _STATES}
         whole = float(np.median(seconds["complete"])) if seconds["complete"] else np.nan
         saved = sum(max(whole - one, 0) for one in seconds["pruned"])
         total = sum(map(sum, seconds.values()))
@@ -214,7 +221,11 @@ def _cost_cells(searches: Sequence[Evidence]) -> pd.DataFrame:
             {
                 "by": method(search),
                 "trials": str(len(states)),
-                **{name: str(states.count(state)) for name, state in zip(("finished", "pruned", "failed"), _STATES, strict=True)},
+                **{
+                    name: str(states.count(state))
+                    for name, state in zip(("finished", "pruned", "failed"), _STATES, strict=True)
+                },
+                "repeated": str(len(states) - len(trained)),
                 "seconds": f"{total:.0f}",
                 "saved by pruning": f"{saved:.0f} ({saved / (total + saved):.0%})" if saved else DASH,
                 "of a finished trial": f"{whole:.0f}",
@@ -239,7 +250,8 @@ def front(search: Evidence) -> list[Evidence]:
     def beaten(one: Evidence) -> bool:
         score, cost = one["values"]
         return any(
-            other["values"][0] >= score and other["values"][1] <= cost and other["values"] != one["values"] for other in done
+            other["values"][0] >= score and other["values"][1] <= cost and other["values"] != one["values"]
+            for other in done
         )
 
     return sorted((trial for trial in done if not beaten(trial)), key=lambda trial: trial["values"])
@@ -263,7 +275,8 @@ def _trial_cells(search: Evidence) -> pd.DataFrame:
     rows = []
     for trial in search["trials"]:
         came = {"complete": "finished", "pruned": f"pruned after epoch {len(trial['epochs'])}"}
-        row = {"trial": trial["name"], "came to": came.get(trial["state"], f"failed: {trial['failure']}")}
+        told = came.get(trial["state"], f"failed: {trial['failure']}")
+        row = {"trial": trial["name"], "came to": f"as {trial['same_as']}" if trial["same_as"] else told}
         if trial["metrics"]:
             row |= _percents(trial)
         elif trial["epochs"]:
@@ -281,7 +294,11 @@ def confirmed_sections(
     """The trials that were promoted (variant -> the trial's name), trained whole with fresh seeds, beside `full`: with
     intervals, on every split. Empty where none has records.
     """
-    there = {variant: trial for variant, trial in promoted.items() if not records.empty and variant in set(records["variant"])}
+    there = {
+        variant: trial
+        for variant, trial in promoted.items()
+        if not records.empty and variant in set(records["variant"])
+    }
     if not there:
         return []
     named = {trial["name"]: method(search) for search in searches for trial in search["trials"]}
@@ -307,7 +324,11 @@ def draw(searches: Sequence[Evidence], path: Path) -> None:
     single = [search for search in searches if not search["against"]]
     shown = single or list(searches)
     settings = list(dict.fromkeys(p for of in shown for t in of["trials"] for p, _ in flat(t["overrides"])))
-    settings = [p for p in settings if len({_shown(dict(flat(t["overrides"])).get(p)) for of in shown for t in of["trials"]}) > 1]
+    settings = [
+        p
+        for p in settings
+        if len({_shown(dict(flat(t["overrides"])).get(p)) for of in shown for t in of["trials"]}) > 1
+    ]
     weighed = [search for search in searches if search["against"]]
     panels = ["history", *(["importances"] if any(of.get("importances") for of in shown) else [])]
     panels += [*settings, *(f"front {k}" for k in range(len(weighed)))]
@@ -385,7 +406,14 @@ def _draw_slice(axis: Axes, searches: Sequence[Evidence], setting: str, colours:
                 continue
             xs = value if sets else [value] if real else [names.index(_shown(value))]
             marker = "o" if whole else "x"
-            axis.plot([x if real else x + shift for x in xs], [score] * len(xs), marker, color=colour, markersize=3.5, alpha=0.7)
+            axis.plot(
+                [x if real else x + shift for x in xs],
+                [score] * len(xs),
+                marker,
+                color=colour,
+                markersize=3.5,
+                alpha=0.7,
+            )
     if real and min(v for v in values if v) > 0 and max(v for v in values if v) > 30 * min(v for v in values if v):
         axis.set_xscale("log")
     if not sets and not real:

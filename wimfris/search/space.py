@@ -21,7 +21,11 @@ from wimfris.profile import trained_parameters
 
 BUDGET = "model.msa.width"  # the one width that gives way
 TOLERANCE = 0.05  # of the trained parameters of the adapters, where they are held
-TRAIN = ("learning_rate", "weight_decay", "clip_norm")  # what a space may hold of `train`: a trial's length is the study's
+TRAIN = (
+    "learning_rate",
+    "weight_decay",
+    "clip_norm",
+)  # what a space may hold of `train`: a trial's length is the study's
 KINDS = ("choice", "real", "layers", "budget")
 
 

@@ -181,7 +181,7 @@ def describe(trial: FrozenTrial, name: str) -> dict[str, Any]:
         "trained": trial.user_attrs.get("trained"),
         "latency_ms": trial.user_attrs.get("latency_ms"),
         "failure": trial.user_attrs.get("failure"),
+        "same_as": trial.user_attrs.get("same_as"),  # an earlier trial of the same settings, whose outs are these too
         "metrics": trial.user_attrs.get("metrics", {}),
         "seconds": round((times[1] - times[0]).total_seconds(), 1) if times[0] and times[1] else None,
     }
-

@@ -204,7 +204,9 @@ class _Searching:
                 self._tell_value(trial, settings)
             else:
                 kept.give_up(self.study, trial)
-                print(f"{self.plan.name(trial.number)}: was running when its search was killed; asked again", flush=True)
+                print(
+                    f"{self.plan.name(trial.number)}: was running when its search was killed; asked again", flush=True
+                )
         if not self.study.get_trials(deepcopy=False) and self.plan.space.first:
             self.study.enqueue_trial(self.plan.space.first)
 
@@ -241,8 +243,25 @@ class _Searching:
                 ("trained", counts["total"]),
             ):
                 trial.set_user_attr(key, value)
+            twin = next((one for one in kept.finished(trials) if one.user_attrs.get("overrides") == overrides), None)
+            if twin is not None and "failure" not in twin.user_attrs:
+                self._repeat(frozen, twin)
+                continue
             taken = {work.slot for work in self.working}
             self._start(settings.variant, settings, trial, min(set(range(self.jobs)) - taken))
+
+    def _repeat(self, trial: FrozenTrial, twin: FrozenTrial) -> None:
+        """Tell a trial of settings that have been tried what came of them: training would give the same bits again."""
+        store = self.study._storage
+        for key in ("metrics", "latency_ms"):
+            if key in twin.user_attrs:
+                store.set_trial_user_attr(trial._trial_id, key, twin.user_attrs[key])
+        name = twin.user_attrs.get("same_as", self.plan.name(kept.original(twin)))
+        store.set_trial_user_attr(trial._trial_id, "same_as", name)
+        for epoch, value in twin.intermediate_values.items():
+            store.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        self.study.tell(trial.number, twin.values if twin.state == TrialState.COMPLETE else None, state=twin.state)
+        print(f"{self.plan.name(trial.number)}: the settings of {name}, not trained again", flush=True)
 
     def _start(self, name: str, settings: Settings, trial: optuna.Trial | None, slot: int) -> None:
         job = {
@@ -362,7 +381,8 @@ class _Searching:
                 told += f", best {percent(best.value)} ({self.plan.name(kept.original(best))})"
         elif done:
             told += f", {len(self.study.best_trials)} on the front"
-        seconds = [trial.duration.total_seconds() for trial in done if trial.duration]
+        trained = [trial for trial in done if "same_as" not in trial.user_attrs]
+        seconds = [trial.duration.total_seconds() for trial in trained if trial.duration]
         left = self.trials - len(done)
         if seconds and left > 0:
             told += f", about {duration(sum(seconds) / len(seconds) * left / self.jobs)} left"
@@ -408,10 +428,7 @@ def evidence(plan: Plan) -> dict[str, Any]:
     reference = plan.settings(REFERENCE, {})
     files = RunFiles.of(reference.outs, f"{REFERENCE}-{plan.seed}")
     manifest = json.loads(files.manifest.read_text())
-    trials = [
-        trial
-        for trial in kept.finished(study.get_trials(deepcopy=False))
-    ]
+    trials = [trial for trial in kept.finished(study.get_trials(deepcopy=False))]
     return {
         "space": plan.space.name,
         "sampler": plan.sampler,
@@ -424,9 +441,7 @@ def evidence(plan: Plan) -> dict[str, Any]:
         "declared": plan.space.search.spaces[plan.space.name],
         "train": {"epochs": reference.train.epochs, "epoch_steps": reference.train.epoch_steps},
         "reference": {
-            "metrics": {
-                split: of["sentence"] for split, of in json.loads(files.metrics.read_text()).items()
-            },
+            "metrics": {split: of["sentence"] for split, of in json.loads(files.metrics.read_text()).items()},
             "trained": trained_parameters(reference)["total"],
             "adapters": trained_parameters(reference)["adapters"],
             "seconds": manifest["wall_seconds"],

@@ -67,9 +67,7 @@ def _train(settings: Settings, job: dict[str, Any], storage: BaseStorage | None)
         return
     number = job["trial"]
     pruner = make_pruner(settings.train.epochs, job["prunes"])
-    study = load_study(
-        study_name=job["study"], storage=storage, pruner=pruner, sampler=make_sampler("random", 0, 0)
-    )
+    study = load_study(study_name=job["study"], storage=storage, pruner=pruner, sampler=make_sampler("random", 0, 0))
 
     def after_epoch(epoch: int, score: float) -> None:
         with suppress(Exception):  # a trial that was taken for dead goes on to its end all the same
