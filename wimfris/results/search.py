@@ -119,8 +119,9 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
     first = searches[0]
     length = f"{first['train']['epochs']} epochs of {first['train']['epoch_steps'] or 'all'} steps"
     note = (
-        f"A trial is trained for {length}, from seed {first['seed']}; percent. `full` at the same length is what trials "
-        f"are measured by. The search chose by mIoU on val alone." + built_in_note(first["dataset"], first["scale"])
+        f"A trial is trained for {length}, from seed {first['seed']}; percent. `full` at the same length is what "
+        f"trials are measured by. The search chose by mIoU on val alone."
+        + built_in_note(first["dataset"], first["scale"])
     )
     shown = [
         Section(f"Best trials, {_where(first)}", note, _best_cells(searches), left=("by", "trial", "settings")),
@@ -145,7 +146,8 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
 
 _COST = (
     "Seconds are those of all trials together, one after the other; `saved` is what pruned trials would have taken "
-    "beyond that, by the median of the finished ones. Trials whose settings had been tried were not trained again: repeated."
+    "beyond that, by the median of the finished ones. Trials whose settings had been tried were not trained again: "
+    "repeated."
 )
 _IMPORTANCE = (
     "Share of the variance of mIoU among the better trials that a setting explains (PED-ANOVA); layers summed."
@@ -202,8 +204,8 @@ def _optimism(searches: Sequence[Evidence]) -> Section:
             row["optimism"] = f"{100 * (gains['val'] - float(np.mean(tests))):+.1f}"
         rows.append(row)
     note = (
-        "Points of mIoU over `full` at the same length, one seed each. Optimism is the gain on val, by which the trial was "
-        "chosen, less the mean gain on the test splits, which it never saw; one seed's chance is in both."
+        "Points of mIoU over `full` at the same length, one seed each. Optimism is the gain on val, by which the trial "
+        "was chosen, less the mean gain on the test splits, which it never saw; one seed's chance is in both."
     )
     return Section("Chosen on val, seen on test", note, pd.DataFrame(rows).fillna(DASH), left=("by", "trial"))
 
@@ -357,7 +359,7 @@ def draw(searches: Sequence[Evidence], path: Path) -> None:
 
 
 def _points(search: Evidence) -> Iterator[tuple[Evidence, float, bool]]:
-    """Every trial that was scored at all: its mIoU in percent, its last epoch's where it was pruned; whether finished."""
+    """Every trial that was scored: its mIoU in percent, its last epoch's where it was pruned; whether it finished."""
     for trial in search["trials"]:
         if trial["state"] == "complete":
             yield trial, 100 * trial["values"][0], True

@@ -136,8 +136,8 @@ def read_search(params: Params) -> Search:
         raise UserError(f"params.yaml: search.space: no space '{search.space}'; there are: {', '.join(search.spaces)}")
     if search.seed in (*params.seeds, *params.extended_seeds):
         raise UserError(
-            f"params.yaml: search.seed: {search.seed} is a seed of the matrix; take another, for what a search finds is "
-            "confirmed with seeds that it has not seen"
+            f"params.yaml: search.seed: {search.seed} is a seed of the matrix; take another, for what a search finds "
+            "is confirmed with seeds that it has not seen"
         )
     if params.scale not in search.train:
         raise UserError(f"params.yaml: search.train: says nothing of scale {params.scale}; add how long a trial trains")
@@ -255,8 +255,8 @@ class Space:
             if abs(off(best)) > TOLERANCE:
                 raise self._fault(
                     BUDGET,
-                    f"{len(settings.vision_layers)} layers come within {abs(off(best)):.0%} of the trained parameters of "
-                    f"`full`, {TOLERANCE:.0%} are asked for; narrow the number of layers",
+                    f"{len(settings.vision_layers)} layers come within {abs(off(best)):.0%} of the trained parameters "
+                    f"of `full`, {TOLERANCE:.0%} are asked for; narrow the number of layers",
                 )
             self._widths[key] = heads * best
         return self._widths[key]

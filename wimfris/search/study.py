@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from wimfris.checkpoint import code_hash, fingerprint
@@ -101,7 +101,7 @@ class Plan:
     def open(self) -> Study:
         """The study in its storage, made where it is not there. Raises UserError where the storage cannot be used."""
         epochs = self.settings(REFERENCE, {}, "").train.epochs
-        directions = ["maximize", "minimize"] if self.against else ["maximize"]
+        directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.against else [])]
         with kept.clear_errors(self.place):
             return optuna.create_study(
                 storage=kept.open_storage(self.place),
@@ -211,7 +211,7 @@ class _Searching:
             self.study.enqueue_trial(self.plan.space.first)
 
     def _train_reference(self) -> None:
-        """`full` for as long as a trial: what the trials are measured by. Of the searches of equal key, one trains it."""
+        """`full` for as long as a trial: what the trials are measured by."""
         settings = self.plan.settings(REFERENCE, {})
         if not self._files(settings).manifest.is_file():
             self._start(REFERENCE, settings, None, 0)
@@ -243,8 +243,9 @@ class _Searching:
                 ("trained", counts["total"]),
             ):
                 trial.set_user_attr(key, value)
-            twin = next((one for one in kept.finished(trials) if one.user_attrs.get("overrides") == overrides), None)
-            if twin is not None and "failure" not in twin.user_attrs:
+            scored = [one for one in trials if one.state == TrialState.COMPLETE]
+            twin = next((one for one in scored if one.user_attrs["overrides"] == overrides), None)
+            if twin is not None:
                 self._repeat(frozen, twin)
                 continue
             taken = {work.slot for work in self.working}
@@ -260,7 +261,7 @@ class _Searching:
         store.set_trial_user_attr(trial._trial_id, "same_as", name)
         for epoch, value in twin.intermediate_values.items():
             store.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        self.study.tell(trial.number, twin.values if twin.state == TrialState.COMPLETE else None, state=twin.state)
+        self.study.tell(trial.number, twin.values)
         print(f"{self.plan.name(trial.number)}: the settings of {name}, not trained again", flush=True)
 
     def _start(self, name: str, settings: Settings, trial: optuna.Trial | None, slot: int) -> None:
@@ -428,7 +429,7 @@ def evidence(plan: Plan) -> dict[str, Any]:
     reference = plan.settings(REFERENCE, {})
     files = RunFiles.of(reference.outs, f"{REFERENCE}-{plan.seed}")
     manifest = json.loads(files.manifest.read_text())
-    trials = [trial for trial in kept.finished(study.get_trials(deepcopy=False))]
+    trials = kept.finished(study.get_trials(deepcopy=False))
     return {
         "space": plan.space.name,
         "sampler": plan.sampler,
