@@ -25,6 +25,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 VALUES = {
     "${scale}": PARAMS["scale"],
     "${data.name}": PARAMS["data"]["name"],
+    "${search.space}": PARAMS["search"]["space"],
     "${item.variant}": "full",
     "${item.seed}": "0",
 }
@@ -185,6 +186,17 @@ def test_extended_runs_are_trained_as_the_core_s_are() -> None:
     for section in ("outs", "metrics"):
         told = yaml.safe_dump(core[section]).replace("-${scale}/", "-${scale}/extended/")
         assert beyond[section] == yaml.safe_load(told)
+
+
+def test_search_declares_the_modules_it_uses() -> None:
+    """A trial may have any model's settings, so that its code is all models' code, the rivals' with it."""
+    stage = yaml.safe_load((ROOT / "studies" / "dvc.yaml").read_text())["stages"]["search"]
+    assert stage["wdir"] == ".." and stage["cmd"] == "python studies/search.py"
+    uses = {path for path in closure(ROOT / "studies" / "search.py") if not is_empty(path)}
+    says = declared(stage)
+    assert named(uses - says) == [] and all(path.is_relative_to(BASELINES) for path in says - uses)
+    keys = [filled(key) for key in stage["params"]]
+    assert all(covers(keys, filled(key)) for key in STAGES["train"]["params"] if not key.startswith("variants"))
 
 
 # --- which parameters -------------------------------------------------------------------------------------------------

@@ -137,8 +137,8 @@ def _tell_plan(space: Space, search: Search, options: argparse.Namespace, trials
     settings = space.settings("trial", {}, "")
     print(f"space {space.name} at {settings.folder.name}, by {options.sampler}, {trials} trials, {jobs} at once:")
     for path, distribution in space.distributions.items():
-        told = ", ".join(f"{key} {value}" for key, value in distribution.model_dump(exclude={"kind"}).items())
-        print(f"  {path}: {distribution.kind}, {told}")
+        told = ", ".join(f"{key} {value}" for key, value in distribution.model_dump(exclude={"kind", "of"}).items())
+        print(f"  {path}: {distribution.kind}, {told or ' '.join(map(str, distribution.ends()))}")
     length = f"{settings.train.epochs} epochs of {settings.train.epoch_steps or 'all'} steps"
     print(f"a trial: {length}, seed {search.seed}")
     folder = Path("reports/search") / settings.folder.name
@@ -146,7 +146,7 @@ def _tell_plan(space: Space, search: Search, options: argparse.Namespace, trials
         trial["seconds"]
         for path in sorted(folder.glob("*.json"))
         for trial in json.loads(path.read_text())["trials"]
-        if trial["state"] == "complete" and trial["seconds"]
+        if trial["state"] == "complete" and not trial["same_as"]
     ]
     if measured:
         each = sum(measured) / len(measured)

@@ -125,9 +125,19 @@ def mend_journal(path: Path) -> None:
 # --- orphans ----------------------------------------------------------------------------------------------------------
 
 
-def identity() -> str:
-    """This process, among those of all machines."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def sign(study: Study, trial: int) -> None:
+    """Note that this process started a trial, and give its first sign of life."""
+    storage = study._storage
+    storage.set_trial_user_attr(trial, "by", f"{socket.gethostname()}:{os.getpid()}")
+    if isinstance(storage, RDBStorage):
+        storage.record_heartbeat(trial)
+
+
+def fail_stale(study: Study) -> None:
+    """Fail the trials of which a database has had no sign of life, and ask them again; in a journal there are none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:

@@ -37,6 +37,7 @@ from wimfris.train import RunFiles, what_decides
 AGAINST = ("parameters", "latency")  # what is weighed against mIoU: trained parameters, milliseconds of one image
 SAMPLERS = ("tpe", "random")
 FAILURES = 5  # in a row, after which it is not the settings that are wrong
+TRAINER = (sys.executable, "-m", "wimfris.search.trial")
 REFERENCE = "reference"  # `full` itself, trained as long as a trial
 
 
@@ -183,6 +184,8 @@ class _Searching:
     def run(self) -> None:
         """Until enough trials are finished, here and on other machines, or a signal comes."""
         self._recover()
+        if not self.study.get_trials(deepcopy=False) and self.plan.space.first:
+            self.study.enqueue_trial(self.plan.space.first)
         try:
             self._train_reference()
             while not self.stop.is_set():
@@ -195,7 +198,8 @@ class _Searching:
             self._end()
 
     def _recover(self) -> None:
-        """What a killed search left: trials that had ended are told, those that ran are asked again."""
+        """What killed searches left: trials that had ended are told, those that ran are asked again."""
+        kept.fail_stale(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not kept.is_orphan(trial, self.plan.url is not None):
                 continue
@@ -207,8 +211,6 @@ class _Searching:
                 print(
                     f"{self.plan.name(trial.number)}: was running when its search was killed; asked again", flush=True
                 )
-        if not self.study.get_trials(deepcopy=False) and self.plan.space.first:
-            self.study.enqueue_trial(self.plan.space.first)
 
     def _train_reference(self) -> None:
         """`full` for as long as a trial: what the trials are measured by."""
@@ -224,15 +226,13 @@ class _Searching:
     def _fill(self) -> None:
         """Start trials where there is room and any are missing."""
         while len(self.working) < self.jobs and not self.stop.is_set():
-            if self.plan.url is not None:
-                optuna.storages.fail_stale_trials(self.study)
             trials = self.study.get_trials(deepcopy=False)
             done = len(kept.finished(trials))
             if done + sum(trial.state == TrialState.RUNNING for trial in trials) >= self.trials:
                 return
             self.study.sampler = kept.make_sampler(self.plan.sampler, self.plan.seed, done)
             trial = self.study.ask()
-            trial.set_user_attr("by", kept.identity())
+            kept.sign(self.study, trial._trial_id)
             overrides = self.plan.space.draw(trial)
             frozen = self.study._storage.get_trial(trial._trial_id)
             settings = self.plan.settings(self.plan.name(kept.original(frozen)), overrides)
@@ -280,7 +280,7 @@ class _Searching:
         log = path.with_suffix(".log")
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "wimfris.search.trial", str(path)],
+                [*TRAINER, str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -342,12 +342,15 @@ class _Searching:
         """Whether another machine's trials are still running, or to be asked again should it be gone."""
         if self.plan.url is None or self.stop.is_set():
             return False
-        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        self._recover()
+        trials = self.study.get_trials(deepcopy=False)
+        states = [trial.state for trial in trials]
         running = TrialState.RUNNING in states
         if running and not self.waits:
             print("all trials are given out; waiting for those of other machines", flush=True)
         self.waits = running
-        return running
+        self.stop.wait(1.0 if running else 0.0)
+        return running or (TrialState.WAITING in states and len(kept.finished(trials)) < self.trials)
 
     def _end(self) -> None:
         """End the trainers that are still at work; their trials are asked again by the next search."""
@@ -460,12 +463,13 @@ def _importances(plan: Plan, study: Study) -> dict[str, float]:
     where too few trials have finished to tell.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that it is experimental, and that few trials tell little
         try:
             shares = optuna.importance.get_param_importances(
                 study,
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                target=(lambda trial: trial.values[0]) if plan.against else None,
+                # it looks for low values of a target of its own
+                target=(lambda trial: -trial.values[0]) if plan.against else None,
             )
         except (ValueError, RuntimeError):
             return {}

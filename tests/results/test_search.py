@@ -1,0 +1,243 @@
+"""The report of a search: what is best, what it cost, the front; and a trial that becomes a variant."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from wimfris.errors import UserError
+from wimfris.params import read_params
+from wimfris.results import search as report
+from wimfris.results.tables import METRICS, csv_text, latex_text, markdown_text
+from wimfris.search.main import main
+from wimfris.search.promote import promote, promoted
+
+ROOT = Path(__file__).parents[2]
+
+
+def metrics(miou: float) -> dict[str, Any]:
+    return {
+        split: {"n": 10} | dict.fromkeys(METRICS, miou - less)
+        for split, less in (("val", 0), ("testA", 0.02), ("testB", 0.04))
+    }
+
+
+def trial(number: int, miou: float | None, overrides: dict[str, Any], **more: Any) -> dict[str, Any]:
+    told = {
+        "number": number,
+        "name": f"window_tpe_{number:04d}",
+        "state": "complete" if miou is not None else "pruned",
+        "values": None if miou is None else [miou],
+        "epochs": {"1": 0.1} | ({} if miou is None else {"2": miou}),
+        "drawn": {},
+        "overrides": overrides,
+        "adapters": 10,
+        "trained": 1000 + number,
+        "latency_ms": None,
+        "failure": None,
+        "same_as": None,
+        "metrics": {} if miou is None else metrics(miou),
+        "seconds": 100.0 if miou is not None else 40.0,
+    }
+    return told | more
+
+
+def evidence(trials: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "space": "window",
+        "sampler": "tpe",
+        "against": None,
+        "dataset": "scenes",
+        "scale": "tiny",
+        "protocol": "cris",
+        "seed": 100,
+        "key": "0",
+        "declared": {},
+        "train": {"epochs": 2, "epoch_steps": 3},
+        "reference": {"metrics": metrics(0.5), "trained": 1000, "adapters": 10, "seconds": 100.0},
+        "trials": trials,
+        "importances": {"model.hmf.window": 0.75, "train.learning_rate": 0.25},
+        "device": "a machine",
+    } | more
+
+
+def window(size: Any, rate: float = 0.003, layers: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
+    return {
+        "model": {"hmf": {"window": size}, "msa": {"layers": list(layers)}},
+        "train": {"learning_rate": rate},
+    }
+
+
+SEARCH = evidence(
+    [
+        trial(0, 0.30, window("grid", 3e-5)),
+        trial(1, 0.55, window(2, layers=(2,))),
+        trial(2, None, window(4)),
+        trial(3, 0.55, window(2, layers=(2,)), same_as="window_tpe_0001", seconds=0.1),
+        trial(4, None, window(8), state="fail", failure="the loss is nan", epochs={}, seconds=20.0),
+    ]
+)
+
+
+def cells(sections: list[Any], title: str) -> pd.DataFrame:
+    return next(section.cells for section in sections if section.title.startswith(title))
+
+
+def test_tables() -> None:
+    shown = report.report_sections([SEARCH])
+    best = cells(shown, "Best trials")
+    assert list(best["trial"]) == ["full (reference)", "window_tpe_0001"], "the first of equals"
+    assert list(best["mIoU"]) == ["50.0", "55.0"] and list(best["testB mIoU"]) == ["46.0", "51.0"]
+    assert best["settings"][1] == "window 2, layers 2, learning_rate 0.003"
+    seen = cells(shown, "Chosen on val").iloc[0]
+    assert (seen["gain on val"], seen["gain on testA"], seen["optimism"]) == ("+5.0", "+5.0", "+0.0")
+    cost = cells(shown, "What the searches cost").iloc[0]
+    assert (cost["trials"], cost["finished"], cost["pruned"], cost["failed"], cost["repeated"]) == (
+        "5",
+        "3",
+        "1",
+        "1",
+        "1",
+    )
+    assert cost["seconds"] == "260" and cost["saved by pruning"] == "60 (19%)" and cost["of a finished trial"] == "100"
+    came = list(cells(shown, "All trials")["came to"])
+    assert came[1:] == ["finished", "pruned after epoch 1", "as window_tpe_0001", "failed: the loss is nan"]
+    frame = report.trials_frame([SEARCH])
+    assert frame["name"][0] == "reference" and frame["val_miou"][2] == 0.55 and len(frame) == 6
+    for text in (markdown_text("Search", shown), latex_text(shown), csv_text(frame)):
+        assert "window" in text
+
+
+def test_front() -> None:
+    pairs = ((0.3, 100), (0.5, 200), (0.4, 300), (0.5, 250), (0.6, 900))
+    trials = [
+        trial(k, score, window(2**k), values=[score, cost], trained=cost) for k, (score, cost) in enumerate(pairs)
+    ]
+    search = evidence(trials, against="parameters")
+    assert [of["number"] for of in report.front(search)] == [0, 1, 4]
+    assert list(cells(report.report_sections([search]), "Front")["trained parameters"]) == ["100", "200", "900"]
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_picture(tmp_path: Path, weighed: bool) -> None:
+    random = evidence(SEARCH["trials"], sampler="random", importances={})
+    searches = [SEARCH, random]
+    if weighed:
+        pairs = [trial(k, 0.1 * k, window(k + 1), values=[0.1 * k, 100.0 * k]) for k in range(3)]
+        searches = [evidence(pairs, against="latency")]
+    report.draw(searches, tmp_path / "one.png")
+    report.draw(searches, tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.width > 1000
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    folder = Path("reports/search/scenes-tiny")
+    folder.mkdir(parents=True)
+    (folder / "window-tpe.json").write_text(json.dumps(SEARCH))
+    return tmp_path
+
+
+def test_a_trial_becomes_a_variant(project: Path) -> None:
+    before = Path("params.yaml").read_text()
+    params = promote("window_tpe_0001", "found")
+    after = Path("params.yaml").read_text()
+    assert yaml.safe_load(after)["extended"]["found"] == window(2, layers=(2,)) == params.extended["found"]
+    [added] = set(after.splitlines()) - set(before.splitlines())
+    assert after.replace(added + "\n", "") == before and added.endswith("# promoted from trial window_tpe_0001")
+    assert params.settings("found").train.epochs == params.settings().train.epochs, "trained whole"
+    assert promoted(params, [SEARCH]) == {"found": "window_tpe_0001"}
+    promote("window_tpe_0000", "again")
+    assert list(yaml.safe_load(Path("params.yaml").read_text())["extended"])[-2:] == ["found", "again"]
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "told"),
+    [
+        ("window_tpe_0009", "found", "no such trial in .*named as window_tpe_0000"),
+        ("window_tpe_0002", "found", "pruned; only a trial that finished"),
+        ("window_tpe_0001", "full", "--as full: params.yaml has a variant of this name"),
+        ("window_tpe_0001", "a b", "--as a b: letters, digits"),
+    ],
+)
+def test_what_cannot_be_promoted(project: Path, name: str, of: str, told: str) -> None:
+    before = Path("params.yaml").read_text()
+    with pytest.raises(UserError, match=told):
+        promote(name, of)
+    assert Path("params.yaml").read_text() == before
+
+
+def test_settings_of_another_variant_are_not_promoted(project: Path) -> None:
+    trials = [trial(0, 0.5, {"model": {"hmf": {"window": 2}}})]
+    Path("reports/search/scenes-tiny/window-tpe.json").write_text(json.dumps(evidence(trials)))
+    before = Path("params.yaml").read_text()
+    with pytest.raises(UserError, match="window_2 and found have equal settings"):
+        promote("window_tpe_0000", "found")
+    assert Path("params.yaml").read_text() == before
+
+
+def test_confirmed_beside_full(project: Path) -> None:
+    rows = []
+    for variant, hit in (("full", 50), ("found", 60)):
+        for seed in (0, 1):
+            rows += [
+                {
+                    "run": f"{variant}-{seed}",
+                    "variant": variant,
+                    "seed": seed,
+                    "dataset": "scenes",
+                    "scale": "tiny",
+                    "protocol": "cris",
+                    "split": split,
+                    "condition": "sentence",
+                    "ref_id": k,
+                    "sent_id": k,
+                    "image_id": k,
+                    "sentence": "the red one",
+                    "kind": "",
+                    "target_area": 100,
+                    "intersection": hit + (k * 7 + seed) % 11,
+                    "union": 100,
+                }
+                for split in ("val", "testA")
+                for k in range(20)
+            ]
+    records = pd.DataFrame(rows)
+    [on_val, *_] = report.confirmed_sections([SEARCH], {"found": "window_tpe_0001"}, records)
+    assert "found (window_tpe_0001, TPE)" in on_val.cells.to_string()
+    assert report.confirmed_sections([SEARCH], {}, records) == []
+    assert report.confirmed_sections([SEARCH], {"found": "window_tpe_0001"}, pd.DataFrame()) == []
+
+
+def test_evidence_that_cannot_be(project: Path) -> None:
+    with pytest.raises(UserError, match="no search of space loss; run"):
+        report.read_searches("scenes-tiny", "loss")
+    Path("reports/search/scenes-tiny/window-random.json").write_text("{")
+    with pytest.raises(UserError, match=r"window-random\.json: not a search's evidence"):
+        report.read_searches("scenes-tiny", "window")
+
+
+def test_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written: list[Any] = []
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as stop:
+            main(lambda *given: written.append(given), arguments)
+        return int(stop.value.code or 0)
+
+    assert run("--no-train") == 0
+    assert written[0][:3] == ("scenes-tiny", "search-window", "Search: window")
+    assert run("--dry-run", "--trials", "7", "--jobs", "2") == 0
+    told = capsys.readouterr().out
+    assert "model.hmf.window: choice" in told and "7 trials, 2 at once" in told and "about 6 min 40 s" in told
+    assert run("--space", "none") == 2 and run("--no-train", "--space", "loss") == 2
+    assert all(line.startswith("wimfris: ") for line in capsys.readouterr().err.splitlines())
+    assert read_params().search["space"] == "window"
