@@ -26,7 +26,7 @@ repro: repository setup ## set up, rerun whatever is out of date (data, runs, re
 	@$(BIN)/wimfris report
 
 test: setup ## set up, then the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## set up, then linter, formatter check and type checker
 	$(BIN)/ruff check

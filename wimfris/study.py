@@ -251,17 +251,18 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
         files.append(drawn / f"{study.name}-{name}.png")
         picture(found, files[-1])
     links = [f"../../figures/{folder}/{path.name}" for path in files]
-    texts = {
-        "md": markdown_text(study.title, shown, markdown_intro(study, links)),
-        "csv": csv_text(csv_frame(tables)),
-        "tex": latex_text(shown),
-    }
-    for suffix, text in texts.items():
-        write_text(stem.with_suffix(f".{suffix}"), text)
+    written = _write_tables(stem, study.title, shown, csv_frame(tables), markdown_intro(study, links))
     for section in sections(study, [table for table in tables if table["split"].iloc[0] == tables[0]["split"].iloc[0]]):
         print_section(section, LEFT_TO_THE_FILES)
-    written = [*(str(stem.with_suffix(f".{suffix}")) for suffix in texts), *map(str, files)]
-    print(f"{study.name}: {', '.join(written)}")
+    print(f"{study.name}: {', '.join(map(str, [*written, *files]))}")
+
+
+def _write_tables(stem: Path, heading: str, shown: Sequence[Section], frame: pd.DataFrame, intro: str) -> list[Path]:
+    """Write `stem`.md, .csv and .tex; their paths."""
+    texts = {"md": markdown_text(heading, shown, intro), "csv": csv_text(frame), "tex": latex_text(shown)}
+    for suffix, text in texts.items():
+        write_text(stem.with_suffix(f".{suffix}"), text)
+    return [stem.with_suffix(f".{suffix}") for suffix in texts]
 
 
 def everything(variants: Sequence[str]) -> pd.DataFrame:
@@ -290,9 +291,7 @@ def write_report(
     stem, picture = REPORTS / "tables" / folder / name, REPORTS / "figures" / folder / f"{name}.png"
     draw(picture)
     intro = f"{intro}\n\n![{heading}](../../figures/{folder}/{name}.png)\n"
-    write_text(stem.with_suffix(".md"), markdown_text(heading, sections, intro))
-    write_text(stem.with_suffix(".csv"), csv_text(frame))
-    write_text(stem.with_suffix(".tex"), latex_text(sections))
+    written = _write_tables(stem, heading, sections, frame, intro)
     for section in sections:
         print_section(section, left_to_the_files)
-    print(f"{name}: {', '.join(str(stem.with_suffix(f'.{s}')) for s in ('md', 'csv', 'tex'))}, {picture}")
+    print(f"{name}: {', '.join(map(str, [*written, picture]))}")

@@ -157,12 +157,16 @@ def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> st
 
 
 def committed_tables(name: str, study: str, reports: Path = Path("reports")) -> str:
-    """The study's table as it was written at this set and scale, Markdown under headings of level 4; empty without."""
-    path = reports / "tables" / name / f"{study}.md"
-    if not path.is_file():
-        return ""
-    text = re.sub(r"(?m)^(# .*|!\[.*)\n", "", path.read_text(encoding="utf-8"))
-    return re.sub(r"(?m)^##+ ", "#### ", text)
+    """The study's tables as they were written at this set and scale (`<study>.md`, and `<study>-*.md` where it has
+    several reports), Markdown under headings of level 4; empty without.
+    """
+    folder = reports / "tables" / name
+    parts = []
+    for path in [*folder.glob(f"{study}.md"), *sorted(folder.glob(f"{study}-*.md"))]:
+        text = re.sub(r"(?m)^!\[.*\n", "", path.read_text(encoding="utf-8"))
+        text = re.sub(r"(?m)^# .*\n", "", text) if path.stem == study else re.sub(r"(?m)^# ", "#### ", text)
+        parts.append(re.sub(r"(?m)^##+ ", "#### ", text))
+    return "\n\n".join(parts)
 
 
 def provenance(name: str, records: pd.DataFrame, params: Params, reports: Path = Path("reports")) -> pd.DataFrame:

@@ -332,11 +332,6 @@ def _read(records: pd.DataFrame, systems: Sequence[str], split: str) -> _Cube:
     for system in systems:
         if not (part["variant"] == system).any():
             raise UserError(f"{split}: no records of {system}; train and evaluate it with `dvc repro`")
-    for column, name in (("dataset", "data sets"), ("scale", "scales")):
-        values = part.groupby(column, observed=True)["run"].min()
-        if len(values) > 1:
-            told = " and ".join(f"'{value}' (run {run})" for value, run in values.items())
-            raise UserError(f"{split}: {name} {told} cannot be compared; give the records of one of them")
     first = part.iloc[0]
     where = f"{first['dataset']}, scale {first['scale']}, split {split}"
     check_comparable(part, where)

@@ -102,11 +102,6 @@ class Study:
         of_baseline = part[(part["variant"] == self.baseline) & (part["condition"] == CONDITIONS[0])]
         if of_baseline.empty:
             raise UserError(f"study {self.name}, split {split}: no records of {self.baseline}; train it first")
-        for column, name in (("dataset", "data sets"), ("scale", "scales")):
-            runs = part.groupby(column, observed=True)["run"].min()
-            if len(runs) > 1:
-                told = " and ".join(f"'{value}' (run {run})" for value, run in runs.items())
-                raise UserError(f"study {self.name}: {name} {told} cannot stand in one table; give those of one")
         of = {column: str(of_baseline[column].iloc[0]) for column in ("dataset", "scale", "protocol", "split")}
         check_comparable(part, f"study {self.name}: {of['dataset']}, scale {of['scale']}, split {split}")
         compared = self._compare(part, split)

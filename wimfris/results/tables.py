@@ -132,7 +132,12 @@ def write_main_tables(records: pd.DataFrame, folders: Iterable[Path]) -> pd.Data
 
 
 def check_comparable(part: pd.DataFrame, where: str) -> None:
-    """Refuse runs of one data set, scale and split that were not evaluated on the same cases in the same way."""
+    """Refuse runs that are not of one data set and scale, or were not evaluated on the same cases in the same way."""
+    for column, name in (("dataset", "data sets"), ("scale", "scales")):
+        values = part.groupby(column, observed=True)["run"].min()
+        if len(values) > 1:
+            told = " and ".join(f"'{value}' (run {run})" for value, run in values.items())
+            raise UserError(f"{where}: {name} {told} cannot be compared; give the records of one of them")
     protocols = part.groupby("protocol")["run"].min()
     if len(protocols) > 1:
         told = " and ".join(f"'{protocol}' (run {run})" for protocol, run in protocols.items())
