@@ -40,7 +40,7 @@ if not reference:
     if job["latency"]:
         storage.set_trial_user_attr(job["trial"], "latency_ms", 10.0)
 folder = Path("runs/scenes-smoke") / job["group"]
-metrics = {name: score for name in ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")} | {"n": 10}
+metrics = dict.fromkeys(("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90"), score) | {"n": 10}
 splits = {split: {"sentence": metrics, "shuffled": metrics, "empty": metrics} for split in ("val", "testA", "testB")}
 for kind, content in (("metrics", splits), ("manifests", {"wall_seconds": 1.0, "device": "fake"})):
     path = folder / kind / f"{run}.json"
