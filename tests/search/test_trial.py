@@ -113,15 +113,16 @@ def test_what_is_no_ones_fault_keeps_its_traceback(plan: Plan, monkeypatch: pyte
 
 def test_hyperband_prunes_what_is_worst() -> None:
     """Of trials that are told in the same order as they were asked, the worst do not see their last epoch."""
-    pruner = make_pruner(3, True)
+    pruner = make_pruner(4, True)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     pruned = []
     for number in range(24):
         trial = study.ask()
         score = 0.5 if number % 2 else 0.1
-        for epoch in (1, 2):
+        for epoch in (1, 2, 3, 4):
             trial.report(score, epoch)
             if trial.should_prune():
+                assert epoch == 2, "at half of a trial, not before"
                 pruned.append(number)
                 study.tell(trial, state=TrialState.PRUNED)
                 break

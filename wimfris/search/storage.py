@@ -46,10 +46,14 @@ def make_sampler(kind: str, seed: int, finished: int) -> BaseSampler:
 
 
 def make_pruner(epochs: int, prunes: bool) -> BasePruner:
-    """Hyperband over the epochs of a trial; nothing is pruned where there are several objectives."""
+    """Hyperband over the second half of a trial's epochs; nothing is pruned where there are several objectives.
+
+    Before its half a trial says little of its end: high learning rates start behind and end ahead. At tiny, of trials
+    that were pruned after a third of 120 steps, those were lost whose like came to the best scores.
+    """
     if not prunes:
         return NopPruner()
-    return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    return HyperbandPruner(min_resource=-(-epochs // 2), max_resource=epochs, reduction_factor=2)
 
 
 def open_storage(place: str) -> BaseStorage:
