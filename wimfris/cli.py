@@ -66,15 +66,26 @@ def data_make() -> None:
 @data_app.command("prepare")
 def data_prepare() -> None:
     """Check every annotation and image, and write the index: one row per referred object; and its audit."""
+    import pandas as pd
+
     from wimfris.data.audit import audit
     from wimfris.data.index import prepare
+    from wimfris.data.mixed import COUNTS, prepare_mixed, told
     from wimfris.data.source import source_root
 
     settings = read_params().settings()
-    index = prepare(source_root(settings), settings.data.name, settings.folder / "index")
-    (settings.folder / "index" / "audit.md").write_text(audit({settings.data.name: index}))
+    data, folder, notes = settings.data, settings.folder / "index", ""
+    if data.is_mixed:
+        strict = data.name == "mixed_strict"
+        index = prepare_mixed(source_root(settings), data.sets, folder, strict=strict)
+        notes = told(pd.read_csv(folder / COUNTS), strict=strict)
+        print(f"{data.name}: {notes}")
+    else:
+        index = prepare(source_root(settings), data.name, folder)
+    frames = {str(name): part for name, part in index.groupby("dataset", sort=False)}
+    (folder / "audit.md").write_text(audit(frames, notes))
     sentences = int(index["sentences"].map(len).sum())
-    print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
+    print(f"{folder}: {len(index)} referred objects, {sentences} sentences")
 
 
 @data_app.command("audit")
@@ -88,8 +99,7 @@ def data_audit(
     from wimfris.data.index import read_index
 
     paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
-    frames = {str(frame["dataset"].iloc[0]): frame for frame in map(read_index, paths)}
-    print(audit(frames))
+    print(audit({str(name): part for path in paths for name, part in read_index(path).groupby("dataset", sort=False)}))
 
 
 @encoders_app.command("record")
@@ -166,6 +176,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")],
     run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
     detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
+    protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
 ) -> None:
     """Evaluate a trained run again, or a released DETRIS model: all splits, all sentences, both controls."""
     import torch
@@ -183,7 +194,7 @@ def evaluate(
     if (run is None) == (detris is None):
         raise UserError("evaluate: name either --run or --detris")
     if run is not None:
-        settings, seed = _settings_of(run), _split_run(run)[1]
+        settings, seed = read_params().with_protocol(protocol).settings(_split_run(run)[0]), _split_run(run)[1]
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
@@ -191,7 +202,7 @@ def evaluate(
         from wimfris.released import released_detris
 
         assert detris is not None
-        params = read_params()
+        params = read_params().with_protocol(protocol)
         state = read_detris(detris)
         tokenizer, seed = load_tokenizer(params.settings()), 0
         settings, segmenter = released_detris(params, state, tokenizer)

@@ -28,6 +28,7 @@ from wimfris.errors import UserError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
+MIXED = ("refcoco", "refcoco+", "refcocog-umd")  # the sets that are trained on together
 RIVALS = ("detris", "etris", "lora", "bottleneck")  # whose adapters have sizes of their own
 BUILT_IN = ("builtin", "builtin-small", "random")  # the sources of encoders that are no hub ids
 
@@ -49,7 +50,15 @@ class Scenes(Section):
 
 
 class Data(Section):
-    name: Literal["scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google"]
+    name: Literal[
+        "scenes",
+        "refcoco",
+        "refcoco+",
+        "refcocog-umd",
+        "refcocog-google",
+        "mixed_strict",  # MIXED, without the training images that any of their val or test splits holds
+        "mixed_as_published",  # MIXED with them: it leaks
+    ]
     root: str  # folder of the official files
     image_size: PositiveInt  # side of the letterbox, pixels
     tokens: dict[str, Annotated[int, Field(ge=3)]]  # data set -> text tokens, start and end included
@@ -61,10 +70,25 @@ class Data(Section):
         return self.tokens[self.name]
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether several sets are trained on together."""
+        return self.name.startswith("mixed_")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The data sets that this one is made of."""
+        return MIXED if self.is_mixed else (self.name,)
+
+    @property
     def splits(self) -> tuple[str, ...]:
-        """The evaluation splits of the data set, `val` first."""
+        """The evaluation splits of the data set, `val` first. Those of mixed sets are the sets' own, put together."""
         tests = {"refcocog-umd": ("test",), "refcocog-google": ()}
-        return ("val", *tests.get(self.name, ("testA", "testB")))
+        return ("val", *tests.get(self.name, ("testA", "testB", *(["test"] if self.is_mixed else []))))
+
+    def told(self, dataset: str) -> str:
+        """What results call this one of the `sets`: its name, after mixed training with how it was mixed."""
+        mixing = {"mixed_strict": " (mixed_strict)", "mixed_as_published": " (mixed_as_published: leaking)"}
+        return dataset + mixing.get(self.name, "")
 
 
 class TextBackbone(Section):
@@ -222,7 +246,7 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    protocol: Literal["cris"]
+    protocol: Literal["cris", "lavt", "remamber"]  # see wimfris.data.protocol
     batch_size: PositiveInt
 
 
@@ -412,6 +436,10 @@ class Params(Section):
         _require(not both, "extended", "names that `variants` does not have", both)
         _require("full" in self.variants, "variants", "a variant `full`, which the others are compared with", "no full")
         return self
+
+    def with_protocol(self, protocol: str | None) -> "Params":
+        """These params under another evaluation protocol; None leaves them as they are."""
+        return self if protocol is None else self.model_copy(update={"evaluate": {"protocol": protocol}})
 
     def runs(self) -> list[str]:
         """The runs of the core matrix: every variant with every seed, <variant>-<seed>."""
