@@ -88,6 +88,36 @@ def data_prepare() -> None:
     print(f"{folder}: {len(index)} referred objects, {sentences} sentences")
 
 
+@data_app.command("check")
+def data_check(
+    sets: Annotated[
+        str | None, typer.Option("--data", help="These sets, separated by commas, or `all`; by default that in use.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
+) -> None:
+    """Say which official file is missing and which count is wrong, and what to do about it; exit code 1 then."""
+    from wimfris.data.check import PUBLISHED, check
+
+    data = read_params().settings().data
+    chosen = list(PUBLISHED) if sets == "all" else _names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
+    if not chosen:
+        print(f"data set {data.name} is drawn by `dvc repro data`: nothing to check; name others with --data")
+        return
+    report = check(root or Path(data.root), chosen)
+    table = Table("data set", "split", "objects", "sentences", "images")
+    for name, counts in report.counts.items():
+        for split, (objects, sentences, images) in counts.items():
+            table.add_row(name, split, f"{objects:,}", f"{sentences:,}", f"{images:,}")
+    if report.counts:
+        Console().print(table)
+    for line in report.notes:
+        print(line)
+    for line in report.problems:
+        print(f"wrong: {line}")
+    print(f"{len(report.problems)} problems" if report.problems else "all there, all counts right")
+    raise typer.Exit(1 if report.problems else 0)
+
+
 @data_app.command("audit")
 def data_audit(
     indexes: Annotated[

@@ -6,11 +6,11 @@
 | lavt | squashed | argmax of the two classes at 480 x 480 | 480 x 480, the target brought there with nearest |
 | remamber | squashed | the same, taken back to the image with nearest | the image's own size |
 
-cris is the protocol of CRIS, ETRIS, DETRIS and WIMFRIS. lavt is that of LAVT (Yang et al. 2022; its `test.py`), remamber
-that of ReMamber (Yang et al. 2024; its `engine.py`): to compare rows of other papers like with like. Both show the
-image without its aspect ratio; a model is shown it at the size it was trained with, normalised as it was trained,
-and its logits are brought to 480 x 480 as LAVT's decoder does (bilinear, align_corners=True). A logit above 0 is the
-argmax of two classes and a probability above 0.5.
+cris is the protocol of CRIS, ETRIS, DETRIS and WIMFRIS. lavt is that of LAVT (Yang et al. 2022, `test.py`), remamber
+that of ReMamber (Yang et al. 2024, `engine.py`): to compare rows of other papers like with like. Both show the image
+without its aspect ratio; a model is shown it at the size it was trained with, normalised as it was trained, and its
+logits are brought to 480 x 480 as LAVT's decoder does (bilinear, align_corners=True). A logit above 0 is the argmax of
+two classes and a probability above 0.5.
 """
 
 from dataclasses import dataclass
