@@ -146,10 +146,10 @@ def encoders_record() -> None:
 @encoders_app.command("fetch")
 def encoders_fetch(scale: ScaleOption = None) -> None:
     """Download the encoders of a scale from the hub, at their pinned revisions, into its local cache."""
-    from wimfris.encoders.load import fetch_encoders
+    from wimfris.encoders.fetch import fetch_encoders
 
     folders = fetch_encoders(_params(scale).settings())
-    print("\n".join(map(str, folders)) or "the encoders of this scale are built in: nothing to fetch")
+    print("\n".join(map(str, folders)) or "the encoders of this scale are built in or files: nothing to fetch")
 
 
 @encoders_app.command("pretrain")

@@ -30,7 +30,8 @@ Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
 MIXED = ("refcoco", "refcoco+", "refcocog-umd")  # the sets that are trained on together
 RIVALS = ("detris", "etris", "lora", "bottleneck")  # whose adapters have sizes of their own
-BUILT_IN = ("builtin", "builtin-small", "random")  # the sources of encoders that are no hub ids
+BUILT_IN = ("builtin", "builtin-small", "random")  # sources of encoders that know the built-in set's words
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # how a source ends that is an original weight file
 
 
 T = TypeVar("T", bound="Section")
@@ -92,7 +93,7 @@ class Data(Section):
 
 
 class TextBackbone(Section):
-    source: str  # builtin | builtin-small | random | a hub id
+    source: str  # builtin | builtin-small | random | a hub id | an original weight file
     revision: str | None = None  # of the hub id: a commit
     width: PositiveInt
     layers: PositiveInt
@@ -101,6 +102,16 @@ class TextBackbone(Section):
     @property
     def is_hub(self) -> bool:
         """Whether the source is a hub id."""
+        return self.is_public and not self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a weight file, named as its authors published it."""
+        return self.source.endswith(WEIGHT_FILES)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the source is one of the published encoders, which know natural language and images."""
         return self.source not in BUILT_IN
 
 
@@ -391,9 +402,9 @@ class Settings(Section):
             late = [m for m in self.train.schedule.milestones if m >= self.train.epochs]
             _require(not late, "train.schedule.milestones", f"before the last epoch ({self.train.epochs})", late)
         _require(
-            self.data.name == "scenes" or text.is_hub,
+            self.data.name == "scenes" or text.is_public,
             "encoders.text.source",
-            "a hub id: the built-in and random encoders know the words of data set scenes alone",
+            "a hub id or a weight file: the built-in and random encoders know the words of data set scenes alone",
             text.source,
         )
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
