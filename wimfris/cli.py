@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wimfris.errors import UserError
@@ -163,6 +164,25 @@ def encoders_pretrain(scale: ScaleOption = None) -> None:
     if wanted not in sections:
         raise UserError(f"--scale {wanted}: its encoders are not pretrained here; there are: {', '.join(sections)}")
     pretrain_builtin(params, sections[wanted])
+
+
+@app.command()
+def doctor(scale: ScaleOption = None) -> None:
+    """Say on one screen what is here and what works: versions, devices, scan backends, disk, encoders, data; what to
+    install for what is missing. Exit code 1 where the scale in use lacks something.
+    """
+    from wimfris.doctor import examine
+
+    params = _params(scale)
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "-"}
+    table = Table(
+        "", "part", "what", "", box=None, title=f"data set {params.settings().data.name} at scale {params.scale}"
+    )
+    findings = examine(params)
+    for found in findings:
+        table.add_row(marks[found.works], found.part, escape(found.name), escape(found.told))
+    Console().print(table)
+    raise typer.Exit(1 if any(found.works is False for found in findings) else 0)
 
 
 @app.command()

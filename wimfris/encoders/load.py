@@ -45,7 +45,7 @@ def load_tokenizer(settings: Settings) -> Tokenizer:
     """Words for the built-in and random encoders, CLIP's byte pairs for those of the hub."""
     text, length = settings.encoders.text, settings.data.length
     if text.is_hub:
-        return ClipTokenizer.from_folder(_snapshot(text, settings.scale), length)
+        return ClipTokenizer.from_folder(find_encoder(text, settings.scale), length)
     if text.is_file:
         return ClipTokenizer.beside(Path(text.source), length)
     return WordTokenizer(vocabulary(), length)
@@ -55,7 +55,7 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
     """The text backbone with the end-of-text id set, so that the sentence is pooled there."""
     text = settings.encoders.text
     if text.is_hub:
-        folder = _snapshot(text, settings.scale)
+        folder = find_encoder(text, settings.scale)
         config = CLIPTextConfig.from_pretrained(folder)
         config.eos_token_id = tokenizer.eot_id  # the hub's says 2, which means arg-max pooling
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
@@ -81,7 +81,7 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
     """The vision backbone."""
     vision = settings.encoders.vision
     if vision.is_hub:
-        folder = _snapshot(vision, settings.scale)
+        folder = find_encoder(vision, settings.scale)
         config = Dinov2WithRegistersConfig.from_pretrained(folder)
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
         _agree("vision", vision, found | {"patch": config.patch_size, "registers": config.num_register_tokens})
@@ -205,7 +205,10 @@ def _is_blob(path: Path, size: int, modified: int) -> bool:
     return True
 
 
-def _snapshot(backbone: TextBackbone, scale: str) -> Path:
+def find_encoder(backbone: TextBackbone, scale: str) -> Path:
+    """The folder of a hub's encoder in the local cache. Raises UserError where it is not there, whole and as published;
+    the network is not asked.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
