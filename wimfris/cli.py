@@ -303,6 +303,40 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
 
 
 @app.command()
+def estimate(
+    scale: ScaleOption = None,
+    data: Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
+) -> None:
+    """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
+    from wimfris import estimate as of
+    from wimfris.matrix import duration
+
+    params = _params(scale)
+    if data is not None:
+        params = params.model_copy(update={"data": params.data | {"name": data}})
+    settings = of.at_batch(params.settings(), batch)
+    volume = of.volume(settings)
+    timed = of.time_steps(settings)
+    run, shared = of.cost(settings, timed, volume), of.shared_bytes(settings, volume)
+    size = settings.train.batch_size
+    table = Table("", "time", "disk", box=None, title=f"{settings.data.name} at scale {settings.scale}: {timed.device}")
+    core, beyond = len(params.runs()), len(params.extended_runs())
+    for name, runs in (("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)):
+        table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")
+    for name, held in shared.items():
+        table.add_row(f"{name}, once", "", f"{held / 1e9:.1f} GB")
+    table.add_row("checkpoints, while a run goes on", "", f"{run.running / 1e9:.1f} GB")
+    Console().print(table)
+    memory = "not told by this system" if run.memory is None else f"{run.memory / 1e9:.1f} GB"
+    print(
+        f"memory in training: {memory} at batch {size}; step {1000 * timed.step:.0f} ms, {size / timed.step:.1f} "
+        f"images/s, {run.steps:,} steps by {volume.source}; the loader reads {run.loader:.0f} images/s; "
+        f"evaluation takes {duration(run.evaluation)} of a run. One run after another, on one device."
+    )
+
+
+@app.command()
 def ceiling() -> None:
     """Print the best score that a model can get on each split: that of the targets at the size of the logits."""
     import torch
