@@ -1,6 +1,7 @@
 """Original weight files of CLIP and DINOv2: read as their authors published them, they are the hub's models."""
 
 import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from wimfris import cli
+from wimfris.data.dataset import every_sentence
+from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
-from wimfris.params import Settings, read_params
+from wimfris.params import MIXED, Settings, read_params
+from wimfris.results.records import read_records
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -218,3 +223,42 @@ def test_a_tokenizer_belongs_beside_the_weights(settings: Settings, tmp_path: Pa
 def test_a_file_has_no_revision(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encoders\.vision\.revision: b+ is not possible"):
         change(tmp_path, revision="b" * 40)
+
+
+# --- from official files of every kind to records -------------------------------------------------------------------
+
+
+def test_a_run_on_mixed_data_from_official_files_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of the paper's scale, one after the other: REFER's layout, original weights, mixed training."""
+    shutil.copytree(ROOT / "tests" / "golden" / "refer_fixture", tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "refcoco", tmp_path / "data" / "refcoco+")
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    content["data"]["name"] = "mixed_strict"
+    content["scales"]["smoke"]["data"]["tokens"]["mixed_strict"] = 20
+    content["scales"]["smoke"]["train"] |= {"epochs": 1, "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wimfris.data.index.PUBLISHED_OBJECTS", {})  # the fixture is an excerpt,
+    monkeypatch.setattr("wimfris.evaluate.CONDITIONS", {"sentence": every_sentence})  # too small for the controls
+    cli.data_make()
+    cli.data_prepare()
+    assert "left out of training" in capsys.readouterr().out
+    cli.encoders_record()
+    cli.train("full-0")
+    records = read_records(Path("runs/mixed_strict-smoke/records/full-0.parquet"))
+    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in MIXED}
+    assert set(records["split"]) == {"val", "testA", "testB", "test"}
+    train, held_out = splits(Path("runs/mixed_strict-smoke/index/index.parquet"))
+    assert train and not train & held_out
+    cli.evaluate(tmp_path / "lavt.parquet", run="full-0", protocol="lavt")
+    assert set(read_records(tmp_path / "lavt.parquet")["protocol"]) == {"lavt"}
+    assert "refcoco+ (mixed_strict)" in " ".join(capsys.readouterr().out.split())
+
+
+def splits(path: Path) -> tuple[set[int], set[int]]:
+    """Image ids of the training split, and of all others."""
+    index = read_index(path)
+    trained = index["split"] == "train"
+    return set(index.loc[trained, "image_id"]), set(index.loc[~trained, "image_id"])
