@@ -2,6 +2,7 @@
 weights, at reduced depth.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,29 @@ def test_every_configuration_is_built_and_takes_a_step(scale: str, name: str, tm
     assert {key for key in trained if ".adapters." not in key} <= changed | {key for key in trained if "bias" in key}
     assert any(".adapters." in key for key in changed)
     assert sum(value.double().sum() for value in segmenter.vision.backbone.parameters()) == frozen
+
+
+@pytest.mark.parametrize(
+    ("scale", "overrides"),
+    [
+        ("base", {"data.name": "refcoco+", "encoders.text.source": "ViT-B-16.pt", "evaluate.batch_size": 7}),
+        ("large", {"data.name": "mixed_strict", "encoders.text.source": "ViT-B-16.pt", "model.hmf.heads": 4}),
+    ],
+)
+def test_overrides_of_the_docs_reach_their_scale_alone(scale: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    """`dvc exp run -S` rewrites params.yaml; of two scales that share a section it would keep the other's values."""
+    from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
+
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    told = {"encoders.text.revision": None} | overrides
+    lines = [f"scale={scale}", f"data.name={told.pop('data.name')}"]
+    lines += [f"scales.{scale}.{key}={'null' if value is None else value}" for key, value in told.items()]
+    apply_overrides(tmp_path / "params.yaml", lines)
+    params = read_params(tmp_path / "params.yaml")
+    found = params.settings()
+    assert (found.scale, found.data.name) == (scale, overrides["data.name"])
+    assert (found.encoders.text.source, found.encoders.text.revision) == ("ViT-B-16.pt", None)
+    assert found.evaluate.batch_size == overrides.get("evaluate.batch_size", 32)
+    assert found.model.hmf.heads == overrides.get("model.hmf.heads", 8)
+    other = params.model_copy(update={"scale": "large" if scale == "base" else "base"}).settings()
+    assert other.encoders.text.is_hub and other.evaluate.batch_size == 32 and other.model.hmf.heads == 8

@@ -100,6 +100,8 @@ def time_steps(settings: Settings) -> Timed:
     torch.set_num_threads(min(settings.train.threads, cores()))
     batch, cases = settings.train.batch_size, settings.evaluate.batch_size
     stands_in, on_gpu = device.type != wanted, device.type == "cuda"
+    if stands_in:  # half precision is emulated by many CPUs
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
 
     def median(work: Callable[[], object]) -> float:
         return float(np.median(seconds(work, REPETITIONS, device, WARM_UP if on_gpu else 1)))
@@ -117,7 +119,7 @@ def time_steps(settings: Settings) -> Timed:
     shown = min(cases, SMALL[-1]) if stands_in else cases
     case = median(partial(_evaluate, segmenter, settings, device, shown)) / shown
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    name += "" if device.type == wanted else f" (scale {settings.scale} trains on {wanted}, which is not here)"
+    name += "" if device.type == wanted else f", fp32 (scale {settings.scale} trains on {wanted}, not here)"
     assert step is not None
     return Timed(name, step, case, _read_seconds(settings), memory)
 

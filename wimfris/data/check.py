@@ -84,9 +84,8 @@ def check(root: Path, names: Sequence[str], published: Mapping[str, Mapping[str,
         report.counts[name] = count(objects)
         wrong = _wrong(report.counts[name], published[name])
         if wrong:
-            report.problems.append(
-                f"{files['refs']}: {'; '.join(wrong)}; get another copy. {correct_files(name, published[name])}"
-            )
+            told = f"{files['refs']}: {'; '.join(wrong)}"
+            report.problems.append(f"{told}; the archives' home is gone, get another copy whose counts are these")
             continue
         for path in files.values():
             key, told = f"{path.parent.name}/{path.name}", file_hash(path)
