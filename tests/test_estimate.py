@@ -74,3 +74,12 @@ def test_small_models_are_timed_as_they_are(project: Any, capsys: pytest.Capture
     out = " ".join(capsys.readouterr().out.split())
     assert "scenes at scale smoke" in out and "one run" in out and "at batch 4" in out
     torch.set_num_threads(threads)
+
+
+def test_the_cpu_stands_in_for_a_gpu_that_is_not_here(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    project.edit(scales__smoke__train__device="cuda", scales__smoke__train__precision="bf16")
+    threads = torch.get_num_threads()
+    timed = time_steps(project.params().settings())
+    assert "fp32 (scale smoke trains on cuda, not here)" in timed.device and timed.case > 0
+    torch.set_num_threads(threads)
