@@ -167,3 +167,30 @@ def test_splits_are_those_of_the_data_set(name: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     settings = read_params(tmp_path / "params.yaml").settings()
     assert set(settings.data.splits) <= set(recorded.SPLITS)
+
+
+@pytest.mark.parametrize("name", ["lavt", "remamber"])
+def test_other_protocols_are_recorded_by_name(name: str, predictor: Predictor, records: pd.DataFrame) -> None:
+    settings = predictor.settings
+    other = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"protocol": name})})
+    found = evaluator(other, predictor).report(predictor.segmenter, "full-0", 0)
+    assert set(found["protocol"]) == {name} and len(found) == len(records)
+    both = found.merge(records, on=KEY, suffixes=("", "_cris"))
+    assert (both["target_area"] == both["target_area_cris"]).all(), "of the image, wherever it is judged"
+    largest = found["union"].max() / records["union"].max()
+    assert (largest > 10) == (name == "lavt"), "480 x 480 pixels, not the image's own"
+
+
+@pytest.mark.parametrize(("mixing", "label"), [("mixed_strict", ""), ("mixed_as_published", ": leaking")])
+def test_records_of_mixed_data_name_their_set(mixing: str, label: str, predictor: Predictor) -> None:
+    settings = predictor.settings
+    index = read_index(settings.folder / "index" / "index.parquet")
+    val = index["split"] == "val"
+    index.loc[val, "dataset"] = np.where(np.arange(val.sum()) % 2, "refcoco", "refcoco+")
+    data = settings.data.model_copy(update={"name": mixing})
+    mixed = settings.model_copy(update={"data": data})
+    judge = Evaluator(mixed, index, source_images(settings), predictor.tokenizer, torch.device("cpu"))
+    found = judge.records(predictor.segmenter, "val", "sentence")
+    assert set(found["dataset"]) == {f"refcoco ({mixing}{label})", f"refcoco+ ({mixing}{label})"}
+    of_set = index[val].set_index("ref_id")["dataset"]
+    assert (found["dataset"].str.split(" ").str[0] == found["ref_id"].map(of_set)).all()

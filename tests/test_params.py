@@ -14,7 +14,7 @@ from wimfris.params import CosineSchedule, Params, Settings, StepSchedule, merge
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SCALES = ("smoke", "tiny", "small", "base", "large")
-NAMES = ("scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google")
+NAMES = ("scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")
 
 
 def changed(path: Path, shipped_variants: bool = False, **values: Any) -> Path:
@@ -71,10 +71,11 @@ def test_scales_are_the_documented_ones() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_paper_scales_take_every_data_set(scale: str, name: str, tmp_path: Path) -> None:
     found = settings(tmp_path, scale=scale, data__name=name)
-    assert found.data.length == (22 if name.startswith("refcocog") else 17)
+    assert found.data.length == (22 if name.startswith(("refcocog", "mixed")) else 17)
     assert found.folder == Path(f"runs/{name}-{scale}")
     assert found.data.splits[0] == "val"
     tests = {"refcocog-umd": ("test",), "refcocog-google": ()}.get(name, ("testA", "testB"))
+    tests += ("test",) if name.startswith("mixed") else ()
     assert found.data.splits[1:] == tests
 
 

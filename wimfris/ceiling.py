@@ -10,8 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from wimfris.data.index import decode_mask
-from wimfris.data.letterbox import letterbox_mask, predicted_mask
-from wimfris.evaluate import THRESHOLDS
+from wimfris.data.protocol import PROTOCOLS
 from wimfris.metrics import summarise
 from wimfris.params import Settings
 
@@ -20,14 +19,15 @@ SURE = 1e-4  # distance of a perfect model's probabilities from 0 and 1
 
 def ceiling(settings: Settings, rows: pd.DataFrame) -> dict[str, float]:
     """mIoU, oIoU and precisions over the sentences of these index rows, where the logits are the resized target."""
-    size, threshold = settings.data.image_size, THRESHOLDS[settings.evaluate.protocol]
+    size, protocol = settings.data.image_size, PROTOCOLS[settings.evaluate.protocol]
     areas = []
     for row in rows.to_dict("records"):
-        target = decode_mask(row).astype(bool)
-        boxed = torch.from_numpy(letterbox_mask(target, size))[None, None]
+        mask = decode_mask(row)
+        target = protocol.target(mask)
+        boxed = torch.from_numpy(protocol.mask(mask, size))[None, None]
         small = F.interpolate(boxed, size=(4 * settings.grid, 4 * settings.grid), mode="nearest")
-        logits = torch.logit(small, eps=SURE)[0, 0]
-        predicted = predicted_mask(logits, target.shape[0], target.shape[1], size, threshold)
+        scores = protocol.scores(torch.logit(small, eps=SURE), size)[0]
+        predicted = protocol.predicted(scores, mask.shape[0], mask.shape[1])
         case = (int((predicted & target).sum()), int((predicted | target).sum()))
         areas += [case] * len(row["sentences"])
     intersection, union = np.array(areas).T

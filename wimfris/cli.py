@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wimfris.errors import UserError
@@ -66,15 +67,56 @@ def data_make() -> None:
 @data_app.command("prepare")
 def data_prepare() -> None:
     """Check every annotation and image, and write the index: one row per referred object; and its audit."""
+    import pandas as pd
+
     from wimfris.data.audit import audit
     from wimfris.data.index import prepare
+    from wimfris.data.mixed import COUNTS, prepare_mixed, told
     from wimfris.data.source import source_root
 
     settings = read_params().settings()
-    index = prepare(source_root(settings), settings.data.name, settings.folder / "index")
-    (settings.folder / "index" / "audit.md").write_text(audit({settings.data.name: index}))
+    data, folder, notes = settings.data, settings.folder / "index", ""
+    if data.is_mixed:
+        strict = data.name == "mixed_strict"
+        index = prepare_mixed(source_root(settings), data.sets, folder, strict=strict)
+        notes = told(pd.read_csv(folder / COUNTS), strict=strict)
+        print(f"{data.name}: {notes}")
+    else:
+        index = prepare(source_root(settings), data.name, folder)
+    frames = {str(name): part for name, part in index.groupby("dataset", sort=False)}
+    (folder / "audit.md").write_text(audit(frames, notes))
     sentences = int(index["sentences"].map(len).sum())
-    print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
+    print(f"{folder}: {len(index)} referred objects, {sentences} sentences")
+
+
+@data_app.command("check")
+def data_check(
+    sets: Annotated[
+        str | None, typer.Option("--data", help="These sets, separated by commas, or `all`; by default that in use.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
+) -> None:
+    """Say which official file is missing and which count is wrong, and what to do about it; exit code 1 then."""
+    from wimfris.data.check import PUBLISHED, check
+
+    data = read_params().settings().data
+    chosen = list(PUBLISHED) if sets == "all" else _names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
+    if not chosen:
+        print(f"data set {data.name} is drawn by `dvc repro data`: nothing to check; name others with --data")
+        return
+    report = check(root or Path(data.root), chosen)
+    table = Table("data set", "split", "objects", "sentences", "images")
+    for name, counts in report.counts.items():
+        for split, (objects, sentences, images) in counts.items():
+            table.add_row(name, split, f"{objects:,}", f"{sentences:,}", f"{images:,}")
+    if report.counts:
+        Console().print(table)
+    for line in report.notes:
+        print(line)
+    for line in report.problems:
+        print(f"wrong: {line}")
+    print(f"{len(report.problems)} problems" if report.problems else "all there, all counts right")
+    raise typer.Exit(1 if report.problems else 0)
 
 
 @data_app.command("audit")
@@ -88,8 +130,7 @@ def data_audit(
     from wimfris.data.index import read_index
 
     paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
-    frames = {str(frame["dataset"].iloc[0]): frame for frame in map(read_index, paths)}
-    print(audit(frames))
+    print(audit({str(name): part for path in paths for name, part in read_index(path).groupby("dataset", sort=False)}))
 
 
 @encoders_app.command("record")
@@ -106,10 +147,10 @@ def encoders_record() -> None:
 @encoders_app.command("fetch")
 def encoders_fetch(scale: ScaleOption = None) -> None:
     """Download the encoders of a scale from the hub, at their pinned revisions, into its local cache."""
-    from wimfris.encoders.load import fetch_encoders
+    from wimfris.encoders.fetch import fetch_encoders
 
     folders = fetch_encoders(_params(scale).settings())
-    print("\n".join(map(str, folders)) or "the encoders of this scale are built in: nothing to fetch")
+    print("\n".join(map(str, folders)) or "the encoders of this scale are built in or files: nothing to fetch")
 
 
 @encoders_app.command("pretrain")
@@ -123,6 +164,25 @@ def encoders_pretrain(scale: ScaleOption = None) -> None:
     if wanted not in sections:
         raise UserError(f"--scale {wanted}: its encoders are not pretrained here; there are: {', '.join(sections)}")
     pretrain_builtin(params, sections[wanted])
+
+
+@app.command()
+def doctor(scale: ScaleOption = None) -> None:
+    """Say on one screen what is here and what works: versions, devices, scan backends, disk, encoders, data; what to
+    install for what is missing. Exit code 1 where the scale in use lacks something.
+    """
+    from wimfris.doctor import examine
+
+    params = _params(scale)
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "-"}
+    table = Table(
+        "", "part", "what", "", box=None, title=f"data set {params.settings().data.name} at scale {params.scale}"
+    )
+    findings = examine(params)
+    for found in findings:
+        table.add_row(marks[found.works], found.part, escape(found.name), escape(found.told))
+    Console().print(table)
+    raise typer.Exit(1 if any(found.works is False for found in findings) else 0)
 
 
 @app.command()
@@ -166,6 +226,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")],
     run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
     detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
+    protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
 ) -> None:
     """Evaluate a trained run again, or a released DETRIS model: all splits, all sentences, both controls."""
     import torch
@@ -183,7 +244,7 @@ def evaluate(
     if (run is None) == (detris is None):
         raise UserError("evaluate: name either --run or --detris")
     if run is not None:
-        settings, seed = _settings_of(run), _split_run(run)[1]
+        settings, seed = read_params().with_protocol(protocol).settings(_split_run(run)[0]), _split_run(run)[1]
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
@@ -191,7 +252,7 @@ def evaluate(
         from wimfris.released import released_detris
 
         assert detris is not None
-        params = read_params()
+        params = read_params().with_protocol(protocol)
         state = read_detris(detris)
         tokenizer, seed = load_tokenizer(params.settings()), 0
         settings, segmenter = released_detris(params, state, tokenizer)
@@ -239,6 +300,40 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
     for part, number in trained_parameters(params.settings(variant)).items():
         table.add_row(part, f"{number:,}")
     Console().print(table)
+
+
+@app.command()
+def estimate(
+    scale: ScaleOption = None,
+    data: Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
+) -> None:
+    """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
+    from wimfris import estimate as of
+    from wimfris.matrix import duration
+
+    params = _params(scale)
+    if data is not None:
+        params = params.model_copy(update={"data": params.data | {"name": data}})
+    settings = of.at_batch(params.settings(), batch)
+    volume = of.volume(settings)
+    timed = of.time_steps(settings)
+    run, shared = of.cost(settings, timed, volume), of.shared_bytes(settings, volume)
+    size = settings.train.batch_size
+    table = Table("", "time", "disk", box=None, title=f"{settings.data.name} at scale {settings.scale}: {timed.device}")
+    core, beyond = len(params.runs()), len(params.extended_runs())
+    for name, runs in (("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)):
+        table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")
+    for name, held in shared.items():
+        table.add_row(f"{name}, once", "", f"{held / 1e9:.1f} GB")
+    table.add_row("checkpoints, while a run goes on", "", f"{run.running / 1e9:.1f} GB")
+    Console().print(table)
+    memory = "not told by this system" if run.memory is None else f"{run.memory / 1e9:.1f} GB"
+    print(
+        f"memory in training: {memory} at batch {size}; step {1000 * timed.step:.0f} ms, {size / timed.step:.1f} "
+        f"images/s, {run.steps:,} steps by {volume.source}; the loader reads {run.loader:.0f} images/s; "
+        f"evaluation takes {duration(run.evaluation)} of a run. One run after another, on one device."
+    )
 
 
 @app.command()

@@ -156,18 +156,18 @@ def measure(settings: Settings, repetitions: int) -> Measured:
     """
     torch.set_num_threads(settings.train.threads)
     device = build_device(settings)
-    held = _Memory(device)
+    held = Memory(device)
     segmenter = blank_segmenter(settings, device.type).eval()
     latency, neck, memory = {}, {}, {}
     with torch.no_grad(), precision_context(settings.train.precision, device):
         for batch in BATCHES:
             inputs = example(segmenter, settings, batch, device.type)
-            latency[str(batch)] = _seconds(partial(segmenter, *inputs), repetitions, device)
+            latency[str(batch)] = seconds(partial(segmenter, *inputs), repetitions, device)
             memory[str(batch)] = held.peak()
             on_neck = partial(segmenter.neck, *_inputs_of_neck(segmenter, inputs))
-            neck[str(batch)] = _seconds(on_neck, repetitions, device)
+            neck[str(batch)] = seconds(on_neck, repetitions, device)
     held.restart()
-    step = _seconds(_training_step(segmenter, settings, device), repetitions, device)
+    step = seconds(training_step(segmenter, settings, device), repetitions, device)
     memory["step"] = held.peak()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Measured(name, torch.get_num_threads(), torch.__version__, latency, neck, step, memory)
@@ -180,17 +180,18 @@ def latency(settings: Settings, repetitions: int) -> float:
     segmenter = blank_segmenter(settings, device.type).eval()
     inputs = example(segmenter, settings, 1, device.type)
     with torch.no_grad(), precision_context(settings.train.precision, device):
-        return quartiles(_seconds(partial(segmenter, *inputs), repetitions, device))[0]
+        return quartiles(seconds(partial(segmenter, *inputs), repetitions, device))[0]
 
 
-def _seconds(work: Callable[[], object], repetitions: int, device: torch.device) -> list[float]:
+def seconds(work: Callable[[], object], repetitions: int, device: torch.device, warm_up: int = WARM_UP) -> list[float]:
+    """Of every repetition of the work, after some that are not counted."""
     found = []
-    for number in range(WARM_UP + repetitions):
+    for number in range(warm_up + repetitions):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if number >= WARM_UP:
+        if number >= warm_up:
             found.append(time.perf_counter() - started)
     return found
 
@@ -203,13 +204,15 @@ def _inputs_of_neck(segmenter: Segmenter, inputs: tuple[Tensor, Tensor]) -> tupl
     return read[0]
 
 
-def _training_step(segmenter: Segmenter, settings: Settings, device: torch.device) -> Callable[[], None]:
-    """Forward, loss, backward and update, as training does it."""
+def training_step(
+    segmenter: Segmenter, settings: Settings, device: torch.device, batch: int = TRAIN_BATCH
+) -> Callable[[], None]:
+    """Forward, loss, backward and update, as training does it, of one batch of noise."""
     segmenter.train()
     tuned = [p for p in segmenter.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=1e-6, fused=True)
-    loss, inputs = build_loss(settings), example(segmenter, settings, TRAIN_BATCH, device.type)
-    mask = torch.zeros(TRAIN_BATCH, 1, settings.data.image_size, settings.data.image_size, device=device)
+    loss, inputs = build_loss(settings), example(segmenter, settings, batch, device.type)
+    mask = torch.zeros(batch, 1, settings.data.image_size, settings.data.image_size, device=device)
     mask[..., : settings.data.image_size // 2, :] = 1
 
     def step() -> None:
@@ -222,7 +225,7 @@ def _training_step(segmenter: Segmenter, settings: Settings, device: torch.devic
     return step
 
 
-class _Memory:
+class Memory:
     """The most that is held above what the process held at the start; on a GPU what is allocated there."""
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: every sentence of every object is one case, judged at the image's own size; one record each."""
+"""Evaluation: every sentence of every object is one case, judged as the protocol has it; one record each."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sentence, shuffled_sentences, to_device
 from wimfris.data.index import decode_mask
-from wimfris.data.letterbox import CRIS_THRESHOLD, input_probabilities, original_probabilities
+from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings
 
-THRESHOLDS = {"cris": CRIS_THRESHOLD}  # protocol -> probability above which a pixel is predicted
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model is told: the sentence, or a control
     "sentence": every_sentence,
     "shuffled": shuffled_sentences,
@@ -41,7 +40,7 @@ class Evaluator:
     ) -> None:
         self.settings, self.index, self.images = settings, index, images
         self.tokenizer, self.device = tokenizer, device
-        self.threshold = THRESHOLDS[settings.evaluate.protocol]
+        self.protocol = PROTOCOLS[settings.evaluate.protocol]
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of a split, numbered from 0."""
@@ -51,7 +50,7 @@ class Evaluator:
     def predictions(
         self, segmenter: Segmenter, rows: pd.DataFrame, cases: list[Case]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(case number, predicted mask (height, width) bool at the image's own size), each case once.
+        """(case number, predicted mask bool at the size where the protocol judges it), each case once.
 
         Cases that show the model the same image and text (all of an image's, when it is told nothing) share one pass.
         """
@@ -61,7 +60,8 @@ class Evaluator:
             same.setdefault((rows["file_name"].iloc[case.row], case.text), []).append(number)
         shared = list(same.values())
         views = [cases[numbers[0]] for numbers in shared]
-        dataset = ReferDataset(rows, views, self.images, self.tokenizer, settings.data.image_size, with_mask=False)
+        size, protocol = settings.data.image_size, self.protocol
+        dataset = ReferDataset(rows, views, self.images, self.tokenizer, size, with_mask=False, fit=protocol.image)
         # a generator of its own, so that evaluating leaves torch's global one as it is
         own, workers = torch.Generator(), settings.train.workers
         was_training = segmenter.training
@@ -70,10 +70,10 @@ class Evaluator:
             batch = to_device(batch, self.device)
             with precision_context(settings.train.precision, self.device):
                 logits = segmenter(batch["image"], batch["token_ids"]).logits
-            found = input_probabilities(logits, settings.data.image_size)
-            for view, probabilities in zip(batch["number"].tolist(), found, strict=True):
+            found = protocol.scores(logits, size)
+            for view, scores in zip(batch["number"].tolist(), found, strict=True):
                 row = rows.iloc[views[view].row]
-                mask = original_probabilities(probabilities, int(row["height"]), int(row["width"])) > self.threshold
+                mask = protocol.predicted(scores, int(row["height"]), int(row["width"]))
                 for number in shared[view]:
                     yield number, mask
         segmenter.train(was_training)
@@ -81,7 +81,9 @@ class Evaluator:
     def records(
         self, segmenter: Segmenter, split: str, condition: str, advance: Callable[[], None] = lambda: None
     ) -> pd.DataFrame:
-        """One row a sentence of the split: intersection, union and target area in pixels, and what names the case."""
+        """One row a sentence of the split: intersection and union in pixels where the protocol judges, the target's
+        area in pixels of the image, and what names the case.
+        """
         rows = self.split(split)
         cases = CONDITIONS[condition](rows)
         found, decoded, target = [], -1, np.empty(0, bool)
@@ -89,9 +91,10 @@ class Evaluator:
             case = cases[number]
             row = rows.iloc[case.row]
             if case.row != decoded:  # the sentences of one object follow each other
-                decoded, target = case.row, decode_mask(row).astype(bool)
+                decoded, target = case.row, self.protocol.target(decode_mask(row))
             found.append(
                 {
+                    "dataset": self.settings.data.told(row["dataset"]),
                     "split": split,
                     "condition": condition,
                     "ref_id": row["ref_id"],
@@ -99,7 +102,7 @@ class Evaluator:
                     "image_id": row["image_id"],
                     "sentence": case.text,
                     "kind": row["kinds"][case.sentence],
-                    "target_area": int(target.sum()),
+                    "target_area": int(row["area"]),
                     "intersection": int((predicted & target).sum()),
                     "union": int((predicted | target).sum()),
                 }
@@ -126,7 +129,6 @@ class Evaluator:
             run=run,
             variant=settings.variant,
             seed=seed,
-            dataset=settings.data.name,
             scale=settings.scale,
             protocol=settings.evaluate.protocol,
         )

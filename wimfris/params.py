@@ -28,8 +28,10 @@ from wimfris.errors import UserError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # a part of file and stage names
 Init = Literal["zero", "kaiming"]
+MIXED = ("refcoco", "refcoco+", "refcocog-umd")  # the sets that are trained on together
 RIVALS = ("detris", "etris", "lora", "bottleneck")  # whose adapters have sizes of their own
-BUILT_IN = ("builtin", "builtin-small", "random")  # the sources of encoders that are no hub ids
+BUILT_IN = ("builtin", "builtin-small", "random")  # sources of encoders that know the built-in set's words
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # how a source ends that is an original weight file
 
 
 T = TypeVar("T", bound="Section")
@@ -49,7 +51,15 @@ class Scenes(Section):
 
 
 class Data(Section):
-    name: Literal["scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google"]
+    name: Literal[
+        "scenes",
+        "refcoco",
+        "refcoco+",
+        "refcocog-umd",
+        "refcocog-google",
+        "mixed_strict",  # MIXED, without the training images that any of their val or test splits holds
+        "mixed_as_published",  # MIXED with them: it leaks
+    ]
     root: str  # folder of the official files
     image_size: PositiveInt  # side of the letterbox, pixels
     tokens: dict[str, Annotated[int, Field(ge=3)]]  # data set -> text tokens, start and end included
@@ -61,14 +71,29 @@ class Data(Section):
         return self.tokens[self.name]
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether several sets are trained on together."""
+        return self.name.startswith("mixed_")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The data sets that this one is made of."""
+        return MIXED if self.is_mixed else (self.name,)
+
+    @property
     def splits(self) -> tuple[str, ...]:
-        """The evaluation splits of the data set, `val` first."""
+        """The evaluation splits of the data set, `val` first. Those of mixed sets are the sets' own, put together."""
         tests = {"refcocog-umd": ("test",), "refcocog-google": ()}
-        return ("val", *tests.get(self.name, ("testA", "testB")))
+        return ("val", *tests.get(self.name, ("testA", "testB", *(["test"] if self.is_mixed else []))))
+
+    def told(self, dataset: str) -> str:
+        """What results call this one of the `sets`: its name, after mixed training with how it was mixed."""
+        mixing = {"mixed_strict": " (mixed_strict)", "mixed_as_published": " (mixed_as_published: leaking)"}
+        return dataset + mixing.get(self.name, "")
 
 
 class TextBackbone(Section):
-    source: str  # builtin | builtin-small | random | a hub id
+    source: str  # builtin | builtin-small | random | a hub id | an original weight file
     revision: str | None = None  # of the hub id: a commit
     width: PositiveInt
     layers: PositiveInt
@@ -77,6 +102,16 @@ class TextBackbone(Section):
     @property
     def is_hub(self) -> bool:
         """Whether the source is a hub id."""
+        return self.is_public and not self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a weight file, named as its authors published it."""
+        return self.source.endswith(WEIGHT_FILES)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the source is one of the published encoders, which know natural language and images."""
         return self.source not in BUILT_IN
 
 
@@ -222,7 +257,7 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    protocol: Literal["cris"]
+    protocol: Literal["cris", "lavt", "remamber"]  # see wimfris.data.protocol
     batch_size: PositiveInt
 
 
@@ -367,9 +402,9 @@ class Settings(Section):
             late = [m for m in self.train.schedule.milestones if m >= self.train.epochs]
             _require(not late, "train.schedule.milestones", f"before the last epoch ({self.train.epochs})", late)
         _require(
-            self.data.name == "scenes" or text.is_hub,
+            self.data.name == "scenes" or text.is_public,
             "encoders.text.source",
-            "a hub id: the built-in and random encoders know the words of data set scenes alone",
+            "a hub id or a weight file: the built-in and random encoders know the words of data set scenes alone",
             text.source,
         )
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
@@ -412,6 +447,10 @@ class Params(Section):
         _require(not both, "extended", "names that `variants` does not have", both)
         _require("full" in self.variants, "variants", "a variant `full`, which the others are compared with", "no full")
         return self
+
+    def with_protocol(self, protocol: str | None) -> "Params":
+        """These params under another evaluation protocol; None leaves them as they are."""
+        return self if protocol is None else self.model_copy(update={"evaluate": {"protocol": protocol}})
 
     def runs(self) -> list[str]:
         """The runs of the core matrix: every variant with every seed, <variant>-<seed>."""

@@ -16,7 +16,7 @@ from wimfris.data.letterbox import letterbox_image, predicted_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
-from wimfris.evaluate import THRESHOLDS, Evaluator
+from wimfris.evaluate import Evaluator
 from wimfris.metrics import ious
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings
@@ -53,14 +53,14 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, sentence: str) -> np.ndarray:
-        """RGB image (H, W, 3) uint8 and a sentence -> mask (H, W) bool. Raises UserError for a word the tokenizer does
-        not know.
+        """RGB image (H, W, 3) uint8 and a sentence -> mask (H, W) bool, letterboxed as in training. Raises UserError
+        for a word the tokenizer does not know.
         """
         size = self.settings.data.image_size
         token_ids = torch.from_numpy(self.tokenizer.encode(sentence))[None]
         logits = self.segmenter(torch.from_numpy(letterbox_image(image, size))[None], token_ids).logits
         height, width = image.shape[:2]
-        return predicted_mask(logits[0, 0], height, width, size, THRESHOLDS[self.settings.evaluate.protocol])
+        return predicted_mask(logits[0, 0], height, width, size)
 
 
 def write_prediction(image: np.ndarray, mask: np.ndarray, mask_path: Path, overlay_path: Path) -> None:
@@ -99,6 +99,11 @@ def gallery_examples(
             case = Case(row, k, rows["sentences"].iloc[row][k])
             (_, prediction), *_ = evaluator.predictions(predictor.segmenter, rows, [case])
             target = decode_mask(rows.iloc[row]).astype(bool)
+            if prediction.shape != target.shape:  # judged at another size than the image's
+                prediction = cv2.resize(
+                    prediction.astype(np.uint8), target.shape[::-1], interpolation=cv2.INTER_NEAREST
+                )
+                prediction = prediction.astype(bool)
             image = read_image(images / rows["file_name"].iloc[row])
             examples.append(Example(image, target, prediction, case.text, iou, label))
     return examples

@@ -44,7 +44,7 @@ def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
 
 def _text(settings: Settings) -> CLIPTextModelWithProjection:
     text = settings.encoders.text
-    if not text.is_hub:
+    if not text.is_public:
         return new_text(settings, WordTokenizer(vocabulary(), settings.data.length))
     return text_backbone(
         width=text.width,
@@ -58,7 +58,7 @@ def _text(settings: Settings) -> CLIPTextModelWithProjection:
 
 def _vision(settings: Settings) -> Dinov2WithRegistersModel:
     vision = settings.encoders.vision
-    if not vision.is_hub:
+    if not vision.is_public:
         return new_vision(settings)
     return vision_backbone(
         width=vision.width,

@@ -32,7 +32,7 @@ def test_official_files_are_pointed_at_and_not_copied(settings: Settings) -> Non
     assert folder == Path("runs/refcoco-base/refer")
     assert [path.name for path in folder.rglob("*")] == ["source.json"]
     told = json.loads((folder / "source.json").read_text())
-    assert set(told["sha256"]) == {"refs(unc).p", "instances.json"}
+    assert set(told["sha256"]) == {"refcoco/refs(unc).p", "refcoco/instances.json"}
     assert source_root(settings) == Path("official")
     assert source_images(settings) == Path("official/images/train2014")
 

@@ -43,6 +43,15 @@ def test_clip_tokens_are_those_of_clip(clip_folder: Path) -> None:
 
 
 @needs_byte_pairs
+def test_openai_s_file_of_byte_pairs_gives_the_same_tokens() -> None:
+    tokenizer = ClipTokenizer.beside(BYTE_PAIRS.parent / "ViT-B-16.pt", 17)
+    assert tokenizer.eot_id == 49407
+    for case in CASES:
+        if case["length"] == 17:
+            assert tokenizer.encode(case["sentence"]).tolist() == case["token_ids"], case["sentence"]
+
+
+@needs_byte_pairs
 def test_clip_cleans_text_before_it_splits(clip_folder: Path) -> None:
     tokenizer = ClipTokenizer.from_folder(clip_folder, 17)
     assert tokenizer.eot_id == 49407

@@ -267,20 +267,6 @@ def test_checkpoint_that_lacks_weights_is_refused(settings: Settings, cache: Pat
         load_text(settings, load_tokenizer(settings))
 
 
-def test_fetching_asks_for_the_pinned_revisions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def download(source: str, *, revision: str, allow_patterns: list[str]) -> str:
-        asked.append((source, revision, set(allow_patterns)))
-        return f"/cache/{source}"
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    folders = load.fetch_encoders(settings)
-    assert folders == [Path("/cache/maker/clip"), Path("/cache/maker/dino")]
-    assert [(source, revision) for source, revision, _ in asked] == [(HUB[k], COMMIT[k]) for k in ("text", "vision")]
-    assert all({"*.json", "*.safetensors"} <= patterns for *_, patterns in asked)
-
-
 def test_pinned_revisions_are_commits() -> None:
     scales = yaml.safe_load((ROOT / "params.yaml").read_text())["scales"]
     for scale in ("base", "large"):

@@ -10,10 +10,10 @@ AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LENGTH_QUANTILES = (0.05, 0.5, 0.95)
 
 
-def audit(frames: Mapping[str, pd.DataFrame]) -> str:
-    """The audit of data sets, given as index frames by name: one Markdown text."""
+def audit(frames: Mapping[str, pd.DataFrame], notes: str = "") -> str:
+    """The audit of data sets, given as index frames by name: one Markdown text. `notes` stands at its head."""
     splits = [(f"{name} {split}", part) for name, part in frames.items() for split, part in _splits(part)]
-    parts = ["# Data audit"]
+    parts = ["# Data audit", *([notes] if notes else [])]
     parts += [
         "## Counts",
         _table(["split", "objects", "sentences", "images", "objects an image"], map(_counts, splits)),

@@ -1,5 +1,6 @@
 """Cases for training and evaluation: letterboxed image, mask and token ids of one sentence that names one object."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,19 @@ class ReferDataset(Dataset[dict[str, Any]]):
     """Case -> image (3, S, S) float32, mask (1, S, S) float32 in [0, 1] (training), token_ids (L,) int64, number."""
 
     def __init__(
-        self, index: pd.DataFrame, cases: list[Case], images: Path, tokenizer: Tokenizer, size: int, *, with_mask: bool
+        self,
+        index: pd.DataFrame,
+        cases: list[Case],
+        images: Path,
+        tokenizer: Tokenizer,
+        size: int,
+        *,
+        with_mask: bool,
+        fit: Callable[[np.ndarray, int], np.ndarray] = letterbox_image,
     ) -> None:
+        """`fit` brings an RGB image to the input's size; masks are letterboxed, so that training takes no other."""
         self.index, self.cases, self.images = index, cases, images
-        self.tokenizer, self.size, self.with_mask = tokenizer, size, with_mask
+        self.tokenizer, self.size, self.with_mask, self.fit = tokenizer, size, with_mask, fit
         self._rows = index[["file_name", "height", "width", "rle_counts"]].to_dict("records")
 
     def __len__(self) -> int:
@@ -101,7 +111,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
                 f"{self.images / row['file_name']}: its size has changed since `prepare`; run `dvc repro -f prepare`"
             )
         item: dict[str, Any] = {
-            "image": torch.from_numpy(letterbox_image(image, self.size)),
+            "image": torch.from_numpy(self.fit(image, self.size)),
             "token_ids": torch.from_numpy(self.tokenizer.encode(case.text)),
             "number": number,
         }

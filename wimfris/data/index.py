@@ -77,10 +77,15 @@ def prepare(root: Path, name: str, folder: Path, *, check_counts: bool = True) -
     are missing or damaged (all images at fault are listed in `folder`/problems.txt), or the counts are not the
     published ones.
     """
-    folder = Path(folder)
     objects = refer.read_refer(root, name)
     if check_counts:
         check_published_counts(objects, name)
+    return write_prepared(objects, root, folder)
+
+
+def write_prepared(objects: Sequence[refer.ReferredObject], root: Path, folder: Path) -> pd.DataFrame:
+    """Check the images of these objects, write index.parquet and images.parquet to `folder`; the index."""
+    folder = Path(folder)
     index, images, problems = build_index(objects, refer.images_folder(root))
     refuse_problems(problems, folder / "problems.txt")
     write_index(index, folder / "index.parquet")

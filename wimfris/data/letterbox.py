@@ -52,7 +52,12 @@ def letterbox_image(image: np.ndarray, size: int) -> np.ndarray:
     place = geometry(image.shape[0], image.shape[1], size)
     border = [float(value) for value in CLIP_MEAN * 255]
     boxed = cv2.warpAffine(image, place.forward, (size, size), flags=cv2.INTER_CUBIC, borderValue=border)
-    pixels = np.asarray(boxed).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return normalise(np.asarray(boxed))
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) uint8 -> (3, H, W) float32 by CLIP's mean and standard deviation."""
+    pixels = image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     mean, std = (np.asarray(v, dtype=np.float32).reshape(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return np.ascontiguousarray((pixels - mean) / std)
 

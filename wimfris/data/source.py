@@ -24,8 +24,8 @@ def make_source(settings: Settings) -> Path:
     if settings.data.name == "scenes":
         write_scenes(folder, settings.data.scenes.model_dump(), settings.data.image_size)
     else:
-        files = annotation_files(Path(settings.data.root), settings.data.name)
-        told = {"root": settings.data.root, "sha256": {path.name: file_hash(path) for path in files.values()}}
+        hashes = {_key(path): file_hash(path) for path in _annotations(settings, Path(settings.data.root))}
+        told = {"root": settings.data.root, "sha256": hashes}
         (folder / POINTER).write_text(json.dumps(told, indent=2) + "\n")
     return folder
 
@@ -38,8 +38,8 @@ def source_root(settings: Settings) -> Path:
         return _written(settings.folder / "refer")
     told = _pointer(settings)
     root = Path(told["root"])
-    for path in annotation_files(root, settings.data.name).values():
-        if file_hash(path) != told["sha256"][path.name]:
+    for path in _annotations(settings, root):
+        if file_hash(path) != told["sha256"].get(_key(path)):
             raise UserError(
                 f"{path}: not the file that stage `data` saw; restore it, or accept it with `dvc repro -f data`"
             )
@@ -51,6 +51,16 @@ def source_images(settings: Settings) -> Path:
     if settings.data.name == "scenes":
         return images_folder(_written(settings.folder / "refer"))
     return images_folder(Path(_pointer(settings)["root"]))
+
+
+def _annotations(settings: Settings, root: Path) -> list[Path]:
+    """The annotation files of every set that is in use."""
+    return [path for name in settings.data.sets for path in annotation_files(root, name).values()]
+
+
+def _key(path: Path) -> str:
+    """An annotation file's name under the root, the same wherever that lies."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _pointer(settings: Settings) -> dict[str, Any]:

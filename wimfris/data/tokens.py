@@ -1,11 +1,12 @@
 """Sentences as token ids: words for the built-in set, CLIP's byte pairs for natural language. Padding is always 0."""
 
 import difflib
+import gzip
 import html
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ftfy
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PADDING_ID = 0
+BYTE_PAIRS = "bpe_simple_vocab_16e6.txt.gz"  # in the repository openai/CLIP
+CLIP_VOCABULARY = 49408  # bytes, with and without the end of a word, merges, start and end of text
 
 
 class Tokenizer(Protocol):
@@ -97,6 +100,22 @@ class ClipTokenizer:
             raise UserError(f"{folder}: no tokenizer.json or vocab.json; give the snapshot folder of a CLIP model")
         return cls(CLIPTokenizer.from_pretrained(folder, local_files_only=True), length)
 
+    @classmethod
+    def beside(cls, weights: Path, length: int) -> "ClipTokenizer":
+        """The tokenizer in the folder of an original weight file: that of a snapshot, or OpenAI's file of byte pairs.
+        Raises UserError where the folder holds neither.
+        """
+        folder, pairs = Path(weights).parent, Path(weights).parent / BYTE_PAIRS
+        if not pairs.is_file() or (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+            try:
+                return cls.from_folder(folder, length)
+            except UserError as error:
+                raise UserError(f"{error}, or put CLIP's {BYTE_PAIRS} beside the weights") from None
+        from transformers import CLIPTokenizer
+
+        vocabulary, merges = _byte_pairs(pairs)
+        return cls(CLIPTokenizer(vocab=vocabulary, merges=merges), length)
+
     @property
     def length(self) -> int:
         return self._length
@@ -110,6 +129,21 @@ class ClipTokenizer:
         # CLIP's own cleaning; transformers has the rest: white space to single spaces, lower case.
         text = html.unescape(html.unescape(ftfy.fix_text(sentence))).strip()
         return _padded(self._tokenizer(text)["input_ids"], self._length)
+
+
+def _byte_pairs(path: Path) -> tuple[dict[str, int], Any]:
+    """Vocabulary and merges in OpenAI's file, ids as CLIP numbers them (openai/CLIP, simple_tokenizer.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            merges = file.read().split("\n")[1 : CLIP_VOCABULARY - 2 * 256 - 2 + 1]
+    except (OSError, EOFError, UnicodeDecodeError):
+        raise UserError(f"{path}: damaged; fetch it again from the repository openai/CLIP") from None
+    entries = [*letters, *(f"{letter}</w>" for letter in letters), *(pair.replace(" ", "") for pair in merges)]
+    entries += ["<|startoftext|>", "<|endoftext|>"]
+    pairs = [tuple(pair.split()) for pair in merges]  # transformers' hints say strings, its tokenizers take pairs
+    return {entry: number for number, entry in enumerate(entries)}, pairs
 
 
 def _words(sentence: str) -> list[str]:

@@ -1,17 +1,19 @@
-"""Where the frozen encoders come from: the hub at a pinned revision, the small built-in pair, or random weights for
-tests.
+"""Where the frozen encoders come from: the hub at a pinned revision, original weight files, the small built-in pair, or
+random weights for tests.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -22,14 +24,17 @@ from transformers import (
 
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import ClipTokenizer, Tokenizer, WordTokenizer
+from wimfris.encoders.original import text_state, vision_state
 from wimfris.encoders.text import text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
-from wimfris.params import Settings, TextBackbone
+from wimfris.files import file_hash
+from wimfris.params import Settings, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parent / "builtin"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
-FETCHED = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin")  # CLIP's pinned revision has no safetensors
+WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # of a snapshot; CLIP's pinned revision has no safetensors
+TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, of a text encoder's snapshot
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -40,7 +45,9 @@ def load_tokenizer(settings: Settings) -> Tokenizer:
     """Words for the built-in and random encoders, CLIP's byte pairs for those of the hub."""
     text, length = settings.encoders.text, settings.data.length
     if text.is_hub:
-        return ClipTokenizer.from_folder(_snapshot(text, settings.scale), length)
+        return ClipTokenizer.from_folder(find_encoder(text, settings.scale), length)
+    if text.is_file:
+        return ClipTokenizer.beside(Path(text.source), length)
     return WordTokenizer(vocabulary(), length)
 
 
@@ -48,7 +55,7 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
     """The text backbone with the end-of-text id set, so that the sentence is pooled there."""
     text = settings.encoders.text
     if text.is_hub:
-        folder = _snapshot(text, settings.scale)
+        folder = find_encoder(text, settings.scale)
         config = CLIPTextConfig.from_pretrained(folder)
         config.eos_token_id = tokenizer.eot_id  # the hub's says 2, which means arg-max pooling
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
@@ -59,6 +66,8 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
                 f"but {text.source} reads at most {config.max_position_embeddings}; lower it"
             )
         return _load(CLIPTextModelWithProjection, text, folder, config=config)
+    if text.is_file:
+        return _load_text_file(text, tokenizer)
     assert isinstance(tokenizer, WordTokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -72,11 +81,13 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
     """The vision backbone."""
     vision = settings.encoders.vision
     if vision.is_hub:
-        folder = _snapshot(vision, settings.scale)
+        folder = find_encoder(vision, settings.scale)
         config = Dinov2WithRegistersConfig.from_pretrained(folder)
         found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
         _agree("vision", vision, found | {"patch": config.patch_size, "registers": config.num_register_tokens})
         return _load(Dinov2WithRegistersModel, vision, folder)
+    if vision.is_file:
+        return _load_vision_file(vision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         backbone = new_vision(settings)
@@ -140,16 +151,6 @@ def describe_encoders(settings: Settings) -> dict[str, dict[str, Any]]:
     return told
 
 
-def fetch_encoders(settings: Settings) -> list[Path]:
-    """Download the encoders of the settings' scale from the hub into its local cache; nothing for built-in ones."""
-    from huggingface_hub import snapshot_download
-
-    chosen = (settings.encoders.text, settings.encoders.vision)
-    return [
-        Path(snapshot_download(b.source, revision=b.revision, allow_patterns=list(FETCHED))) for b in chosen if b.is_hub
-    ]
-
-
 def save_builtin(backbone: nn.Module, name: str, words: str, folder: Path = BUILTIN) -> None:
     """Write a pretrained backbone as `<name>.safetensors`; `words` is the vocabulary it was trained with, "" for
     vision.
@@ -178,38 +179,124 @@ def _load_builtin(backbone: nn.Module, name: str, words: str) -> None:
     backbone.load_state_dict(state)
 
 
-def _snapshot(backbone: TextBackbone, scale: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def check_file(path: Path, backbone: TextBackbone, scale: str) -> None:
+    """Raise UserError where a file of the hub's cache is not the one that was published: an interrupted download, a
+    damaged disk, an edit.
 
-    absent = UserError(
-        f"encoder {backbone.source} at revision {backbone.revision} is not in the local hub cache; "
-        f"fetch it with `wimfris encoders fetch --scale {scale}`"
-    )
-    try:
-        folder = Path(
-            snapshot_download(
-                backbone.source, revision=backbone.revision, allow_patterns=list(FETCHED), local_files_only=True
-            )
+    The cache keeps a file under its hash on the hub: SHA-256 of large ones, git's SHA-1 of small ones. A file that is
+    kept otherwise (a copied snapshot) is not checked here; the names, the shapes and the recorded hash of its tensors
+    are.
+    """
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and not _is_blob(blob, blob.stat().st_size, blob.stat().st_mtime_ns):
+        raise UserError(
+            f"encoder {backbone.source}: {path} is not the published file (interrupted download or damage); delete "
+            f"{blob} and run `wimfris encoders fetch --scale {scale}`"
         )
-    except LocalEntryNotFoundError:
-        raise absent from None
+
+
+@cache
+def _is_blob(path: Path, size: int, modified: int) -> bool:
+    """Whether a file's content has the hash that it is named by, or it is named by none."""
+    if len(path.name) == 64:
+        return file_hash(path) == path.name
+    if len(path.name) == 40:
+        return hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest() == path.name
+    return True
+
+
+def find_encoder(backbone: TextBackbone, scale: str) -> Path:
+    """The folder of a hub's encoder in the local cache. Raises UserError where it is not there, whole and as published;
+    the network is not asked.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    assert backbone.revision is not None
+    home = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=backbone.source, repo_type="model")
+    folder = home / "snapshots" / backbone.revision
     # an interrupted download leaves a folder with some of the files, and transformers has defaults for a lost config
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model.bin")]
-    if not weights or not (folder / "config.json").is_file():
-        raise absent
+    weights = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    tokenizers = [folder / name for name in TOKENIZER if (folder / name).is_file()]
+    needs_tokenizer = not isinstance(backbone, VisionBackbone)
+    if not weights or not (folder / "config.json").is_file() or (needs_tokenizer and not tokenizers):
+        raise UserError(
+            f"encoder {backbone.source} at revision {backbone.revision} is not in the local hub cache; "
+            f"fetch it with `wimfris encoders fetch --scale {scale}`"
+        )
+    for path in (*weights, folder / "config.json", *tokenizers):
+        check_file(path, backbone, scale)
     return folder
 
 
 def _load(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -> M:
-    """The model in a folder. Raises UserError where its checkpoint lacks weights: transformers fills in random ones."""
-    loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **options)
+    """The model in a folder. Raises UserError where its checkpoint is damaged or of other shapes, or lacks weights:
+    transformers fills in random ones.
+    """
+    try:
+        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True, **options)
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"encoder {backbone.source}: {folder} does not load ({reason}); fetch it again") from None
     model: M
     model, told = loaded
     if told["missing_keys"]:
         missing = ", ".join(sorted(told["missing_keys"])[:3])
         raise UserError(f"encoder {backbone.source}: its checkpoint has no {missing}; name one that has")
     return model
+
+
+def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
+    state = text_state(Path(text.source))
+    embeddings = "text_model.embeddings.{}_embedding.weight"
+    vocabulary, length = (len(state.get(embeddings.format(name), ())) for name in ("token", "position"))
+    if tokenizer.length > length:
+        raise UserError(
+            f"params.yaml: data.tokens: {tokenizer.length}, but {text.source} reads at most {length}; lower it"
+        )
+    backbone = text_backbone(
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        vocabulary=max(vocabulary, 1),
+        length=length,
+        end_token=tokenizer.eot_id,
+    )
+    return _fill(backbone, state, text.source)
+
+
+def _load_vision_file(vision: VisionBackbone) -> Dinov2WithRegistersModel:
+    state = vision_state(Path(vision.source))
+    positions = state.get("embeddings.position_embeddings", torch.empty(1, 1, 1))
+    side = round(max(positions.shape[1] - 1, 1) ** 0.5)  # the grid that the file has positions for
+    backbone = vision_backbone(
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.heads,
+        patch=vision.patch,
+        registers=vision.registers,
+        image_size=side * vision.patch,
+    )
+    return _fill(backbone, state, vision.source)
+
+
+def _fill(backbone: M, state: Mapping[str, Tensor], source: str) -> M:
+    """The backbone with these weights. Raises UserError that names the first tensor of another name or shape."""
+    expected = backbone.state_dict()
+    told = [f"it has no {name}" for name in expected if name not in state]
+    told += [f"it has {name} besides" for name in state if name not in expected]
+    told += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if told:
+        raise UserError(
+            f"{source}: not an encoder of the settings' sizes: {told[0]} (transformers' names) and {len(told) - 1} "
+            "more; name another file, or set params.yaml's encoders to its sizes"
+        )
+    backbone.load_state_dict(state)
+    return backbone.eval()
 
 
 def _agree(name: str, wanted: TextBackbone, found: Mapping[str, object]) -> None:

@@ -37,8 +37,8 @@ SCHEMA = pa.schema(
             "image_id": pa.int64(),
             "sentence": pa.string(),  # the text that the model saw
             "kind": pa.string(),  # attribute, superlative, relation; "" for natural data
-            "target_area": pa.int64(),  # pixels, at the image's original size, as are the next two
-            "intersection": pa.int64(),
+            "target_area": pa.int64(),  # pixels, at the image's original size
+            "intersection": pa.int64(),  # pixels, as is the union, at the size where the protocol judges
             "union": pa.int64(),
         }.items()
     ]

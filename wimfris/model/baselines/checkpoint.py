@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wimfris.encoders.original import QKV, clip_name, dino_name, rename
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 
@@ -30,27 +31,7 @@ _ADAPTER = (  # inside an adapter: `dense_branch2.0.conv.weight` -> `mixer.branc
     (r"cross\.multihead_attn\.", "cross.attention."),
     (r"cross\.(image|text|back)_proj\.", r"cross.\1."),
 )
-_TEXT_BLOCK = (
-    (r"attn\.out_proj\.", "self_attn.out_proj."),
-    (r"attn\.in_proj_(weight|bias)", r"self_attn.{qkv}.\1"),
-    (r"ln_(\d)\.", r"layer_norm\1."),
-    (r"mlp\.c_fc\.", "mlp.fc1."),
-    (r"mlp\.c_proj\.", "mlp.fc2."),
-)
-_VISION_BLOCK = (
-    (r"attn\.proj\.", "attention.o_proj."),
-    (r"attn\.qkv\.", "attention.{qkv}."),
-    (r"ls(\d)\.gamma", r"layer_scale\1.lambda1"),
-)
-_WHOLE = (  # outside blocks
-    (r"^txt_backbone\.positional_embedding$", "text.backbone.text_model.embeddings.position_embedding.weight"),
-    (r"^txt_backbone\.text_projection$", "text.backbone.text_projection.weight"),
-    (r"^txt_backbone\.token_embedding\.", "text.backbone.text_model.embeddings.token_embedding."),
-    (r"^txt_backbone\.ln_final\.", "text.backbone.text_model.final_layer_norm."),
-    (r"^dinov2\.pos_embed$", "vision.backbone.embeddings.position_embeddings"),
-    (r"^dinov2\.(cls_token|register_tokens|mask_token)$", r"vision.backbone.embeddings.\1"),
-    (r"^dinov2\.patch_embed\.proj\.", "vision.backbone.embeddings.patch_embeddings.projection."),
-    (r"^dinov2\.norm\.", "vision.backbone.layernorm."),
+_WHOLE = (  # outside the encoders
     (r"^neck\.fusion3\.multihead_attn\.", "neck.gates.0.attention."),
     (r"^neck\.fusion4\.multihead_attn\.", "neck.gates.1.attention."),
     (r"^neck\.fusion5\.multihead_attn\.", "neck.gates.2.attention."),
@@ -70,24 +51,17 @@ _WHOLE = (  # outside blocks
 _TRANSPOSED = ("txt_backbone.text_projection", "neck.f5_proj.0.weight")  # x @ P; a transposed 1x1 convolution
 
 
-def _replace(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for theirs, ours in rules:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 def our_name(theirs: str) -> str:
     """Our name of a DETRIS tensor, with `{qkv}` where one of theirs is three of ours; unknown names stay."""
-    block = re.match(r"(txt_backbone\.transformer\.resblocks|dinov2\.blocks)\.(\d+)\.(.*)", theirs)
-    if not block:
-        return _replace(theirs, _WHOLE)
-    tower, layer, inside = block.groups()
-    encoder = "text" if tower.startswith("txt") else "vision"
-    if inside.startswith("adapter."):
-        return f"{encoder}.adapters.{layer}.{_replace(inside.removeprefix('adapter.'), _ADAPTER)}"
-    if encoder == "text":
-        return f"text.backbone.text_model.encoder.layers.{layer}.{_replace(inside, _TEXT_BLOCK)}"
-    return f"vision.backbone.encoder.layer.{layer}.{_replace(inside, _VISION_BLOCK)}"
+    block = re.match(r"(txt_backbone\.transformer\.resblocks|dinov2\.blocks)\.(\d+)\.adapter\.(.*)", theirs)
+    if block:
+        encoder = "text" if block[1].startswith("txt") else "vision"
+        return f"{encoder}.adapters.{block[2]}.{rename(block[3], _ADAPTER)}"
+    if theirs.startswith("txt_backbone."):
+        return f"text.backbone.{clip_name(theirs.removeprefix('txt_backbone.'))}"
+    if theirs.startswith("dinov2."):
+        return f"vision.backbone.{dino_name(theirs.removeprefix('dinov2.'))}"
+    return rename(theirs, _WHOLE)
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +82,7 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if theirs in _TRANSPOSED:
             value = value.transpose(0, 1)
         if "{qkv}" in name:
-            for part, rows in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+            for part, rows in zip(QKV, value.chunk(3), strict=True):
                 ours[name.replace("{qkv}", part)] = rows
         else:
             ours[name] = value
@@ -173,7 +147,7 @@ def read_detris(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a released DETRIS checkpoint") from None
-    except (UnpicklingError, RuntimeError, EOFError):
+    except (UnpicklingError, RuntimeError, OSError, EOFError):
         raise UserError(f"{path}: no checkpoint that torch can load safely; fetch the released file again") from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -1,0 +1,188 @@
+"""Downloads from a hub on this machine, over its real protocol: whole and right, or one line that says why not."""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from wimfris.encoders.fetch import fetch_encoders, wanted
+from wimfris.encoders.load import load_vision
+from wimfris.errors import UserError
+from wimfris.params import Settings, read_params
+
+ROOT = Path(__file__).parents[2]
+NAME, COMMIT = "maker/dino", "b" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub that a download talks to. `cut`: bodies break off half-way; `asked`: paths of files sent."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.files, self.cut, self.asked = files, False, list[str]()
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *rest: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        if self.path.split("?")[0] == f"/api/models/{NAME}/revision/{COMMIT}":
+            siblings = [{"rfilename": name} for name in self.server.files]
+            body, headers = json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode(), {}
+        elif self.path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
+            name = self.path.rpartition("/")[2]
+            body = self.server.files[name]
+            large = name.endswith(".safetensors")
+            etag = hashlib.sha256(body) if large else hashlib.sha1(f"blob {len(body)}\0".encode() + body)
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag.hexdigest()}"'}
+            if with_body:
+                self.server.asked.append(name)
+        else:
+            body, headers = b"{}", {"X-Error-Code": "RevisionNotFound"}
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.send_response(404 if "X-Error-Code" in headers else 206 if start else 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        if with_body:
+            broken = self.server.cut and "/resolve/" in self.path and len(body) > 10_000
+            self.wfile.write(body[start : max(len(body) // 2, start)] if broken else body[start:])
+            self.wfile.flush()
+            if broken:
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("dino")
+    config = Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=56, num_register_tokens=2
+    )
+    Dinov2WithRegistersModel(config).save_pretrained(folder)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return found | {"pytorch_model.bin": b"the same as a pickle", "README.md": b"a card"}
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub(dict(files))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def address(monkeypatch: pytest.MonkeyPatch, url: str, folder: Path) -> None:
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(constants + "ENDPOINT", url)
+    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["scales"]["smoke"]["encoders"]["vision"] |= {"source": NAME, "revision": COMMIT}
+    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    return read_params(tmp_path / "params.yaml").settings()
+
+
+def told(settings: Settings) -> str:
+    with pytest.raises(UserError) as error:
+        fetch_encoders(settings)
+    assert "\n" not in str(error.value) and NAME in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_fetched_loads_and_is_safetensors_alone(hub: Hub, settings: Settings) -> None:
+    (folder,) = fetch_encoders(settings)
+    assert sorted(hub.asked) == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    assert load_vision(settings).config.num_register_tokens == 2
+    assert fetch_encoders(settings) == [folder] and len(hub.asked) == 2, "nothing is fetched twice"
+
+
+def test_a_revision_without_safetensors_gives_its_only_weights() -> None:
+    names = ["config.json", "merges.txt", "flax_model.msgpack", "pytorch_model.bin", "tf_model.h5", "onnx/a.json"]
+    assert wanted(names) == ["config.json", "merges.txt", "pytorch_model.bin"]
+    with pytest.raises(ValueError, match="neither safetensors"):
+        wanted(["config.json", "flax_model.msgpack"])
+
+
+def test_a_download_that_breaks_off_is_not_taken_as_whole(hub: Hub, settings: Settings) -> None:
+    hub.cut = True
+    assert "cannot be fetched" in told(settings)
+    with pytest.raises(UserError, match="`wimfris encoders fetch --scale smoke`"):
+        load_vision(settings)
+    hub.cut = False
+    fetch_encoders(settings)
+    load_vision(settings)
+
+
+def test_a_damaged_file_is_refused_and_fetched_again(hub: Hub, settings: Settings) -> None:
+    (folder,) = fetch_encoders(settings)
+    blob = (folder / "model.safetensors").resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1  # one bit, which no size and no shape would tell
+    blob.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"model\.safetensors is not the published file .* run `wimfris encoders fetch"):
+        load_vision(settings)
+    fetch_encoders(settings)
+    load_vision(settings)
+    blob.write_bytes(bytes(content)[:1000])
+    with pytest.raises(UserError, match="is not the published file"):
+        load_vision(settings)
+
+
+def test_a_configuration_that_was_edited_is_refused(hub: Hub, settings: Settings) -> None:
+    (folder,) = fetch_encoders(settings)
+    blob = (folder / "config.json").resolve()
+    blob.write_text(blob.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    with pytest.raises(UserError, match=r"config\.json is not the published file"):
+        load_vision(settings)
+
+
+def test_a_revision_that_is_not_there(hub: Hub, settings: Settings) -> None:
+    vision = settings.encoders.vision.model_copy(update={"revision": "c" * 40})
+    encoders = settings.encoders.model_copy(update={"vision": vision})
+    assert "c" * 40 in told(settings.model_copy(update={"encoders": encoders}))
+
+
+def test_no_hub_is_said_at_once(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address(monkeypatch, "http://127.0.0.1:1", tmp_path)
+    started = time.monotonic()
+    assert "cannot be fetched" in told(settings) and time.monotonic() - started < 5
+
+
+def test_a_hub_that_never_answers_does_not_hang(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wimfris.encoders.fetch.SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+        started = time.monotonic()
+        assert "cannot be fetched" in told(settings) and time.monotonic() - started < 5

@@ -1,0 +1,264 @@
+"""Original weight files of CLIP and DINOv2: read as their authors published them, they are the hub's models."""
+
+import gzip
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from wimfris import cli
+from wimfris.data.dataset import every_sentence
+from wimfris.data.index import read_index
+from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
+from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
+from wimfris.encoders.vision import vision_backbone
+from wimfris.errors import UserError
+from wimfris.params import MIXED, Settings, read_params
+from wimfris.results.records import read_records
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+ROOT = Path(__file__).parents[2]
+MERGES = ["a b</w>", "c d", "cd e</w>"]
+IDS = 2 * 256 + len(MERGES) + 2  # of the small vocabulary
+
+
+def fused(state: dict[str, Tensor], prefix: str, kind: str) -> Tensor:
+    return torch.cat([state[f"{prefix}{part}_proj.{kind}"] for part in "qkv"])
+
+
+def openai(model: nn.Module) -> dict[str, Tensor]:
+    """A text transformer under the names of OpenAI's CLIP, its weights in half precision, a picture's beside it."""
+    ours = model.state_dict()
+    theirs = {
+        "token_embedding.weight": ours["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": ours["text_model.embeddings.position_embedding.weight"],
+        "ln_final.weight": ours["text_model.final_layer_norm.weight"],
+        "ln_final.bias": ours["text_model.final_layer_norm.bias"],
+        "text_projection": ours["text_projection.weight"].T,
+        "logit_scale": torch.tensor(4.6),
+        "visual.conv1.weight": torch.ones(2, 3, 4, 4),
+    }
+    for layer in range(2):
+        own, block = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            theirs[f"{block}attn.in_proj_{kind}"] = fused(ours, f"{own}self_attn.", kind)
+            theirs[f"{block}attn.out_proj.{kind}"] = ours[f"{own}self_attn.out_proj.{kind}"]
+            theirs[f"{block}ln_1.{kind}"] = ours[f"{own}layer_norm1.{kind}"]
+            theirs[f"{block}ln_2.{kind}"] = ours[f"{own}layer_norm2.{kind}"]
+            theirs[f"{block}mlp.c_fc.{kind}"] = ours[f"{own}mlp.fc1.{kind}"]
+            theirs[f"{block}mlp.c_proj.{kind}"] = ours[f"{own}mlp.fc2.{kind}"]
+    return {name: value.half() for name, value in theirs.items()}
+
+
+def meta(model: nn.Module) -> dict[str, Tensor]:
+    """A DINOv2 with registers under the names of Meta's."""
+    ours = model.state_dict()
+    theirs = {
+        "cls_token": ours["embeddings.cls_token"],
+        "register_tokens": ours["embeddings.register_tokens"],
+        "mask_token": ours["embeddings.mask_token"],
+        "pos_embed": ours["embeddings.position_embeddings"],
+        "patch_embed.proj.weight": ours["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": ours["embeddings.patch_embeddings.projection.bias"],
+        "norm.weight": ours["layernorm.weight"],
+        "norm.bias": ours["layernorm.bias"],
+    }
+    for layer in range(2):
+        own, block = f"encoder.layer.{layer}.", f"blocks.{layer}."
+        theirs[f"{block}ls1.gamma"] = ours[f"{own}layer_scale1.lambda1"]
+        theirs[f"{block}ls2.gamma"] = ours[f"{own}layer_scale2.lambda1"]
+        for kind in ("weight", "bias"):
+            theirs[f"{block}attn.qkv.{kind}"] = fused(ours, f"{own}attention.", kind)
+            theirs[f"{block}attn.proj.{kind}"] = ours[f"{own}attention.o_proj.{kind}"]
+            for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                theirs[f"{block}{name}.{kind}"] = ours[f"{own}{name}.{kind}"]
+    return theirs
+
+
+class Holder(nn.Module):
+    """Tensors under dotted names, as a TorchScript archive has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor]) -> "Holder":
+        top = cls()
+        for name, value in state.items():
+            *parents, last = name.split(".")
+            place: Any = top
+            for parent in parents:
+                if parent not in dict(place.named_children()):
+                    place.add_module(parent, cls())
+                place = place.get_submodule(parent)
+            place.register_parameter(last, nn.Parameter(value, requires_grad=False))
+        return top
+
+
+@pytest.fixture
+def clip() -> CLIPTextModelWithProjection:
+    model = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=IDS,
+            hidden_size=16,
+            intermediate_size=64,
+            projection_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=20,
+            eos_token_id=IDS - 1,
+            bos_token_id=IDS - 2,
+            pad_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter + 0.1 * torch.randn_like(parameter)).half())
+    return model.eval()
+
+
+@pytest.fixture
+def dino() -> Any:
+    model = vision_backbone(width=16, layers=2, heads=2, patch=4, registers=2, image_size=56)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, clip: Any, dino: Any) -> Settings:
+    """Scale smoke with both encoders in original files."""
+    torch.jit.script(Holder.of(openai(clip))).save(tmp_path / "ViT.pt")
+    torch.save(meta(dino), tmp_path / "dino.pth")
+    with gzip.open(tmp_path / BYTE_PAIRS, "wt", encoding="utf-8") as file:
+        file.write("\n".join(["a header", *MERGES]))
+    return change(tmp_path)
+
+
+def change(folder: Path, **vision: Any) -> Settings:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    encoders = content["scales"]["smoke"]["encoders"]
+    encoders["text"] |= {"source": str(folder / "ViT.pt")}
+    encoders["vision"] |= {"source": str(folder / "dino.pth")} | vision
+    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    return read_params(folder / "params.yaml").settings()
+
+
+def test_clip_s_archive_is_the_hub_s_text_model(settings: Settings, clip: Any) -> None:
+    tokenizer = load_tokenizer(settings)
+    assert isinstance(tokenizer, ClipTokenizer) and tokenizer.eot_id == IDS - 1
+    loaded = load_text(settings, tokenizer)
+    assert weights_hash(loaded) == weights_hash(clip)
+    ids = torch.from_numpy(tokenizer.encode("ab cde"))[None]
+    assert ids[0, :5].tolist() == [IDS - 2, 512, 514, IDS - 1, 0]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).text_embeds, clip(ids).text_embeds)
+        torch.testing.assert_close(loaded(ids).text_embeds[0], clip.text_projection(clip(ids).last_hidden_state[0, 3]))
+
+
+def test_meta_s_file_is_the_hub_s_vision_model(settings: Settings, dino: Any) -> None:
+    loaded = load_vision(settings)
+    assert weights_hash(loaded) == weights_hash(dino)
+    image = torch.randn(1, 3, 32, 32)  # another grid than the file's, so that positions are interpolated
+    with torch.no_grad():
+        assert torch.equal(loaded(image).last_hidden_state, dino(image).last_hidden_state)
+
+
+def test_safetensors_of_the_same_names_serve_too(settings: Settings, dino: Any, tmp_path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in meta(dino).items()}, tmp_path / "dino.safetensors")
+    other = change(tmp_path, source=str(tmp_path / "dino.safetensors"))
+    assert weights_hash(load_vision(other)) == weights_hash(dino)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda state: state.pop("norm.bias"), r"it has no layernorm\.bias .*and 0 more"),
+        (lambda state: state.update(head=torch.ones(3)), "it has head besides"),
+        (lambda state: state.update({"norm.bias": torch.ones(3)}), r"layernorm\.bias is \(3,\), not \(16,\)"),
+        (lambda state: state.update({"blocks.0.attn.qkv.bias": torch.ones(4)}), "impossible shape"),
+    ],
+)
+def test_another_model_s_file_is_refused(spoil: Any, reason: str, settings: Settings, dino: Any) -> None:
+    state = meta(dino)
+    spoil(state)
+    torch.save(state, settings.encoders.vision.source)
+    with pytest.raises(UserError, match=rf"dino\.pth: .*{reason}") as error:
+        load_vision(settings)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_missing_or_broken_off(settings: Settings) -> None:
+    for source, load in (
+        (settings.encoders.vision.source, lambda: load_vision(settings)),
+        (settings.encoders.text.source, lambda: load_text(settings, load_tokenizer(settings))),
+    ):
+        path = Path(source)
+        path.write_bytes(path.read_bytes()[:-300])
+        with pytest.raises(UserError, match=f"^{path}: damaged"):
+            load()
+        path.unlink()
+        with pytest.raises(UserError, match=f"^{path}: no such weights"):
+            load()
+
+
+def test_a_tokenizer_belongs_beside_the_weights(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / BYTE_PAIRS).write_bytes(b"no gzip")
+    with pytest.raises(UserError, match=f"{BYTE_PAIRS}: damaged"):
+        load_tokenizer(settings)
+    (tmp_path / BYTE_PAIRS).unlink()
+    with pytest.raises(UserError, match=f"put CLIP's {BYTE_PAIRS} beside"):
+        load_tokenizer(settings)
+
+
+def test_a_file_has_no_revision(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"encoders\.vision\.revision: b+ is not possible"):
+        change(tmp_path, revision="b" * 40)
+
+
+# --- from official files of every kind to records -------------------------------------------------------------------
+
+
+def test_a_run_on_mixed_data_from_official_files_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of the paper's scale, one after the other: REFER's layout, original weights, mixed training."""
+    shutil.copytree(ROOT / "tests" / "golden" / "refer_fixture", tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "refcoco", tmp_path / "data" / "refcoco+")
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    content["data"]["name"] = "mixed_strict"
+    content["scales"]["smoke"]["data"]["tokens"]["mixed_strict"] = 20
+    content["scales"]["smoke"]["train"] |= {"epochs": 1, "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wimfris.data.index.PUBLISHED_OBJECTS", {})  # the fixture is an excerpt,
+    monkeypatch.setattr("wimfris.evaluate.CONDITIONS", {"sentence": every_sentence})  # too small for the controls
+    cli.data_make()
+    cli.data_prepare()
+    assert "left out of training" in capsys.readouterr().out
+    cli.encoders_record()
+    cli.train("full-0")
+    records = read_records(Path("runs/mixed_strict-smoke/records/full-0.parquet"))
+    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in MIXED}
+    assert set(records["split"]) == {"val", "testA", "testB", "test"}
+    train, held_out = splits(Path("runs/mixed_strict-smoke/index/index.parquet"))
+    assert train and not train & held_out
+    cli.evaluate(tmp_path / "lavt.parquet", run="full-0", protocol="lavt")
+    assert set(read_records(tmp_path / "lavt.parquet")["protocol"]) == {"lavt"}
+    assert "refcoco+ (mixed_strict)" in " ".join(capsys.readouterr().out.split())
+
+
+def splits(path: Path) -> tuple[set[int], set[int]]:
+    """Image ids of the training split, and of all others."""
+    index = read_index(path)
+    trained = index["split"] == "train"
+    return set(index.loc[trained, "image_id"]), set(index.loc[~trained, "image_id"])

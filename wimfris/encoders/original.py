@@ -1,0 +1,116 @@
+"""Original weight files of the encoders: OpenAI's CLIP (`ViT-B-16.pt`) and Meta's DINOv2 with registers
+(`dinov2_vitb14_reg4_pretrain.pth`), their names mapped to those of transformers.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wimfris.errors import UserError
+
+QKV = ("q_proj", "k_proj", "v_proj")  # three of ours where an original name holds `{qkv}`
+_CLIP_BLOCK = (
+    (r"attn\.out_proj\.", "self_attn.out_proj."),
+    (r"attn\.in_proj_(weight|bias)", r"self_attn.{qkv}.\1"),
+    (r"ln_(\d)\.", r"layer_norm\1."),
+    (r"mlp\.c_fc\.", "mlp.fc1."),
+    (r"mlp\.c_proj\.", "mlp.fc2."),
+)
+_CLIP = (
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+)
+_DINO_BLOCK = (
+    (r"attn\.proj\.", "attention.o_proj."),
+    (r"attn\.qkv\.", "attention.{qkv}."),
+    (r"ls(\d)\.gamma", r"layer_scale\1.lambda1"),
+)
+_DINO = (
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^(cls_token|register_tokens|mask_token)$", r"embeddings.\1"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+)
+_OTHER_PARTS = re.compile(r"visual\.|(logit_scale|input_resolution|context_length|vocab_size)$")  # of CLIP: not text
+
+
+def rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """A name under these (pattern, replacement) rules, one after the other."""
+    for theirs, ours in rules:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def clip_name(theirs: str) -> str:
+    """transformers' name of a tensor of OpenAI's text transformer, `{qkv}` where one is three; unknown ones stay."""
+    block = re.match(r"transformer\.resblocks\.(\d+)\.(.*)", theirs)
+    return f"text_model.encoder.layers.{block[1]}.{rename(block[2], _CLIP_BLOCK)}" if block else rename(theirs, _CLIP)
+
+
+def dino_name(theirs: str) -> str:
+    """transformers' name of a tensor of Meta's DINOv2, `{qkv}` where one is three; unknown ones stay."""
+    block = re.match(r"blocks\.(\d+)\.(.*)", theirs)
+    return f"encoder.layer.{block[1]}.{rename(block[2], _DINO_BLOCK)}" if block else rename(theirs, _DINO)
+
+
+def text_state(path: Path) -> dict[str, Tensor]:
+    """The text transformer in a file of OpenAI's CLIP, under transformers' names, float32. Raises UserError, see
+    `read_tensors`.
+    """
+    state = {name: value for name, value in read_tensors(path).items() if not _OTHER_PARTS.match(name)}
+    if "text_projection" in state:
+        state["text_projection"] = state["text_projection"].T  # x @ P there
+    return _translated(state, clip_name, path)
+
+
+def vision_state(path: Path) -> dict[str, Tensor]:
+    """A file of Meta's DINOv2 with registers under transformers' names, float32. Raises UserError, see
+    `read_tensors`.
+    """
+    return _translated(read_tensors(path), dino_name, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file by name, on the CPU; no code in it is run. OpenAI's are TorchScript archives.
+
+    Raises UserError where the file is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; put the original file there, or name a hub id in params.yaml")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that archives are of an old kind
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except RuntimeError:  # a TorchScript archive, or damaged
+                content = dict(torch.jit.load(path, map_location="cpu").state_dict())
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError):
+        raise UserError(f"{path}: damaged, or no weights that torch can read safely; fetch the file again") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: holds something else than tensors by name; name the original weight file")
+    return content
+
+
+def _translated(state: Mapping[str, Tensor], name_of: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+    ours: dict[str, Tensor] = {}
+    for theirs, value in state.items():
+        name = name_of(theirs)
+        if "{qkv}" not in name:
+            ours[name] = value.float().contiguous()
+            continue
+        if not value.dim() or len(value) % 3:
+            raise UserError(f"{path}: {theirs} has the impossible shape {tuple(value.shape)}; fetch the file again")
+        for part, rows in zip(QKV, value.float().chunk(3), strict=True):
+            ours[name.replace("{qkv}", part)] = rows.contiguous()
+    return ours
