@@ -40,12 +40,11 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, L, width) -> (batch, L, width). Position t sees positions up to t."""
-        backend = choose_backend(self.backend, x.is_cuda)
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self._convolve(u, backend)
+        u = self._convolve(u, choose_backend(self.backend, x.device.type).backend)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)  # its bias joins inside the softplus
-        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=backend)
+        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=self.backend)
         return self.out_proj(y)
 
     def _convolve(self, u: Tensor, backend: str) -> Tensor:
