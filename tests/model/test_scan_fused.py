@@ -174,7 +174,7 @@ def test_a_second_derivative_is_refused() -> None:
 def test_the_operation_is_well_formed_and_counted() -> None:
     values, _ = single((2, 5, 4, 3))
     arguments = [values[name].requires_grad_() for name in NAMES]
-    torch.library.opcheck(torch.ops.wimfris.fused_scan.default, (*arguments, True, "cpu"))
+    torch.library.opcheck(torch.ops.wimfris.fused_scan.default, (*arguments, True, "cpu", None))
     with FlopCounterMode(display=False) as counter:
         fused_scan(*arguments, backend="cpu").sum().backward()
     assert counter.get_total_flops() == 4 * scan_flops(2, 5, 4, 3)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.scan.ops import fused_scan, scan_flops
+from wimfris.model.scan.ops import causal_conv_silu, fused_scan, scan_flops
 from wimfris.model.scan.reference import scan_states
 
-__all__ = ["BACKENDS", "Choice", "choose_backend", "scan_flops", "selective_scan"]
+__all__ = ["BACKENDS", "Choice", "causal_conv_silu", "choose_backend", "fused_scan", "scan_flops", "selective_scan"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
 SMALL = 2**14  # batch * L * D * N below which a call's fixed cost decides, and the reference is as fast

@@ -72,10 +72,13 @@ def scan(
     z: Tensor,
     delta_bias: Tensor,
     keep: bool,
+    cells: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output (batch, L, D) in u's dtype, and the states that `scan_backward` starts from where they are to be kept,
     (batch, chunks - 1, N, D) in A's.
     """
+    if cells is not None:
+        raise NotImplementedError("the scan on a CPU takes windows that are already cut")
     batch, length, width = u.shape
     out = torch.empty(batch * length, width, dtype=A.dtype)
     starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
@@ -97,6 +100,7 @@ def scan_backward(
     z: Tensor,
     delta_bias: Tensor,
     starts: Tensor,
+    cells: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The derivatives by u, delta, A, B, C, D, z and delta_bias, from that by the output."""
     (batch, length, width), state = u.shape, A.dtype
