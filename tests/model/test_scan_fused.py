@@ -180,6 +180,18 @@ def test_the_operation_is_well_formed_and_counted() -> None:
     assert counter.get_total_flops() == 4 * scan_flops(2, 5, 4, 3)
 
 
+def test_a_compiled_graph_holds_the_operation_whole() -> None:
+    values, weight = single((2, 5, 4, 3))
+    leaves = [values[name].requires_grad_() for name in NAMES]
+
+    def run(*arguments: Tensor) -> Tensor:
+        return (fused_scan(*arguments, backend="cpu") * weight.float()).sum()
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    wanted = torch.autograd.grad(run(*leaves), leaves)
+    assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), wanted))
+
+
 @pytest.mark.parametrize("window", [1, 17, 70])
 def test_a_block_says_the_same_with_either_backend(window: int) -> None:
     block, x = Mamba(12, state=4, backend="cpu"), torch.randn(5, window, 12, requires_grad=True)

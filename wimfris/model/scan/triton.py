@@ -187,7 +187,7 @@ def conv_backward(
         grad, x, lead, cell, weight.float().contiguous(), bias.float().contiguous(),
         grad_x, grad_text, grad_weight, grad_bias,
         total, length, width, chunks, windows, area, grad_step, x_step, text_step,
-        K=taps, T=tokens, BLOCK=BLOCK, GROUP=group, WINDOWED=cells is not None,
+        K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK, GROUP=group, WINDOWED=cells is not None,
     )  # fmt: skip
     by_text = x.new_empty(0)
     if text is not None:

@@ -41,8 +41,12 @@ def _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED: tl.co
     if WINDOWED:
         there = inside & (t > 0)
         cell = tl.load(cells + (sequence % windows) * (length - 1) + t - 1, mask=there, other=-1)
-        return (sequence // windows).to(tl.int64) * area + cell, there & (cell >= 0)
-    return sequence.to(tl.int64) * length + t, inside
+        there = there & (cell >= 0)
+        rows = (sequence // windows).to(tl.int64) * area + cell
+    else:
+        there = inside
+        rows = sequence.to(tl.int64) * length + t
+    return rows, there
 
 
 @triton.jit
@@ -272,7 +276,8 @@ def conv_forward(
 def conv_backward(
     grad, x, text, cells, weight, bias, grad_x, grad_text, grad_weight, grad_bias,
     total, length, width, chunks, windows, area, grad_step_, x_step, text_step,
-    K: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, WINDOWED: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """The derivatives of `GROUP` chunks; the convolution is computed anew for every token that a token reaches. Grid
     (groups, blocks); grad_text (batch, width), grad_weight (groups, K, width), grad_bias (groups, width): parts of
@@ -283,8 +288,8 @@ def conv_backward(
     shift = tl.load(bias + d, mask=wide, other=0.0)
     group = tl.program_id(0)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
-    taps = tl.arange(0, triton.next_power_of_2(K))
-    sum_weight = tl.zeros((triton.next_power_of_2(K), BLOCK), tl.float32)
+    taps = tl.arange(0, PADDED)
+    sum_weight = tl.zeros((PADDED, BLOCK), tl.float32)
     for member in range(GROUP):
         index = group * GROUP + member
         sequence, chunk = index // chunks, index % chunks
