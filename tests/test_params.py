@@ -256,7 +256,7 @@ WRONG = {
     "model__msa__emphasis_initial": (1.0, r"model\.msa\.emphasis_initial: .*less than 1"),
     "model__mta__init": ("ones", r"model\.mta\.init: .*'zero' or 'kaiming'.*'ones'"),
     "model__decoder__dropout": (1.5, r"model\.decoder\.dropout: .*less than or equal to 1.*1\.5"),
-    "model__scan": ("triton", r"model\.scan: .*'auto', 'reference' or 'mamba_ssm'.*'triton'"),
+    "model__scan": ("cuda", r"model\.scan: .*'auto', 'reference', 'cpu', 'triton' or 'mamba_ssm'.*'cuda'"),
     "loss__dice": (-0.1, r"loss\.dice: .*greater than or equal to 0"),
     "loss__align_target": ("most", r"loss\.align_target: .*'any' or 'fraction'"),
     "loss__align_window": (0, r"loss\.align_window: .*'scan'.*greater than 0"),

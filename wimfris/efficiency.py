@@ -1,7 +1,7 @@
 """What a model costs: parameters by part, floating-point operations, time and memory.
 
 Operations are counted by torch's `FlopCounterMode` (matrix products, convolutions, attention; two a multiply-add) on a
-model without weights. It does not know the selective scan, whose formula is registered here:
+model without weights. It does not know the selective scan, whose formula is `wimfris.model.scan.scan_flops`:
 
     B L D (9 N + 2)
 
@@ -36,7 +36,7 @@ from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
 from wimfris.manifest import _processor
 from wimfris.model import mamba
-from wimfris.model.scan import selective_scan
+from wimfris.model.scan import scan_flops, selective_scan
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
@@ -67,11 +67,6 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: T
 def _scan_formula(u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...], *_: Any, **__: Any) -> int:
     batch, length, inner = u
     return scan_flops(batch, length, inner, A[1])
-
-
-def scan_flops(batch: int, length: int, inner: int, state: int) -> int:
-    """Operations of the selective scan on (batch, length, inner) with `state` states a channel: B L D (9 N + 2)."""
-    return batch * length * inner * (9 * state + 2)
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ class Rivals(Section):
 
 
 class Model(Section):
-    scan: Literal["auto", "reference", "mamba_ssm"]
+    scan: Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
     adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "finetune"]
     placement: Literal["spread", "early", "middle", "late"]  # spread: the layers as listed; otherwise as many, together
     mta: Mta

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.scan import choose_backend, selective_scan
+from wimfris.model.scan import BACKENDS, SMALL, choose_backend, selective_scan
 from wimfris.model.scan.reference import scan_states
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -86,8 +86,9 @@ def test_strided_inputs_and_gradients_are_taken_as_they_are() -> None:
     torch.testing.assert_close(grad, other)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("case", ["scan_window17", "scan_long257", "scan_len1"])
-def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
+def test_golden_numbers_of_mamba_ssm(golden: Any, case: str, backend: str) -> None:
     arrays = golden("mamba_reference.npz", case)
 
     def ours(name: str) -> Tensor:
@@ -95,7 +96,7 @@ def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
         return value.mT.contiguous() if name.rsplit("/", 1)[-1] in (*PER_TOKEN, "y") else value
 
     values = {name: ours(f"in/{name}").requires_grad_() for name in NAMES}
-    y = selective_scan(**values, backend="reference")
+    y = selective_scan(**values, backend=backend)
     torch.testing.assert_close(y, ours("out/y"), rtol=1e-4, atol=1e-4 * float(ours("out/y").abs().max()))
     weight = torch.from_numpy(np.cos(np.arange(y.numel())).reshape(arrays["out/y"].shape).astype(np.float32)).mT
     (y * weight).sum().backward()
@@ -105,10 +106,11 @@ def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
         torch.testing.assert_close(value.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_half_precision_inputs_keep_a_full_precision_state() -> None:
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_half_precision_inputs_keep_a_full_precision_state(backend: str) -> None:
     values = {name: value.detach().float() for name, value in inputs(2, 200, 4, 3).items()}
     values |= {name: values[name].bfloat16() for name in PER_TOKEN}
-    y = selective_scan(**values, backend="reference")
+    y = selective_scan(**values, backend=backend)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, naive_scan(**{name: value.float() for name, value in values.items()}).bfloat16())
 
@@ -123,12 +125,38 @@ def test_a_token_long_past_is_forgotten_as_the_decay_says() -> None:
     torch.testing.assert_close(y, F.silu(torch.ones(5)) * step * torch.exp(-step * torch.arange(5)))
 
 
-def test_the_backend_is_chosen_or_refused_in_one_line() -> None:
-    assert choose_backend("auto", on_cuda=False) == "reference"
-    assert choose_backend("reference", on_cuda=True) == "reference"
-    for backend, hint in (("mamba_ssm", "CUDA"), ("triton", "allowed: auto, reference, mamba_ssm")):
+def test_the_backend_is_chosen_by_device_shape_and_dtype_with_a_reason() -> None:
+    large = (256, 17, 64, 8)
+    assert choose_backend("auto", "cpu", large).backend == "cpu"
+    assert choose_backend("auto", "cpu", (1, 1, 1, SMALL - 1)).backend == "reference"
+    assert choose_backend("auto", "cpu", large, torch.float64).backend == "reference"
+    assert choose_backend("auto", "meta", large).backend == "reference"
+    assert choose_backend("auto", "cuda", large).backend in ("mamba_ssm", "reference")
+    for device in ("cpu", "cuda", "meta"):
+        why = choose_backend("auto", device, large).why
+        assert why and "\n" not in why
+        assert choose_backend("reference", device).backend == "reference"
+
+
+def test_auto_takes_the_reference_where_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wimfris.model.scan._installed", lambda *packages: False)
+    chosen = choose_backend("auto", "cpu", (256, 17, 64, 8))
+    assert chosen.backend == "reference" and "numba" in chosen.why
+    with pytest.raises(UserError, match="pip install numba"):
+        choose_backend("cpu", "cpu")
+
+
+def test_a_backend_that_cannot_run_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    refused = [
+        ("mamba_ssm", "cpu", "CUDA"),
+        ("triton", "cpu", "needs"),
+        ("cpu", "cuda", "CPU alone"),
+        ("numba", "cpu", f"allowed: {', '.join(BACKENDS)}"),
+    ]
+    for backend, device, hint in refused:
         with pytest.raises(UserError, match=hint) as raised:
-            choose_backend(backend, on_cuda=False)
+            choose_backend(backend, device)
         assert "\n" not in str(raised.value) and backend in str(raised.value)
     with pytest.raises(UserError):
         selective_scan(**inputs(1, 1, 1, 1), backend="mamba_ssm")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wimfris.model.scan import choose_backend, selective_scan
+from wimfris.model.scan import causal_conv_silu, choose_backend, fused_scan, selective_scan
 
 DELTA_RANGE = (1e-3, 1e-1)  # of the initial step, drawn log-uniformly; from mamba_ssm
 
@@ -40,12 +40,29 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, L, width) -> (batch, L, width). Position t sees positions up to t."""
-        backend = choose_backend(self.backend, x.is_cuda)
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self._convolve(u, backend)
+        u = self._convolve(u, choose_backend(self.backend, x.device.type).backend)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)  # its bias joins inside the softplus
-        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=backend)
+        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=self.backend)
+        return self.out_proj(y)
+
+    def fuse_windows(self, tokens: Tensor, text: Tensor, cells: Tensor) -> Tensor:
+        """The block over the windows of a map, each led by its image's text token, by Triton: tokens (B, H * W, width),
+        text (B, 1, width) -> (B, H * W, width), what `forward` says at the map's tokens.
+
+        cells (n_win, M), int32: the place in the map of every token of every window, negative where it is padding. The
+        windows are cut and joined inside the kernels; what stands for itself alone, a projection, is computed once a
+        token, for the text too.
+        """
+        u, z = self.in_proj(tokens).chunk(2, dim=-1)
+        bias, lead = self.conv1d.bias, F.linear(text, self.in_proj.weight[: len(self.D)])
+        assert bias is not None
+        u = causal_conv_silu(u, self.conv1d.weight, bias, lead, cells)
+        delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
+        delta = F.linear(delta, self.dt_proj.weight)
+        A = -torch.exp(self.A_log)
+        y = fused_scan(u, delta, A, B, C, self.D, z, self.dt_proj.bias, backend="triton", cells=cells)
         return self.out_proj(y)
 
     def _convolve(self, u: Tensor, backend: str) -> Tensor:
@@ -55,6 +72,8 @@ class Mamba(nn.Module):
             from wimfris.model.scan.cuda import causal_conv1d_silu
 
             return causal_conv1d_silu(u, self.conv1d.weight, bias)
+        if backend == "triton":
+            return causal_conv_silu(u, self.conv1d.weight, bias)
         # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
         kernel, length = self.conv1d.weight.squeeze(1), u.shape[1]
         padded = F.pad(u, (0, 0, kernel.shape[1] - 1, 0))

@@ -5,6 +5,8 @@
 with delta = softplus(delta + delta_bias) (Gu & Dao, 2023, equations 2 to 4). Everything is channels-last.
 """
 
+import os
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
@@ -13,30 +15,78 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
+from wimfris.model.scan.ops import causal_conv_silu, fused_scan, scan_flops
 from wimfris.model.scan.reference import scan_states
 
-BACKENDS = ("auto", "reference", "mamba_ssm")
+__all__ = ["BACKENDS", "Choice", "causal_conv_silu", "choose_backend", "fused_scan", "scan_flops", "selective_scan"]
+
+BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
+SMALL = 2**14  # batch * L * D * N below which a call's fixed cost decides, and the reference is as fast
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs, and the reason in a few words."""
+
+    backend: str
+    why: str
 
 
 @cache
-def _installed() -> bool:
-    """Whether mamba_ssm and its causal convolution can be imported."""
-    return all(find_spec(package) is not None for package in ("mamba_ssm", "causal_conv1d"))
+def _installed(*packages: str) -> bool:
+    """Whether all of them can be imported."""
+    return all(find_spec(package) is not None for package in packages)
 
 
-def choose_backend(backend: str, on_cuda: bool) -> str:
-    """The backend that runs: `auto` takes mamba_ssm where the tensors are on CUDA and it is installed, the reference
-    elsewhere.
+def _obstacle(backend: str, device: str) -> str | None:
+    """Why a backend cannot run on a device ("cpu", "cuda"), with what would help; None where it can."""
+    if backend == "cpu":
+        if device != "cpu":
+            return "cpu runs on the CPU alone; use auto or reference"
+        return None if _installed("numba") else "cpu needs numba: `pip install numba`; use auto or reference"
+    if backend == "triton":
+        if not _installed("triton"):
+            return "triton needs the package triton: `pip install triton`; use auto or reference"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if device == "cuda" or (device == "cpu" and interpreted):
+            return None
+        return "triton needs a CUDA device (or TRITON_INTERPRET=1, slowly, to test it); use auto or reference"
+    if backend == "mamba_ssm" and not (device == "cuda" and _installed("mamba_ssm", "causal_conv1d")):
+        return "mamba_ssm needs a CUDA device and `pip install -e '.[cuda]'`; use auto or reference"
+    return None
+
+
+def choose_backend(
+    backend: str, device: str, shape: tuple[int, int, int, int] | None = None, dtype: torch.dtype = torch.float32
+) -> Choice:
+    """What runs on a device ("cpu", "cuda", ...), for a shape (batch, L, D, N) and a dtype of the parameters where they
+    are known.
+
+    `auto` takes the compiled kernels on a CPU, except for what is too small to profit from them or float64; on CUDA
+    mamba_ssm where it is installed; the reference elsewhere. Raises UserError where the backend is unknown or cannot
+    run.
     """
-    if backend == "auto":
-        return "mamba_ssm" if on_cuda and _installed() else "reference"
     if backend not in BACKENDS:
         raise UserError(f"model.scan: no scan backend '{backend}'; allowed: {', '.join(BACKENDS)}")
-    if backend == "mamba_ssm" and not (on_cuda and _installed()):
-        raise UserError(
-            "model.scan: mamba_ssm needs a CUDA device and `pip install -e '.[cuda]'`; use auto or reference"
-        )
-    return backend
+    if backend != "auto":
+        obstacle = _obstacle(backend, device)
+        if obstacle:
+            raise UserError(f"model.scan: {obstacle}")
+        return Choice(backend, "asked for by name")
+    if device == "cuda":
+        if _obstacle("mamba_ssm", device) is None:
+            return Choice("mamba_ssm", "on CUDA, and mamba_ssm is installed")
+        told = "triton is there but not measured yet: ask for it by name" if _installed("triton") else "nor is triton"
+        return Choice("reference", f"mamba_ssm is not installed; {told}")
+    if device != "cpu":
+        return Choice("reference", f"nothing faster runs on {device}")
+    if _obstacle("cpu", device):
+        return Choice("reference", "numba is not installed")
+    if dtype != torch.float32:
+        return Choice("reference", "the compiled kernels are made for float32")
+    if shape is not None and shape[0] * shape[1] * shape[2] * shape[3] < SMALL:
+        return Choice("reference", f"fewer than {SMALL} states: too small for the compiled kernels to pay")
+    return Choice("cpu", "kernels compiled by numba")
 
 
 def selective_scan(
@@ -52,10 +102,14 @@ def selective_scan(
     backend: str = "auto",
 ) -> Tensor:
     """u, delta, z (batch, L, D); A (D, N); B, C (batch, L, N); D, delta_bias (D,) -> (batch, L, D), in u's dtype."""
-    if choose_backend(backend, u.is_cuda) == "mamba_ssm":
+    batch, length, width = u.shape
+    chosen = choose_backend(backend, u.device.type, (batch, length, width, A.shape[1]), A.dtype).backend
+    if chosen == "mamba_ssm":
         from wimfris.model.scan.cuda import mamba_ssm_scan
 
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias)
+    if chosen != "reference":
+        return fused_scan(u, delta, A, B, C, D, z, delta_bias, backend=chosen)
     state = A.dtype  # the state is kept in the parameters' precision, whatever autocast makes of the inputs
     with torch.autocast(u.device.type, enabled=False):
         drive = u.to(state)

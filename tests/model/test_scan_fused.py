@@ -1,0 +1,213 @@
+"""The fused backends against the plain loop in float64: values, every gradient, dtypes, strides, bits."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from wimfris.model.mamba import Mamba
+from wimfris.model.scan import scan_flops, selective_scan
+from wimfris.model.scan.ops import CHUNK, fused_scan
+
+_spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).with_name("test_scan.py"))
+assert _spec and _spec.loader
+_tests = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tests)
+NAMES, inputs, naive_scan = _tests.NAMES, _tests.inputs, _tests.naive_scan
+
+PER_TOKEN = ("u", "delta", "B", "C", "z")
+SHAPES = [  # around the chunk's and the block's edges: one token, a window, several chunks, more sequences than tasks
+    (1, 1, 1, 1),
+    (3, 1, 5, 4),
+    (2, CHUNK, 3, 2),
+    (2, CHUNK + 1, 130, 3),
+    (35, 17, 24, 8),
+    (1, 2 * CHUNK + 1, 300, 16),
+]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def derive(values: dict[str, Tensor], backend: str, weight: Tensor) -> dict[str, Tensor]:
+    """The output and every gradient."""
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+    y = selective_scan(**leaves, backend=backend)
+    grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), list(leaves.values()))
+    return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
+
+
+def expected(values: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """`derive` by the plain loop, in float64."""
+    leaves = {name: value.detach().double().requires_grad_() for name, value in values.items()}
+    y = naive_scan(**leaves)
+    grads = torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    """Within `tolerance` of the largest value of each."""
+    for name, value in wanted.items():
+        assert found[name].shape == value.shape, name
+        error = (found[name].double() - value).abs().max().item()
+        assert error <= tolerance * (value.abs().max().item() + 1e-3), f"{name}: {error}"
+
+
+def single(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs in float32, and a weight for the output."""
+    values = {name: value.detach().float() for name, value in inputs(*shape, seed=seed).items()}
+    return values, torch.randn(shape[:3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cpu_in_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, int]) -> None:
+    values, weight = single(shape)
+    assert_close(derive(values, "cpu", weight), expected(values, weight), 2e-6 * shape[1] ** 0.5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**31))
+def test_cpu_in_float64_is_the_plain_loop(batch: int, length: int, width: int, state: int, seed: int) -> None:
+    values = inputs(batch, length, width, state, seed)
+    weight = torch.randn(batch, length, width, dtype=torch.float64)
+    assert_close(derive(values, "cpu", weight), expected(values, weight), 1e-12)
+
+
+def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
+    values = inputs(2, 5, 3, 2)
+    assert torch.autograd.gradcheck(
+        lambda *args: selective_scan(*args, backend="cpu"), [values[name] for name in NAMES]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cpu_rounds_half_precision_at_its_borders_alone(dtype: torch.dtype) -> None:
+    values, weight = single((4, 40, 6, 4))
+    values |= {name: values[name].to(dtype) for name in PER_TOKEN}
+    found = derive(values, "cpu", weight)
+    assert all(found[name].dtype == value.dtype for name, value in values.items())
+    weight = weight.to(dtype).double()
+    assert_close(found, expected(values, weight), 2 * torch.finfo(dtype).eps)
+
+
+def test_cpu_takes_halves_of_a_projection_and_any_other_strides() -> None:
+    values, weight = single((3, 6, 4, 2))
+    wanted = derive(values, "cpu", weight)
+    halves = torch.stack([values["u"], values["z"]], dim=2).flatten(2)
+    strided = {name: value.mT.contiguous().mT if value.dim() == 3 else value for name, value in values.items()}
+    for other in (values | {"u": halves[..., :4], "z": halves[..., 4:]}, strided):
+        found = derive(other, "cpu", weight.transpose(0, 1).contiguous().transpose(0, 1))
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("shape", [(35, 17, 24, 8), (1, 70, 300, 4), (2, 3, 4, 2)])
+def test_cpu_gives_the_same_bits_again_and_with_any_number_of_threads(
+    shape: tuple[int, int, int, int], threads: int
+) -> None:
+    values, weight = single(shape)
+    found, again = derive(values, "cpu", weight), derive(values, "cpu", weight)
+    torch.set_num_threads(1)
+    alone = derive(values, "cpu", weight)
+    assert all(torch.equal(found[name], again[name]) and torch.equal(found[name], alone[name]) for name in found)
+
+
+def test_cpu_shows_numbers_that_are_not_numbers() -> None:
+    for name in NAMES:
+        values, _ = single((2, 3, 4, 2))
+        values[name].view(-1)[0] = torch.nan
+        assert selective_scan(**values, backend="cpu").isnan().any(), name
+
+
+def test_cpu_keeps_rates_and_steps_of_every_size() -> None:
+    values, weight = single((2, 9, 8, 2))
+    values["A"] = -torch.logspace(-6, 6, 16).view(8, 2)
+    values["delta"] = torch.linspace(-40, 40, 144).view(2, 9, 8)
+    values["z"] = torch.linspace(-200, 200, 144).view(2, 9, 8)
+    assert_close(derive(values, "cpu", weight), expected(values, weight), 1e-5)
+
+
+def test_cpu_of_an_empty_batch_is_empty() -> None:
+    values, _ = single((1, 3, 4, 2))
+    empty = {name: value[:0] if name in PER_TOKEN else value for name, value in values.items()}
+    assert selective_scan(**empty, backend="cpu").shape == (0, 3, 4)
+
+
+def test_cpu_keeps_nothing_of_the_size_of_the_states() -> None:
+    values, _ = single((4, 3 * CHUNK, 16, 8))
+    kept: list[int] = []
+
+    def note(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    leaves = {name: value.requires_grad_() for name, value in values.items()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        selective_scan(**leaves, backend="cpu")
+    given_in = sum(value.numel() for value in values.values())
+    assert sum(kept) - given_in == 4 * 2 * 16 * 8  # the states before the second and third chunk
+    kept.clear()
+    with torch.no_grad():
+        selective_scan(**leaves, backend="cpu")
+    assert not kept
+
+
+def test_a_second_derivative_is_refused() -> None:
+    values = inputs(2, 3, 2, 2)
+    (grad,) = torch.autograd.grad(
+        selective_scan(**values, backend="cpu").square().sum(), values["delta"], create_graph=True
+    )
+    with pytest.raises(RuntimeError):
+        grad.square().sum().backward()
+
+
+def test_the_operation_is_well_formed_and_counted() -> None:
+    values, _ = single((2, 5, 4, 3))
+    arguments = [values[name].requires_grad_() for name in NAMES]
+    torch.library.opcheck(torch.ops.wimfris.fused_scan.default, (*arguments, True, "cpu", None))
+    with FlopCounterMode(display=False) as counter:
+        fused_scan(*arguments, backend="cpu").sum().backward()
+    assert counter.get_total_flops() == 4 * scan_flops(2, 5, 4, 3)
+
+
+def test_a_compiled_graph_holds_the_operation_whole() -> None:
+    values, weight = single((2, 5, 4, 3))
+    leaves = [values[name].requires_grad_() for name in NAMES]
+
+    def run(*arguments: Tensor) -> Tensor:
+        return (fused_scan(*arguments, backend="cpu") * weight.float()).sum()
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    wanted = torch.autograd.grad(run(*leaves), leaves)
+    assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), wanted))
+
+
+@pytest.mark.parametrize("window", [1, 17, 70])
+def test_a_block_says_the_same_with_either_backend(window: int) -> None:
+    block, x = Mamba(12, state=4, backend="cpu"), torch.randn(5, window, 12, requires_grad=True)
+    leaves = [x, *block.parameters()]
+    found = torch.autograd.grad(block(x).square().sum(), leaves)
+    block.backend = "reference"
+    for grad, other in zip(found, torch.autograd.grad(block(x).square().sum(), leaves), strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_block_under_autocast_keeps_its_state_in_float32() -> None:
+    block, x = Mamba(16, state=4, backend="cpu"), torch.randn(3, 9, 16)
+    wanted = block(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+    found.float().sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())

@@ -1,0 +1,185 @@
+"""Triton's kernels against the plain loop in float64: compiled where there is a GPU, else by Triton's interpreter.
+
+The interpreter must be asked for before Triton is first imported, which other parts of torch may do: without a GPU the
+tests of this file run in a process of their own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+pytest.importorskip("triton", reason="triton is not installed")
+
+from wimfris.model.hmf import window_index, window_padding, window_partition, window_unpartition  # noqa: E402
+from wimfris.model.mamba import Mamba  # noqa: E402
+from wimfris.model.scan.triton import BLOCK, INTERPRETED  # noqa: E402
+
+kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="run by the interpreter, see below")
+_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_scan_fused.py"))
+assert _spec and _spec.loader
+fused = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fused)
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def quick_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter scans an element at a time; here a slice at a time, by the same function."""
+    if not INTERPRETED:
+        return
+    from triton.runtime.interpreter import ScanOps
+
+    def by_slices(self: Any, given: Any) -> list[Any]:
+        taken = [np.moveaxis(x.handle.data, self.axis, 0) for x in given]
+        found = [x.copy() for x in taken]
+        for t in range(1, len(taken[0])):
+            steps = [
+                self.to_tensor(x[i], of.dtype)
+                for xs, i in ((found, t - 1), (taken, t))
+                for x, of in zip(xs, given, strict=True)
+            ]
+            for out, value in zip(found, self.combine_fn.fn(*steps), strict=True):
+                out[t] = value.handle.data
+        return [self.to_tensor(np.moveaxis(x, 0, self.axis), of.dtype) for x, of in zip(found, given, strict=True)]
+
+    if not hasattr(ScanOps, "generic_scan"):  # another version of Triton: slower, and the same
+        return
+    monkeypatch.setattr(ScanOps, "generic_scan", by_slices)
+
+
+def on_device(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(DEVICE) for name, value in values.items()}
+
+
+def off_device(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in values.items()}
+
+
+# one token; a window; channels that fill no block; chunks, of which the last is short, and of which it is whole
+SHAPES = [
+    (1, 1, 1, 4),
+    (3, 2, BLOCK, 8),
+    (2, 5, BLOCK + 1, 16),
+    (2, 17, BLOCK - 1, 4),
+    (1, 33, 2, 4),
+    (2, 64, 1, 4),
+    (1, 65, 2, 4),
+]
+
+
+@kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, int]) -> None:
+    values, weight = fused.single(shape)
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    fused.assert_close(found, fused.expected(values, weight), 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_at_the_borders_alone(dtype: torch.dtype) -> None:
+    values, weight = fused.single((2, 9, 3, 4))
+    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    assert all(found[name].dtype == value.dtype for name, value in values.items())
+    fused.assert_close(found, fused.expected(values, weight.to(dtype).double()), 2 * torch.finfo(dtype).eps)
+
+
+@kernels
+def test_the_same_bits_again_and_any_strides() -> None:
+    values, weight = fused.single((2, 6, 3, 2))
+    values, weight = on_device(values), weight.to(DEVICE)
+    wanted = fused.derive(values, "triton", weight)
+    halves = torch.cat([values["u"], values["z"]], dim=2)
+    strided = {name: value.mT.contiguous().mT if value.dim() == 3 else value for name, value in values.items()}
+    for other in (values, values | {"u": halves[..., :3], "z": halves[..., 3:]}, strided):
+        found = fused.derive(other, "triton", weight)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@kernels
+def test_steps_of_every_size() -> None:
+    values, weight = fused.single((1, 9, 2, 2))
+    values["A"] = -torch.logspace(-6, 2, 4).view(2, 2)
+    values["delta"] = torch.linspace(-40, 40, 18).view(1, 9, 2)
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    fused.assert_close(found, fused.expected(values, weight), 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize("length", [1, 5, 34])
+def test_a_block_says_the_same_as_with_the_reference(length: int, stir: Any) -> None:
+    block = stir(Mamba(2, state=2, backend="reference"))
+    x = torch.randn(2, length, 2, requires_grad=True)
+    wanted = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    block, x = block.to(DEVICE), x.detach().to(DEVICE).requires_grad_()
+    block.backend = "triton"
+    found = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    for grad, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(grad.cpu(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@kernels
+@pytest.mark.parametrize(("grid", "window"), [((2, 4), (2, 2)), ((3, 3), (2, 2))])
+def test_windows_cut_inside_the_kernels_are_those_cut_before(
+    grid: tuple[int, int], window: tuple[int, int], stir: Any
+) -> None:
+    block = stir(Mamba(2, state=2, backend="reference"))
+    tokens, text = torch.randn(2, grid[0] * grid[1], 2), torch.randn(2, 1, 2)
+
+    def derive(of: Any, where: str, fuse: Any) -> list[torch.Tensor]:
+        leaves = [x.to(where).requires_grad_() for x in (tokens, text)]
+        out = fuse(*leaves)
+        return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *of.parameters()])]
+
+    def apart(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        windows = window_partition(tokens, *grid, window)
+        lead = text.repeat_interleave(len(windows) // len(tokens), dim=0)
+        return window_unpartition(block(torch.cat([lead, windows], dim=1))[:, 1:], *grid, window)
+
+    wanted = derive(block, "cpu", apart)
+    cells = window_index(*grid, window)[0].masked_fill(window_padding(*grid, window), -1).int().to(DEVICE)
+    block = block.to(DEVICE)
+    found = derive(block, DEVICE, lambda tokens, text: block.fuse_windows(tokens, text, cells))
+    for value, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@kernels
+def test_the_convolution_is_well_formed() -> None:
+    x, weight = torch.randn(1, 2, 2, device=DEVICE), torch.randn(2, 1, 2, device=DEVICE)
+    conv = [x.requires_grad_(), weight.requires_grad_(), torch.zeros(2, device=DEVICE, requires_grad=True)]
+    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (*conv, None, None))
+
+
+@kernels
+@pytest.mark.parametrize("case", ["scan_window17", "scan_len1"] + ["scan_long257"] * CUDA)
+def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
+    arrays = golden("mamba_reference.npz", case)
+
+    def ours(name: str) -> torch.Tensor:
+        value = torch.from_numpy(arrays[name])
+        return value.mT.contiguous() if value.dim() == 3 else value
+
+    values = {name: ours(f"in/{name}") for name in fused.NAMES}
+    weight = np.cos(np.arange(arrays["out/y"].size)).reshape(arrays["out/y"].shape).astype(np.float32)
+    found = off_device(fused.derive(on_device(values), "triton", torch.from_numpy(weight).mT.to(DEVICE)))
+    wanted = {"y": ours("out/y")} | {name: ours(f"grad/{name}") for name in fused.NAMES}
+    fused.assert_close(found, wanted, 1e-4)
+
+
+@pytest.mark.slow  # a minute or two
+@pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests above run here")
+def test_all_of_these_by_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout

@@ -1,0 +1,140 @@
+"""The scan on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
+
+One path serves thousands of windows and one long sequence: either is cut into tasks of some sequences and some blocks
+of channels.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wimfris.model.scan.kernels import BLOCK, backward, forward
+from wimfris.model.scan.ops import CHUNK
+
+PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
+
+
+@lru_cache(maxsize=64)
+def _tasks(batch: int, width: int) -> NDArray[np.int64]:
+    """Rows (sequence, its end, channel, its end, part, side): `PARTS` tasks or fewer that cover all; `part` numbers the
+    groups of sequences, `side` those of channels.
+    """
+    parts = min(batch, PARTS)
+    blocks = -(-width // BLOCK)
+    sides = min(blocks, PARTS // parts)
+    sequences = [batch * k // parts for k in range(parts + 1)]
+    channels = [min(blocks * k // sides * BLOCK, width) for k in range(sides + 1)]
+    return np.array(
+        [
+            (sequences[part], sequences[part + 1], channels[side], channels[side + 1], part, side)
+            for part in range(parts)
+            for side in range(sides)
+        ],
+        dtype=np.int64,
+    )
+
+
+def _share(kernel: Any, tasks: NDArray[np.int64], *arguments: Any) -> None:
+    """Run all tasks, contiguous shares of them on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), len(tasks))
+    if threads == 1:
+        kernel(0, len(tasks), tasks, *arguments)
+        return
+    bounds = [len(tasks) * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:  # of this call: a pool that is kept would not survive a fork
+        list(pool.map(lambda k: kernel(bounds[k], bounds[k + 1], tasks, *arguments), range(threads)))
+
+
+def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
+    """(batch, L, width) as one row of numbers and the distance of two tokens in it; copied only where it must be."""
+    x = x.detach().to(dtype)
+    step = x.stride(1)
+    if x.is_contiguous():
+        step = x.shape[2]  # the stride of a dimension of one token says nothing
+    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
+        x, step = x.contiguous(), x.shape[2]
+    span = (x.shape[0] * x.shape[1] - 1) * step + x.shape[2]
+    return x.as_strided((span,), (1,)).numpy(), step
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    keep: bool,
+    cells: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output (batch, L, D) in u's dtype, and the states that `scan_backward` starts from where they are to be kept,
+    (batch, chunks - 1, N, D) in A's.
+    """
+    if cells is not None:
+        raise NotImplementedError("the scan on a CPU takes windows that are already cut")
+    batch, length, width = u.shape
+    out = torch.empty(batch * length, width, dtype=A.dtype)
+    starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
+    if out.numel():
+        flats = [number for x in (u, delta, z, B, C) for number in _flat(x, A.dtype)]
+        parameters = _parameters(A, D, delta_bias)
+        _share(forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, out.numpy(), starts.numpy())
+    return out.view(batch, length, width).to(u.dtype), starts
+
+
+def scan_backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    starts: Tensor,
+    cells: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The derivatives by u, delta, A, B, C, D, z and delta_bias, from that by the output."""
+    (batch, length, width), state = u.shape, A.dtype
+    tasks = _tasks(batch, width)
+    parts, sides = int(tasks[-1, 4]) + 1, int(tasks[-1, 5]) + 1
+    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=state) for _ in range(3))
+    grad_B, grad_C = (torch.zeros(sides, batch * length, A.shape[1], dtype=state) for _ in range(2))
+    grad_rates = torch.zeros(parts, A.shape[1], width, dtype=state)
+    grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
+    _share(
+        backward,
+        tasks,
+        length,
+        CHUNK,
+        *(number for x in (u, delta, z, B, C) for number in _flat(x, state)),
+        *_parameters(A, D, delta_bias),
+        starts.numpy(),
+        *_flat(grad, state),
+        *(x.numpy() for x in (grad_u, grad_delta, grad_z, grad_B, grad_C, grad_rates, grad_D, grad_bias)),
+    )
+    shape = (batch, length, -1)
+    return (
+        grad_u.view(shape).to(u.dtype),
+        grad_delta.view(shape).to(delta.dtype),
+        grad_rates.sum(0).t().contiguous(),
+        grad_B.sum(0).view(shape).to(B.dtype),
+        grad_C.sum(0).view(shape).to(C.dtype),
+        grad_D.sum(0).to(D.dtype),
+        grad_z.view(shape).to(z.dtype),
+        grad_bias.sum(0).to(delta_bias.dtype),
+    )
+
+
+def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any], ...]:
+    """A transposed, D and the bias in A's precision."""
+    A, D, delta_bias = A.detach(), D.detach(), delta_bias.detach()
+    return A.t().contiguous().numpy(), D.to(A.dtype).contiguous().numpy(), delta_bias.to(A.dtype).contiguous().numpy()

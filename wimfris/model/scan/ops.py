@@ -1,0 +1,224 @@
+"""The fused scans as operations of torch: one forward and one backward, which torch.compile and the counter of
+operations see as such, whatever runs inside.
+
+`backend` names what runs: `cpu` (compiled by numba) or `triton`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+CHUNK = 32  # tokens from one kept state to the next
+
+
+def _module(backend: str) -> Any:
+    """Imported when first used: numba and Triton take a second or two."""
+    if backend == "triton":
+        from wimfris.model.scan import triton
+
+        return triton
+    from wimfris.model.scan import cpu
+
+    return cpu
+
+
+@torch.library.custom_op("wimfris::fused_scan", mutates_args=())
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    keep: bool,
+    backend: str,
+    cells: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The output, and with `keep` the states before every chunk but the first: (batch, chunks - 1, N, D)."""
+    found: tuple[Tensor, Tensor] = _module(backend).scan(u, delta, A, B, C, D, z, delta_bias, keep, cells)
+    return found
+
+
+@_forward.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    keep: bool,
+    backend: str,
+    cells: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    batch, length, width = u.shape
+    starts = A.new_empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width)
+    return u.new_empty(z.shape), starts
+
+
+@torch.library.custom_op("wimfris::fused_scan_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    starts: Tensor,
+    backend: str,
+    cells: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by the eight inputs, each in its input's dtype."""
+    found: Any = _module(backend).scan_backward(grad, u, delta, A, B, C, D, z, delta_bias, starts, cells)
+    return found
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    starts: Tensor,
+    backend: str,
+    cells: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found: Any = tuple(x.new_empty(x.shape) for x in (u, delta, A, B, C, D, z, delta_bias))
+    return found
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, _, ctx.backend, cells = inputs
+    ctx.save_for_backward(*tensors, output[1], cells)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(True)
+
+
+def _derive(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    *tensors, cells = ctx.saved_tensors
+    return *_backward(grad, *tensors, ctx.backend, cells), None, None, None
+
+
+_forward.register_autograd(_derive, setup_context=_setup)
+
+
+def fused_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    *,
+    backend: str,
+    cells: Tensor | None = None,
+) -> Tensor:
+    """`wimfris.model.scan.selective_scan` by a fused backend. The state has A's precision, at least float32; in Triton
+    it is float32.
+
+    With `cells` (n_win, M), int32, Triton alone: u, delta, B, C hold the windows' sequences (images * n_win, M + 1, ..)
+    with a text token in front, but z and the output are the map's (images, H * W, D). Token t > 0 of a window is the
+    map's row cells[window, t - 1], padding where that is negative.
+    """
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if A.dtype not in (torch.float32, torch.float64) or backend == "triton":
+        A = A.float()
+    return _forward(u, delta, A, B, C, D, z, delta_bias, keep, backend, cells)[0]
+
+
+# --- the convolution before the scan ----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("wimfris::causal_conv", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
+    found: Tensor = _module("triton").conv(x, weight, bias, text, cells)
+    return found
+
+
+@_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
+    if cells is None:
+        return x.new_empty(x.shape)
+    return x.new_empty(len(x) * cells.shape[0], cells.shape[1] + 1, x.shape[2])
+
+
+@torch.library.custom_op("wimfris::causal_conv_backward", mutates_args=())
+def _conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by x, weight, bias and text; the last is of size 0 where there is none."""
+    found: Any = _module("triton").conv_backward(grad, x, weight, bias, text, cells)
+    return found
+
+
+@_conv_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_text = x.new_empty(0) if text is None else text.new_empty(text.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), by_text
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _conv_derive(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, bias, text, cells = ctx.saved_tensors
+    *others, by_text = _conv_backward(grad, x, weight, bias, text, cells)
+    return *others, None if text is None else by_text, None
+
+
+_conv.register_autograd(_conv_derive, setup_context=_conv_setup)
+
+
+def causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None = None, cells: Tensor | None = None
+) -> Tensor:
+    """SiLU(causal depthwise convolution) by Triton: x (batch, L, D), weight (D, 1, K), bias (D,) -> (batch, L, D).
+
+    With `cells` (see `fused_scan`) x is a map (images, H * W, D) and text (images, 1, D) the token before every window:
+    -> (images * n_win, M + 1, D), the windows cut and led by their text.
+    """
+    return _conv(x, weight, bias, text, cells)
+
+
+# --- operations -------------------------------------------------------------------------------------------------------
+
+
+def scan_flops(batch: int, length: int, inner: int, state: int) -> int:
+    """Operations of the selective scan on (batch, length, inner) with `state` states a channel: B L D (9 N + 2), 9 N a
+    token and channel as Mamba's authors count it (https://github.com/state-spaces/mamba/issues/110), one for the skip
+    and one for the gate.
+    """
+    return batch * length * inner * (9 * state + 2)
+
+
+@register_flop_formula(torch.ops.wimfris.fused_scan)
+def _forward_flops(u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return scan_flops(u[0], u[1], u[2], A[1])
+
+
+@register_flop_formula(torch.ops.wimfris.fused_scan_backward)
+def _backward_flops(
+    grad: tuple[int, ...], u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """Twice the forward's, by the rule for products, and the forward again: the states are recomputed."""
+    return 3 * scan_flops(u[0], u[1], u[2], A[1])
