@@ -87,7 +87,8 @@ def scans() -> Iterator[Finding]:
         expected = _scan(inputs, "reference")
         for backend in BACKENDS:
             if backend == "auto":
-                yield Finding("scan", f"auto, {device}", None, f"takes {choose_backend('auto', device == 'cuda')}")
+                chosen = choose_backend("auto", device)
+                yield Finding("scan", f"auto, {device}", None, f"takes {chosen.backend}: {chosen.why}")
                 continue
             try:
                 found = _scan(inputs, backend)
