@@ -81,11 +81,12 @@ def write_manifest(
     seconds: float,
     resumed: int,
     best_epoch: int,
+    scan: str,
 ) -> None:
     """Write the manifest as JSON.
 
     decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; seconds: wall
-    time over all resumes.
+    time over all resumes; scan: the backend that `model.scan` came to on this machine.
     """
     manifest = {
         "run": run,
@@ -98,6 +99,7 @@ def write_manifest(
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "scan": scan,
         "best_epoch": best_epoch,
         "wall_seconds": round(seconds, 1),
         "resumed": resumed,

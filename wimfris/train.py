@@ -27,6 +27,7 @@ from wimfris.files import file_hash, write_text
 from wimfris.manifest import code_revision, write_manifest
 from wimfris.metrics import summarise
 from wimfris.model.loss import Losses
+from wimfris.model.scan import choose_backend
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import CosineSchedule, Settings, Train
 from wimfris.results.records import write_records
@@ -377,6 +378,7 @@ def _train_locked(
         seconds=trainer.seconds + time.monotonic() - started,
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,
+        scan=choose_backend(settings.model.scan, trainer.device.type).backend,
     )
     checkpoints.delete()
 
