@@ -199,6 +199,15 @@ def test_search_declares_the_modules_it_uses() -> None:
     assert all(covers(keys, filled(key)) for key in STAGES["train"]["params"] if not key.startswith("variants"))
 
 
+def test_no_stage_of_the_core_depends_on_a_search() -> None:
+    stage = yaml.safe_load((ROOT / "studies" / "dvc.yaml").read_text())["stages"]["search"]
+    for out in stage["outs"]:
+        [path] = [Path(filled(name)) for name in out]
+        for name, other in STAGES.items():
+            for dependency in map(Path, map(filled, other.get("deps", []))):
+                assert not path.is_relative_to(dependency), f"{name} depends on {dependency}, and so on {path}"
+
+
 # --- which parameters -------------------------------------------------------------------------------------------------
 
 
