@@ -114,7 +114,7 @@ def test_what_is_no_ones_fault_keeps_its_traceback(plan: Plan, monkeypatch: pyte
 def test_hyperband_prunes_what_is_worst() -> None:
     """Of trials that are told in the same order as they were asked, the worst do not see their last epoch."""
     pruner = make_pruner(4, True)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
+    study = optuna.create_study(study_name="trials", direction="maximize", pruner=pruner)  # brackets go by the name
     pruned = []
     for number in range(24):
         trial = study.ask()
