@@ -8,11 +8,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,6 @@ class _Work:
     slot: int
     log: Path
     process: "subprocess.Popen[bytes]"
-    started: float = field(default_factory=time.time)
 
 
 def run_search(plan: Plan, trials: int, jobs: int) -> None:
@@ -173,8 +171,6 @@ class _Searching:
     def __init__(self, plan: Plan, study: Study, trials: int, jobs: int, stop: Stop) -> None:
         self.plan, self.study, self.trials, self.jobs, self.stop = plan, study, trials, jobs, stop
         self.working: list[_Work] = []
-        self.started = time.monotonic()
-        self.reference: float | None = None
         cuda = plan.space.params.settings().train.device == "cuda"
         devices = gpus() if cuda else []
         shared = len(devices) < 2
@@ -220,8 +216,6 @@ class _Searching:
             while not self.stop.is_set() and self.working:
                 self._reap()
                 self.stop.wait(0.2)
-        if not self.stop.is_set():
-            self.reference = self._miou(settings)
 
     def _fill(self) -> None:
         """Start trials where there is room and any are missing."""
@@ -318,7 +312,7 @@ class _Searching:
         self.study._storage.set_trial_user_attr(
             trial._trial_id, "metrics", {split: of["sentence"] for split, of in metrics.items()}
         )
-        values = [self._miou(settings)]
+        values = [float(metrics["val"]["sentence"]["miou"])]
         if self.plan.against == "parameters":
             values.append(float(trial.user_attrs["trained"]))
         elif self.plan.against == "latency":
@@ -431,7 +425,7 @@ def evidence(plan: Plan) -> dict[str, Any]:
     study = plan.open()
     reference = plan.settings(REFERENCE, {})
     files = RunFiles.of(reference.outs, f"{REFERENCE}-{plan.seed}")
-    manifest = json.loads(files.manifest.read_text())
+    manifest, counts = json.loads(files.manifest.read_text()), trained_parameters(reference)
     trials = kept.finished(study.get_trials(deepcopy=False))
     return {
         "space": plan.space.name,
@@ -446,8 +440,8 @@ def evidence(plan: Plan) -> dict[str, Any]:
         "train": {"epochs": reference.train.epochs, "epoch_steps": reference.train.epoch_steps},
         "reference": {
             "metrics": {split: of["sentence"] for split, of in json.loads(files.metrics.read_text()).items()},
-            "trained": trained_parameters(reference)["total"],
-            "adapters": trained_parameters(reference)["adapters"],
+            "trained": counts["total"],
+            "adapters": counts["adapters"],
             "seconds": manifest["wall_seconds"],
         },
         "trials": [kept.describe(trial, plan.name(kept.original(trial))) for trial in trials],
