@@ -221,8 +221,12 @@ def test_evidence_that_cannot_be(project: Path) -> None:
     with pytest.raises(UserError, match="no search of space loss; run"):
         report.read_searches("scenes-tiny", "loss")
     Path("reports/search/scenes-tiny/window-random.json").write_text("{")
+    for garbled in ("{", "[]", "{}"):
+        Path("reports/search/scenes-tiny/window-random.json").write_text(garbled)
+        with pytest.raises(UserError, match=r"window-random\.json: not a search's evidence"):
+            report.read_searches("scenes-tiny", "window")
     with pytest.raises(UserError, match=r"window-random\.json: not a search's evidence"):
-        report.read_searches("scenes-tiny", "window")
+        promote("window_tpe_0001", "found")
 
 
 def test_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,18 +36,23 @@ def evidence_path(folder: str, label: str, reports: Path = Path("reports")) -> P
     return reports / FOLDER / folder / f"{label}.json"
 
 
+def load_evidence(path: Path) -> Evidence:
+    """One search's evidence. Raises UserError where the file holds none."""
+    try:
+        content: Evidence = json.loads(path.read_text(encoding="utf-8"))
+        if {"space", "trials"} <= content.keys():
+            return content
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: not a search's evidence; delete it and run `python studies/search.py`")
+
+
 def read_searches(folder: str, space: str, reports: Path = Path("reports")) -> list[Evidence]:
     """The searches of a space at one data set and scale, TPE's first. Raises UserError where there is none, or one is
     garbled.
     """
-    found = []
-    for path in sorted((reports / FOLDER / folder).glob(f"{space}-*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["space"] == space:
-                found.append(content)
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: not a search's evidence; delete it and run `python studies/search.py`") from None
+    paths = sorted((reports / FOLDER / folder).glob(f"{space}-*.json"))
+    found = [search for search in map(load_evidence, paths) if search["space"] == space]
     if not found:
         raise UserError(f"{reports / FOLDER / folder}: no search of space {space}; run `python studies/search.py`")
     return sorted(found, key=lambda of: (of["against"] is not None, list(SAMPLERS).index(of["sampler"])))

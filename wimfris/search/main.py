@@ -21,6 +21,7 @@ from wimfris.results.search import (
     confirmed_sections,
     draw,
     evidence_path,
+    load_evidence,
     read_searches,
     report_sections,
     trials_frame,
@@ -145,7 +146,7 @@ def _tell_plan(space: Space, search: Search, options: argparse.Namespace, trials
     measured = [
         trial["seconds"]
         for path in sorted(folder.glob("*.json"))
-        for trial in json.loads(path.read_text())["trials"]
+        for trial in load_evidence(path)["trials"]
         if trial["state"] == "complete" and not trial["same_as"]
     ]
     if measured:

@@ -1,6 +1,5 @@
 """From a trial to a variant: `wimfris promote TRIAL --as NAME` writes its settings to params.yaml's `extended`."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.params import Params, read_params
-from wimfris.results.search import FOLDER, Evidence
+from wimfris.results.search import FOLDER, Evidence, load_evidence
 
 
 def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
@@ -51,7 +50,7 @@ def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Pa
 def _find(trial: str, folder: Path) -> Evidence:
     names = []
     for path in sorted(folder.glob("*.json")):
-        for one in json.loads(path.read_text(encoding="utf-8"))["trials"]:
+        for one in load_evidence(path)["trials"]:
             if one["name"] == trial:
                 return dict(one)
             names.append(one["name"])
