@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # DVC's own dependency
 import pytest
 import yaml
 
@@ -56,7 +57,7 @@ stages:
     outs: [encoders.txt]
   train:
     matrix: {variant: "${variants}", seed: "${seeds}"}
-    cmd: python work.py --run ${item.variant}-${item.seed}
+    cmd: python work.py --run ${item.variant}-${item.seed} && true  # no shell replaces itself by the command
     params: ["variants.${item.variant}"]
     deps: [index.txt, encoders.txt]
     outs:
@@ -88,8 +89,9 @@ def note(word):
     with open("trained", "a") as file:
         file.write(f"{word} {run} {os.getpid()} {os.getppid()}\\n")
 
+seconds = float(Path("seconds").read_text())
 note("begin")
-time.sleep(float(Path("seconds").read_text()))
+time.sleep(seconds)
 if Path(f"fail-{run}").exists():
     sys.exit("wimfris: no luck with " + run)
 for path, text in ((f"runs/records/{run}.txt", run), (f"runs/manifests/{run}.json", '{"wall_seconds": 60}')):
@@ -192,15 +194,15 @@ def trained(word: str) -> list[str]:
     return [line.split()[1] for line in lines if line.split()[0] == word]
 
 
-def process_of(run: str) -> tuple[int, int]:
-    """Of a run at work: its process and dvc's."""
+def process_of(run: str) -> tuple[int, int, int]:
+    """Of a run at work: its process, the shell's and dvc's."""
     until = time.monotonic() + 120  # a machine with other work on it takes its time over DVC's start
     while time.monotonic() < until:
         lines = Path("trained").read_text().splitlines() if Path("trained").exists() else []
         for line in lines:
             word, name, process, parent = line.split()
             if (word, name) == ("begin", run):
-                return int(process), int(parent)
+                return int(process), int(parent), psutil.Process(int(parent)).ppid()
         time.sleep(0.05)
     raise AssertionError(f"{run} did not begin")
 
@@ -283,14 +285,15 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_trainer_and_killed_dvc(project: Path, sequential: Path) -> None:
+@pytest.mark.parametrize("other", ["shell", "dvc"])
+def test_killed_trainer_and_its_killed_parents(project: Path, sequential: Path, other: str) -> None:
     """The others go on, no trainer is left behind, and the same command does the rest."""
     (project / "seconds").write_text("60")
     process = start(2, *RUNS)
-    killed, (trainer, dvc) = process_of("full-0")[0], process_of("full-1")
+    killed, (trainer, shell, dvc) = process_of("full-0")[0], process_of("full-1")
     (project / "seconds").write_text("0")
     os.kill(killed, signal.SIGKILL)
-    os.kill(dvc, signal.SIGKILL)
+    os.kill({"shell": shell, "dvc": dvc}[other], signal.SIGKILL)
     told, _ = process.communicate()
     assert process.returncode == 1, told
     failures = [line for line in told.splitlines() if line.startswith("wimfris: ")]

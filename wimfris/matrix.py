@@ -342,7 +342,7 @@ def reproduce(work: Work, arguments: Sequence[str], environment: dict[str, str],
         while (ended := work.process.poll()) is None and not stop.wait(0.1):
             pass
         code = _end(work.process, stop) if ended is None else ended
-        if code < 0:  # dvc was killed; its trainer keeps its checkpoint, and would go on beside the next run
+        if code != 0:  # if dvc or the shell was killed, the trainer lives on, and would go on beside the next run
             _signal_group(work.process, signal.SIGTERM)
         if code == 0 or stop.is_set():
             break
@@ -359,6 +359,8 @@ def _reason(code: int, log: str) -> str:
     """How dvc, or what it ran, ended, and the last line that tells of it: the command's own before DVC's."""
     exited = re.search(r"exited with (-?\d+)", log)
     status = int(exited[1]) if exited and code > 0 else code
+    if 128 < status <= 128 + max(signal.valid_signals()):  # a shell between tells of a signal so
+        status = 128 - status
     how = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
     lines = [line.strip() for line in re.split(r"[\r\n]+", log) if line.strip()]
     own = [line for line in lines if not re.match(r"ERROR: failed to reproduce|Running stage|> |$", line)]
