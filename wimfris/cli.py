@@ -228,12 +228,15 @@ def evaluate(
     detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
     protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
 ) -> None:
-    """Evaluate a trained run again, or a released DETRIS model: all splits, all sentences, both controls."""
+    """Evaluate a trained run again, or a released DETRIS model: all splits, all sentences, both controls. Under
+    torchrun its processes share the batches.
+    """
     import torch
 
     from wimfris.build import build_device
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
+    from wimfris.distributed import processes
     from wimfris.encoders.load import load_tokenizer
     from wimfris.evaluate import Evaluator
     from wimfris.predict import Predictor
@@ -258,15 +261,17 @@ def evaluate(
         settings, segmenter = released_detris(params, state, tokenizer)
         name = f"{settings.variant}-{seed}"
     torch.set_num_threads(settings.train.threads)
-    device = build_device(settings)
     index = read_index(settings.folder / "index" / "index.parquet")
-    evaluator = Evaluator(settings, index, source_images(settings), tokenizer, device)
-    segmenter.to(device)
-    with make_progress() as progress:
-        bar = progress.add_task(f"{name} evaluation", total=evaluator.cases())
-        records = evaluator.report(segmenter, name, seed, lambda: progress.advance(bar))
-    write_records(records, out)
-    print_table(main_table(records))
+    with processes(settings.train.device) as group:
+        device = build_device(settings)
+        evaluator = Evaluator(settings, index, source_images(settings), tokenizer, device, group)
+        segmenter.to(device)
+        with make_progress(group) as progress:
+            bar = progress.add_task(f"{name} evaluation", total=evaluator.cases())
+            records = evaluator.report(segmenter, name, seed, lambda: progress.advance(bar))
+    if group.leads:
+        write_records(records, out)
+        print_table(main_table(records))
 
 
 @app.command()

@@ -78,6 +78,7 @@ def write_manifest(
     key: str,
     decisive: dict[str, Any],
     device: torch.device,
+    processes: int,
     seconds: float,
     resumed: int,
     best_epoch: int,
@@ -85,8 +86,8 @@ def write_manifest(
 ) -> None:
     """Write the manifest as JSON.
 
-    decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; seconds: wall
-    time over all resumes; scan: the backend that `model.scan` came to on this machine.
+    decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; processes: how many
+    shared the work; seconds: wall time over all resumes; scan: the backend that `model.scan` came to on this machine.
     """
     manifest = {
         "run": run,
@@ -98,6 +99,7 @@ def write_manifest(
         "encoders": decisive["encoders"],
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "scan": scan,
         "best_epoch": best_epoch,

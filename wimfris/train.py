@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from wimfris.build import build_device, build_loss, build_segmenter, uses_baseli
 from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.index import read_index
+from wimfris.distributed import Processes, processes
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.evaluate import Evaluator, precision_context
@@ -33,6 +35,7 @@ from wimfris.params import CosineSchedule, Settings, Train
 from wimfris.results.records import write_records
 
 LOG_EVERY = 10  # steps between lines of the log
+RANK_SEEDS = 1_000_003  # between the random states of the processes of one run
 AfterEpoch = Callable[[int, float], None]
 """Told of each epoch once it has been evaluated: its number from 1, and mIoU over all validation sentences."""
 CODE = [
@@ -42,6 +45,7 @@ CODE = [
     "data",
     "build.py",
     "checkpoint.py",
+    "distributed.py",
     "evaluate.py",
     "metrics.py",
     "params.py",
@@ -99,10 +103,12 @@ class Trainer:
         images: Path,
         checkpoints: CheckpointFolder,
         live: Path,
+        group: Processes,
         after_epoch: AfterEpoch | None = None,
     ) -> None:
         train = settings.train
-        self.after_epoch = after_epoch
+        group.check_batch(train.batch_size)
+        self.group, self.after_epoch = group, after_epoch
         self.settings, self.seed, self.run, self.images = settings, seed, run, images
         self.checkpoints = checkpoints
         self.device = build_device(settings)
@@ -111,8 +117,11 @@ class Trainer:
         self.index = read_index(settings.folder / "index" / "index.parquet")
         self.tokenizer = load_tokenizer(settings)
         self.segmenter = build_segmenter(settings, self.tokenizer).to(self.device)
+        self.model = group.wrap(self.segmenter, unused=uses_baselines(settings))
+        if not group.leads:  # the same weights everywhere, but dropout of its own
+            torch.manual_seed(seed + RANK_SEEDS * group.rank)
         self.loss = build_loss(settings)
-        self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device)
+        self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device, group)
         self.parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
         self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
@@ -126,7 +135,7 @@ class Trainer:
         self.best_epoch, self.best_score = 0, -1.0
         self.best_weights: dict[str, Tensor] = self.segmenter.trained_state()
         self.log: list[dict[str, Any]] = []
-        self.live = _Live(live)
+        self.live = _Live(live if group.leads else None)
         self._restore()
 
     @property
@@ -150,18 +159,30 @@ class Trainer:
                 if self.step % self.steps_per_epoch == 0:
                     self._end_epoch(epoch, losses, progress)
                 self.seconds = before + time.monotonic() - started
-                if time.monotonic() - saved > self.settings.train.checkpoint_seconds or self.step == self.total_steps:
+                if self._is_due(saved):
                     self._save()
                     saved = time.monotonic()
 
+    def _is_due(self, saved: float) -> bool:
+        """Whether a checkpoint is to be written, the last at that time; of several processes the leader decides it, but
+        not at every step, since the others wait for it.
+        """
+        if self.step == self.total_steps:
+            return True
+        if self.group.size > 1 and self.step % LOG_EVERY:
+            return False
+        return self.group.share(time.monotonic() - saved > self.settings.train.checkpoint_seconds)
+
     def _batches(self, epoch: int, position: int) -> Any:
-        """The batches of an epoch from that position on, with their cases: seed and epoch alone decide them."""
+        """The batches of an epoch from that position on, this process's part, with their cases: seed and epoch alone
+        decide them.
+        """
         size = self.settings.train.batch_size
         cases = epoch_cases(self.rows, self.seed, epoch)[: self.steps_per_epoch * size]
         dataset = ReferDataset(
             self.rows, cases, self.images, self.tokenizer, self.settings.data.image_size, with_mask=True
         )
-        numbers = [list(range(k * size, (k + 1) * size)) for k in range(position, self.steps_per_epoch)]
+        numbers = [self.group.part(range(k * size, (k + 1) * size)) for k in range(position, self.steps_per_epoch)]
         workers = self.settings.train.workers
         # a generator of its own: the loader draws from it, and torch's global one must not depend on where a run was
         # resumed
@@ -175,7 +196,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = train.learning_rate * learning_rate_factor(train, self.step, self.steps_per_epoch)
         with precision_context(train.precision, self.device):
-            output = self.segmenter(batch["image"], batch["token_ids"])
+            output = self.model(batch["image"], batch["token_ids"])
         losses = self.loss(output, batch["mask"])
         if not torch.isfinite(losses.total):
             ids = ", ".join(str(self.rows["ref_id"].iloc[case.row]) for case in cases)
@@ -193,9 +214,7 @@ class Trainer:
         return losses
 
     def _end_epoch(self, epoch: int, losses: Losses, progress: Progress) -> None:
-        bar = progress.add_task(
-            f"{self.run} validation", total=int(self.evaluator.split("val")["sentences"].map(len).sum())
-        )
+        bar = progress.add_task(f"{self.run} validation", total=self.evaluator.cases(["val"], ["sentence"]))
         score = self.evaluator.score(self.segmenter, "val", lambda: progress.advance(bar))
         progress.remove_task(bar)
         if score["miou"] > self.best_score:
@@ -214,14 +233,12 @@ class Trainer:
             self.after_epoch(epoch + 1, score["miou"])
 
     def _log(self, event: str, epoch: int, losses: Losses, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+        terms = self.group.mean(torch.stack([losses.total, losses.contrast, losses.dice, losses.align]).detach())
         line = {
             "event": event,
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": losses.total.item(),
-            "contrast": losses.contrast.item(),
-            "dice": losses.dice.item(),
-            "align": losses.align.item(),
+            **dict(zip(("loss", "contrast", "dice", "align"), terms.tolist(), strict=True)),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **(extra or {}),
         }
@@ -238,42 +255,56 @@ class Trainer:
             "log": self.log,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "random": self.group.gather(self._random_state()),
         }
-        self.checkpoints.save(self.step, Checkpoint(self.segmenter.trained_state(), self.best_weights, training))
+        if self.group.leads:
+            self.checkpoints.save(self.step, Checkpoint(self.segmenter.trained_state(), self.best_weights, training))
+
+    def _random_state(self) -> list[Tensor]:
+        """Of this process: torch's, and that of its GPU."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device.type == "cuda" else [])]
 
     def _restore(self) -> None:
-        checkpoint = self.checkpoints.load()
+        checkpoint = self.group.share(self.checkpoints.load() if self.group.leads else None)
         if checkpoint is None:
             return
         training = checkpoint.training
+        if len(training["random"]) != self.group.size:
+            raise UserError(
+                f"{self.checkpoints.folder}: a checkpoint of {len(training['random'])} processes, and these are "
+                f"{self.group.size}; go on with as many, or delete it to start anew"
+            )
         self.segmenter.load_trained(checkpoint.weights)
         self.best_weights = checkpoint.best_weights
         self.step, self.seconds, self.resumed = training["step"], training["seconds"], training["resumed"] + 1
         self.best_epoch, self.best_score, self.log = training["best_epoch"], training["best_score"], training["log"]
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        torch.set_rng_state(training["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(training["cuda_random"])
+        cpu, *cuda = training["random"][self.group.rank]
+        torch.set_rng_state(cpu)
+        for state in cuda:
+            torch.cuda.set_rng_state(state)
         self.live.write([event for event in self.log if event["event"] == "epoch"])
-        print(f"{self.run}: goes on from step {self.step} of {self.total_steps}", file=sys.stderr)
+        if self.group.leads:
+            print(f"{self.run}: goes on from step {self.step} of {self.total_steps}", file=sys.stderr)
 
 
 class _Live:
-    """dvclive on top of the log: a view for `dvc plots` and editors, written anew when a run is resumed."""
+    """dvclive on top of the log: a view for `dvc plots` and editors, written anew when a run is resumed; nothing
+    without a folder.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        self._live = None
+        if folder is None:
+            return
         from dvclive import Live
 
         folder.mkdir(parents=True, exist_ok=True)
         # dvclive cannot start in a repository without commits; its other defaults would rewrite the root's dvc.yaml and
         # save an experiment
-        startable = code_revision()["commit"] is not None
-        self._live = (
-            Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, resume=False) if startable else None
-        )
+        if code_revision()["commit"] is not None:
+            self._live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, resume=False)
 
     def write(self, epochs: list[dict[str, Any]]) -> None:
         if self._live is None:
@@ -295,8 +326,8 @@ def _be_deterministic(threads: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def make_progress() -> Progress:
-    """A progress bar with an estimate; in a file it leaves its last state alone."""
+def make_progress(group: Processes | None = None) -> Progress:
+    """A progress bar with an estimate, of the leader alone; in a file it leaves its last state alone."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -305,33 +336,42 @@ def make_progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    followed = group is not None and not group.leads
+    return Progress(*columns, console=Console(stderr=True, quiet=followed), disable=followed)
 
 
 def train_run(settings: Settings, seed: int, images: Path, after_epoch: AfterEpoch | None = None) -> None:
     """Train and evaluate one run, <variant>-<seed>, and write its outs; every sentence of every evaluation split gets a
-    record, controls included.
+    record, controls included. Under `torchrun` its processes share the work, and the leader writes.
 
     A second trainer of the same run waits for the first and takes its result: killing `dvc repro` leaves its trainer
-    running. What `after_epoch` raises ends the run without outs.
+    running. What `after_epoch` raises ends the run without outs. Raises UserError where a second trainer is several
+    processes.
     """
     run = f"{settings.variant}-{seed}"
     files = RunFiles.of(settings.outs, run)
-    lock_path = CHECKPOINTS / f"{settings.folder.name}-{run}.lock"
-    lock_path.parent.mkdir(exist_ok=True)
-    lock = FileLock(lock_path)
+    with processes(settings.train.device) as group, ExitStack() as held:
+        waited = group.leads and _take_lock(settings, run, held, wait=group.size == 1)
+        if waited and files.made_by(fingerprint(what_decides(settings, seed))):
+            return
+        _train_locked(settings, seed, run, files, images, group, after_epoch)
+
+
+def _take_lock(settings: Settings, run: str, held: ExitStack, *, wait: bool) -> bool:
+    """Take the run's lock until `held` is closed. Returns whether another process had it, and was waited for."""
+    path = CHECKPOINTS / f"{settings.folder.name}-{run}.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    held.callback(lock.release)
     try:
         lock.acquire(timeout=0)
+        return False
     except Timeout:
+        if not wait:
+            raise UserError(f"{run}: another process is training this run; wait for its end, or stop it") from None
         print(f"{run}: another process is training this run; waiting for it", file=sys.stderr)
         lock.acquire()
-        if files.made_by(fingerprint(what_decides(settings, seed))):
-            lock.release()
-            return
-    try:
-        _train_locked(settings, seed, run, files, images, after_epoch)
-    finally:
-        lock.release()
+        return True
 
 
 def what_decides(settings: Settings, seed: int) -> dict[str, Any]:
@@ -346,19 +386,27 @@ def what_decides(settings: Settings, seed: int) -> dict[str, Any]:
 
 
 def _train_locked(
-    settings: Settings, seed: int, run: str, files: RunFiles, images: Path, after_epoch: AfterEpoch | None
+    settings: Settings,
+    seed: int,
+    run: str,
+    files: RunFiles,
+    images: Path,
+    group: Processes,
+    after_epoch: AfterEpoch | None,
 ) -> None:
     decisive = what_decides(settings, seed)
     key, encoders = fingerprint(decisive), decisive["encoders"]
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
-    trainer = Trainer(settings, seed, run, images, checkpoints, files.live, after_epoch)
+    trainer = Trainer(settings, seed, run, images, checkpoints, files.live, group, after_epoch)
     _check_encoders(trainer.segmenter, encoders)
-    with make_progress() as progress:
+    with make_progress(group) as progress:
         trainer.fit(progress)
         trainer.segmenter.load_trained(trainer.best_weights)
         started = time.monotonic()
         bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
         records = trainer.evaluator.report(trainer.segmenter, run, seed, lambda: progress.advance(bar))
+    if not group.leads:
+        return
     trainer.live.end()
     hashes = {f"{name}_encoder": told["sha256"] for name, told in encoders.items()}
     save_weights(
@@ -375,6 +423,7 @@ def _train_locked(
         key=key,
         decisive=decisive,
         device=trainer.device,
+        processes=group.size,
         seconds=trainer.seconds + time.monotonic() - started,
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,

@@ -67,9 +67,9 @@ class SegmentationLoss:
 
     def __call__(self, output: Output, mask: Tensor) -> Losses:
         """mask (B, 1, S, S) in [0, 1] at the letterbox's size; it is brought to the logits' size with nearest. In
-        float32 whatever the autocast.
+        float32 at least, whatever the autocast.
         """
-        output = Output(output.logits.float(), output.fused.float(), output.anchor.float())
+        output = Output(*(value.to(torch.promote_types(value.dtype, torch.float32)) for value in vars(output).values()))
         small = F.interpolate(mask, size=output.logits.shape[-2:], mode="nearest")
         contrast, dice = contrast_loss(output.logits, small), dice_loss(output.logits, small)
         align = align_loss(output, mask, self.window, self.target)

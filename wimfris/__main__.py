@@ -1,0 +1,5 @@
+"""`python -m wimfris`, and so `torchrun -m wimfris`: the command line."""
+
+from wimfris.cli import main
+
+main()
