@@ -22,6 +22,7 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.published import PUBLISHED, TRUST, Figure, published
 from wimfris.results.statistics import compare, power_line, separated
+from wimfris.results.tables import interval, p_value
 
 CLAIMS = Path("reports/claims.yaml")
 SPLIT = "val"
@@ -288,7 +289,7 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
         return {
             "mean alpha by layer": ", ".join(f"{layer}: {alpha:.2f}" for layer, alpha in row["alpha"].items()),
             "change, first to last layer": f"{row['difference']:+.2f}",
-            "any seed": _interval(row["any_low"], row["any_high"], "+.2f"),
+            "any seed": interval(row["any_low"], row["any_high"], "+.2f"),
             "seeds": f"{row['seeds']}",
         }
     rows = verdict.comparisons
@@ -299,9 +300,9 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
     return {
         "comparison": f"{verdict.claim.system} - {row['rival']}",
         "ΔmIoU": f"{100 * row['difference']:+.1f}",
-        "these seeds": _interval(100 * row["these_low"], 100 * row["these_high"], "+.1f"),
-        "any seed": _interval(100 * row["any_low"], 100 * row["any_high"], "+.1f"),
-        "p, Holm": _p(row["p_holm"]),
+        "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
+        "any seed": interval(100 * row["any_low"], 100 * row["any_high"]),
+        "p, Holm": p_value(row["p_holm"]),
         "ΔoIoU": f"{100 * others['oiou']:+.1f}",
         "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
         "images": f"{row['images']}",
@@ -310,14 +311,6 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
         "paper's gain": gain,
         "trust": trust,
     }
-
-
-def _interval(low: float, high: float, form: str) -> str:
-    return "unknown" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
-
-
-def _p(p: float) -> str:
-    return "unknown" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _paper(verdict: Verdict) -> str:

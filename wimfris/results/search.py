@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 
 from wimfris.errors import UserError
 from wimfris.results.figures import _figure
-from wimfris.results.study import DASH, Row, Study, sections
-from wimfris.results.tables import METRICS, Section, built_in_note
+from wimfris.results.study import Row, Study, sections
+from wimfris.results.tables import DASH, METRICS, Section, built_in_note
 
 Evidence = dict[str, Any]
 """What `wimfris.search.study.evidence` makes of a search."""

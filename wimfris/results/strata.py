@@ -40,7 +40,7 @@ from wimfris.results.statistics import (
     resample,
 )
 from wimfris.results.tables import METRICS as VALUES
-from wimfris.results.tables import Section, built_in_note, by_seed
+from wimfris.results.tables import Section, built_in_note, by_seed, interval, p_value, percent
 
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 CASE = ["split", "ref_id", "sent_id"]
@@ -319,30 +319,18 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
         cells = pd.DataFrame({"stratum": [STRATA[name].title for name in part["stratum"]], "level": part["level"]})
         cells["stratum"] = cells["stratum"].where(~cells["stratum"].duplicated(), "")
         cells[["sentences", "images"]] = part[["sentences", "images"]].astype(str).to_numpy()
-        cells["mIoU"], cells[baseline] = _percent(part["miou"]), _percent(part["baseline_miou"])
+        cells["mIoU"], cells[baseline] = percent(part["miou"]), percent(part["baseline_miou"])
         for kind in ("gain", "change"):
             of = f"{kind}_{METRICS[0]}"
-            cells[kind] = _percent(part[of], "+")
+            cells[kind] = percent(part[of], "+")
             for name, end in ((" these seeds", "_these"), (" any seed", "_any")):
-                ends = zip(part[f"{of}{end}_low"], part[f"{of}{end}_high"], strict=True)
-                cells[kind + name] = [_interval(*pair) for pair in ends]
-            cells[f"{kind} Holm p"] = [_p(p) for p in part[f"{of}_p_holm"]]
+                ends = zip(100 * part[f"{of}{end}_low"], 100 * part[f"{of}{end}_high"], strict=True)
+                cells[kind + name] = [interval(*pair) for pair in ends]
+            cells[f"{kind} Holm p"] = [p_value(p) for p in part[f"{of}_p_holm"]]
         within = part[part["stratum"] != "all"].assign(metric=METRICS[0])
         foot = power_line(within) if len(within) else ""
         shown.append(Section(title, note.strip(), cells, foot, ("stratum", "level")))
     return shown
-
-
-def _percent(values: pd.Series, sign: str = "-") -> list[str]:
-    return ["" if np.isnan(value) else f"{100 * value:{sign}.1f}" for value in values]
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _p(p: float) -> str:
-    return "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:

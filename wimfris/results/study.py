@@ -18,7 +18,18 @@ from wimfris.results.published import Figure, read_published
 from wimfris.results.records import CONDITIONS, SPLITS
 from wimfris.results.statistics import METRICS as COMPARED
 from wimfris.results.statistics import SIGNIFICANCE, compare, holm, power_line
-from wimfris.results.tables import BUILT_IN, METRICS, Section, built_in_note, by_seed, check_comparable
+from wimfris.results.tables import (
+    BUILT_IN,
+    DASH,
+    METRICS,
+    Section,
+    built_in_note,
+    by_seed,
+    check_comparable,
+    interval,
+    p_value,
+    percent,
+)
 
 Published = Mapping[tuple[str, ...], Figure]
 """`wimfris.results.published.read_published`'s."""
@@ -29,7 +40,6 @@ LEFT = ("block", "row", "verdict", "trust")
 PAPERS_SET = "refcoco"
 """The set that the paper's ablations are of, which the built-in set's val stands beside."""
 
-DASH = "–"
 _TRUST = ("low", "medium", "high")
 _INTERVALS = ("difference", "these_low", "these_high", "any_low", "any_high", "p", "p_holm")
 _COUNTS = ("seeds", "n", "common_seeds", "images", "parameters")
@@ -267,16 +277,20 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
     cells["seeds"] = [DASH if pd.isna(number) else str(number) for number in table["seeds"]]
     cells["n"] = [DASH if pd.isna(number) else str(number) for number in table["n"]]
     for name, column in (("mIoU", "miou"), ("SD", "miou_sd"), ("oIoU", "oiou")):
-        cells[name] = _percent(table[column])
+        cells[name] = percent(table[column])
     for threshold in (50, 70, 90):
-        cells[f"P@{threshold}"] = _percent(table[f"pr{threshold}"])
-    cells["diff"] = _percent(table["difference"], "+")
+        cells[f"P@{threshold}"] = percent(table[f"pr{threshold}"])
+    cells["diff"] = percent(table["difference"], "+")
     for name, low, high in (("these seeds", "these_low", "these_high"), ("any seed", "any_low", "any_high")):
-        cells[name] = [_interval(*bounds) for bounds in zip(table[low], table[high], strict=True)]
-    cells["Holm p"] = [DASH if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001" for p in table["p_holm"]]
-    cells["better in"] = _percent(table["improvement"])
+        cells[name] = _intervals(table[low], table[high])
+    cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
+    cells["better in"] = percent(table["improvement"])
     cells["verdict"] = table["verdict"].replace("", DASH)
     return cells
+
+
+def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
+    return [interval(*bounds) for bounds in zip(100 * low, 100 * high, strict=True)]
 
 
 def _names(table: pd.DataFrame) -> pd.DataFrame:
@@ -301,11 +315,11 @@ def _beside_paper(table: pd.DataFrame, of: str, caveat: str) -> Section:
         ("paper's gain", "published_gain", "+"),
         ("our gain", "difference", "+"),
     ):
-        cells[name] = _percent(table[column], sign)
+        cells[name] = percent(table[column], sign)
         if name.startswith("paper"):
             cells[name] += np.where(low & table[column].notna(), "?", "")
-    cells["any seed"] = [_interval(*bounds) for bounds in zip(table["any_low"], table["any_high"], strict=True)]
-    cells["excess"] = _percent(table["difference_of_differences"], "+")
+    cells["any seed"] = _intervals(table["any_low"], table["any_high"])
+    cells["excess"] = percent(table["difference_of_differences"], "+")
     cells["trust"] = table["trust"].replace("", DASH)
     return Section(f"{first['family']}, against the paper: {of}", note + caveat, cells, left=LEFT)
 
@@ -314,19 +328,11 @@ def _grid(table: pd.DataFrame) -> pd.DataFrame:
     """mIoU ± SD by block and label; a dash where there is no such row."""
     shown = [
         mean if spread == DASH else f"{mean} ± {spread}"
-        for mean, spread in zip(_percent(table["miou"]), _percent(table["miou_sd"]), strict=True)
+        for mean, spread in zip(percent(table["miou"]), percent(table["miou_sd"]), strict=True)
     ]
     wide = table.assign(shown=shown).pivot(index="block", columns="label", values="shown").fillna(DASH)
     wide = wide.loc[list(dict.fromkeys(table["block"])), list(dict.fromkeys(table["label"]))]
     return wide.rename_axis(columns=None, index="").reset_index()
-
-
-def _percent(values: pd.Series, sign: str = "-") -> list[str]:
-    return [DASH if np.isnan(value) else f"{100 * value:{sign}.1f}" for value in values]
-
-
-def _interval(low: float, high: float) -> str:
-    return DASH if np.isnan(low) else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def csv_frame(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

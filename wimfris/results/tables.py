@@ -47,6 +47,25 @@ _MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_[]
 _LATEX = str.maketrans(LATEX_ESCAPE_RULES)
 
 
+DASH = "–"
+"""What a cell shows where nothing is known."""
+
+
+def percent(values: pd.Series, sign: str = "-") -> list[str]:
+    """Fractions in percent, or their differences in points (sign "+")."""
+    return [DASH if np.isnan(value) else f"{100 * value:{sign}.1f}" for value in values]
+
+
+def interval(low: float, high: float, form: str = "+.1f") -> str:
+    """The interval of a difference, [low, high], in the unit of the two."""
+    return DASH if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+
+
+def p_value(p: float) -> str:
+    """Three decimals, as far as they tell anything."""
+    return DASH if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 @dataclass(frozen=True)
 class Section:
     """A table as it is shown: cells of text under a title, a note before them and one after."""
