@@ -28,7 +28,7 @@ def ten_steps(variant: str, group: Processes) -> dict[str, torch.Tensor]:
     trainer = training.Trainer(settings, 0, variant, source_images(settings), folder, Path("live"), group)
     if settings.model.adapters != "wimfris":
         # a bias before a batch norm does nothing, its gradient is rounding, and Adam would make whole steps of it
-        trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=0.1)
+        trainer.optimizer = torch.optim.SGD(trainer._groups(), lr=0.1)
     trainer.segmenter.train()
     while trainer.step < 10:
         for batch, cases in trainer._batches(trainer.step // trainer.steps_per_epoch, 0):

@@ -464,3 +464,19 @@ def test_other_ways_to_train_resume_too(
     interrupt_at(0)
     project.train()
     assert project.outs() == expected
+
+
+def test_what_is_inside_the_backbones_learns_slower(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = Trainer._train_step
+
+    def watched(self: Trainer, *arguments: Any) -> Any:
+        losses = step(self, *arguments)
+        rates.append([(group["lr"], len(group["params"])) for group in self.optimizer.param_groups])
+        return losses
+
+    monkeypatch.setattr(Trainer, "_train_step", watched)
+    project.train("finetune-0")
+    for (rate, _), (inside, count) in rates:
+        assert inside == pytest.approx(0.1 * rate)
+        assert count > 20

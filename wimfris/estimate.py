@@ -139,8 +139,7 @@ def cost(settings: Settings, timed: Timed, of: Volume) -> Cost:
     UserError where the train split has no batch.
     """
     train = settings.train
-    whole = of.train // train.batch_size
-    steps = min(whole, train.epoch_steps or whole)
+    steps = train.steps(of.train)
     if not steps:
         raise UserError(f"train.batch_size: {train.batch_size} is more than the train split has ({of.train})")
     reading = timed.image / max(train.workers, 1)

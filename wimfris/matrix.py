@@ -571,8 +571,7 @@ class Matrix:
     def _steps(self, work: Work) -> tuple[int, int | None]:
         """How far the trainer is, by its checkpoints and lines, and where it ends, if that is known."""
         settings = self._settings(work.name)
-        epoch = self._train_rows // settings.train.batch_size if self._train_rows else 0  # as Trainer.steps_per_epoch
-        epoch = min(epoch, settings.train.epoch_steps or epoch)
+        epoch = settings.train.steps(self._train_rows or 0)
         seen = [0]
         for folder in CHECKPOINTS.glob(f"{settings.folder.name}-{work.name}-{'[0-9a-f]' * 16}/[0-9]*"):
             with contextlib.suppress(OSError, ValueError):

@@ -246,6 +246,7 @@ class Train(Section):
     batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
     optimizer: Literal["adam", "adamw"]
     learning_rate: PositiveFloat
+    backbone_factor: PositiveFloat = 1.0  # of the learning rate, for what is trained inside the backbones
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
@@ -254,6 +255,10 @@ class Train(Section):
     threads: PositiveInt  # of the CPU: their number changes the sums
     workers: NonNegativeInt
     checkpoint_seconds: PositiveFloat
+
+    def steps(self, objects: int) -> int:
+        """Of an epoch over that many objects: the last, uneven batch is left out."""
+        return min(objects // self.batch_size, self.epoch_steps or objects)
 
 
 class Evaluate(Section):

@@ -124,11 +124,10 @@ class Trainer:
         self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device, group)
         self.parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
-        self.optimizer = optimizer(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        self.optimizer = optimizer(self._groups(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.rows = self.evaluator.split("train")
-        whole = len(self.rows) // train.batch_size  # the last, uneven batch is left out
-        self.steps_per_epoch = min(whole, train.epoch_steps or whole)
+        self.steps_per_epoch = train.steps(len(self.rows))
         if self.steps_per_epoch == 0:
             raise UserError(f"train.batch_size: {train.batch_size} is more than the train split has ({len(self.rows)})")
         self.step, self.resumed, self.seconds = 0, 0, 0.0
@@ -137,6 +136,18 @@ class Trainer:
         self.log: list[dict[str, Any]] = []
         self.live = _Live(live if group.leads else None)
         self._restore()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's: all that is trained; where the backbones learn slower, what is inside them apart."""
+        factor = self.settings.train.backbone_factor
+        if factor == 1.0:
+            return [{"params": self.parameters, "factor": 1.0}]
+        encoders = self.segmenter.text, self.segmenter.vision
+        inside = {id(parameter) for encoder in encoders for parameter in encoder.backbone.parameters()}
+        return [
+            {"params": [p for p in self.parameters if id(p) not in inside], "factor": 1.0},
+            {"params": [p for p in self.parameters if id(p) in inside], "factor": factor},
+        ]
 
     @property
     def total_steps(self) -> int:
@@ -193,8 +204,9 @@ class Trainer:
 
     def _train_step(self, batch: dict[str, Tensor], cases: list[Case]) -> Losses:
         train = self.settings.train
+        rate = train.learning_rate * learning_rate_factor(train, self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = train.learning_rate * learning_rate_factor(train, self.step, self.steps_per_epoch)
+            group["lr"] = group["factor"] * rate
         with precision_context(train.precision, self.device):
             output = self.model(batch["image"], batch["token_ids"])
         losses = self.loss(output, batch["mask"])
