@@ -185,6 +185,16 @@ def _strike_locks(stage: str) -> None:
     their ids; where another process of this node has that id, it would wait for it without end. A list that a kill cut
     off, which no dvc can read, starts anew.
     """
+    import psutil  # type: ignore[import-untyped]  # DVC's own dependency
+
+    command = f" repro -s {stage}"
+
+    def left_behind(user: dict[str, Any]) -> bool:
+        with contextlib.suppress(psutil.Error):
+            if " ".join(psutil.Process(user["pid"]).cmdline()).endswith(command):
+                return False  # it lives, here: a kill that reached its parent alone
+        return bool(user["cmd"].endswith(command))
+
     with locked_project() as repo:
         path = Path(repo.tmp_dir) / "rwlock"
         if not path.exists():
@@ -192,12 +202,8 @@ def _strike_locks(stage: str) -> None:
         held: dict[str, Any] = {}
         with contextlib.suppress(json.JSONDecodeError):
             held = json.loads(path.read_text(encoding="utf-8"))
-
-        def others(users: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [user for user in users if not user["cmd"].endswith(f" repro -s {stage}")]
-
-        read = {file: left for file, users in held.get("read", {}).items() if (left := others(users))}
-        write = {file: user for file, user in held.get("write", {}).items() if others([user])}
+        read = {file: [u for u in users if not left_behind(u)] for file, users in held.get("read", {}).items()}
+        write = {file: user for file, user in held.get("write", {}).items() if not left_behind(user)}
         write_text(path, json.dumps({"read": read, "write": write}))
 
 
