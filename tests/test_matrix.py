@@ -113,7 +113,7 @@ class Fake:
         return f"studies/dvc.yaml:train@{run}" if run.startswith("odd") else f"train@{run}"
 
     def settings(self, variant: str = "full") -> Any:
-        train = SimpleNamespace(threads=1, device="cpu", epochs=2, steps=lambda objects: objects // 8)
+        train = SimpleNamespace(threads=1, workers=0, device="cpu", epochs=2, steps=lambda objects: objects // 8)
         return SimpleNamespace(folder=Path("runs"), outs=Path("runs"), train=train)
 
 

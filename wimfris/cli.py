@@ -206,18 +206,34 @@ def matrix(
     seeds: Annotated[str | None, typer.Option(help="These alone, separated by commas.")] = None,
     extended: Annotated[bool, typer.Option("--extended", help="The extended variants as well.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long it would take.")] = False,
+    launcher: Annotated[
+        str, typer.Option(help="local: on this machine. slurm: on a Slurm cluster, all runs at once by default.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of each task, for example partition=gpu; may be repeated."),
+    ] = None,
 ) -> None:
     """Train what is missing or out of date of the runs of params.yaml, several at once; whatever is killed, the same
     command goes on.
     """
     from wimfris.matrix import default_jobs, run_matrix, select_runs
 
+    if launcher not in ("local", "slurm"):
+        raise UserError(f"--launcher {launcher}: there are: local, slurm")
+    if slurm and launcher != "slurm":
+        raise UserError(f"--slurm {slurm[0]}: needs --launcher slurm")
     params = read_params()
     chosen = None if variants is None else _names(variants)
     numbers = None if seeds is None else _numbers("--seeds", seeds)
     beyond = extended or any(name in params.extended for name in chosen or ())
     runs = select_runs(params, chosen, numbers, beyond)
-    failed = run_matrix(params, runs, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
+    if launcher == "slurm":
+        from wimfris.slurm import run_on_slurm
+
+        failed = run_on_slurm(params, runs, jobs, slurm or [], dry_run=dry_run)
+    else:
+        failed = run_matrix(params, runs, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -7,6 +7,7 @@ from its own checkpoint.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +122,7 @@ def default_jobs(params: Params) -> int:
 
 
 @contextlib.contextmanager
-def _locked_project() -> Iterator[Any]:
+def locked_project() -> Iterator[Any]:
     """DVC's view of the project, with DVC's lock held; waits while another process holds it."""
     from dvc.repo import Repo, lock_repo  # type: ignore[import-untyped]
 
@@ -145,7 +147,7 @@ def outdated(stages: Sequence[str]) -> list[str]:
 
     found: dict[str, Any] = {}
     try:
-        with _locked_project() as repo:
+        with locked_project() as repo:
             for file in _graphs(stages):
                 found |= {stage.addressing: stage for stage in repo.stage.load_all(file)}
             for stage in stages:
@@ -239,7 +241,7 @@ class LockFiles:
 
     def keep(self) -> None:
         """Copy what is whole; bring back from the copy what is cut off, and what this process has seen and is lost."""
-        with _locked_project():
+        with locked_project():
             for file, copy in self._copies.items():
                 text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
                 # whole, it ends with its line; anything else that is wrong with it, such as a conflict, is not a kill's
@@ -339,8 +341,12 @@ def reproduce(work: Work, arguments: Sequence[str], environment: dict[str, str],
             work.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
             )
-        while (ended := work.process.poll()) is None and not stop.wait(0.1):
-            pass
+        try:
+            while (ended := work.process.poll()) is None and not stop.wait(0.1):
+                pass
+        except BaseException:  # such as the exit that a signal's handler asks for
+            _end(work.process, stop)
+            raise
         code = _end(work.process, stop) if ended is None else ended
         if code != 0:  # if dvc or the shell was killed, the trainer lives on, and would go on beside the next run
             _signal_group(work.process, signal.SIGTERM)
@@ -413,12 +419,14 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
 # --- the matrix -------------------------------------------------------------------------------------------------------
 
 
-def run_matrix(params: Params, runs: Sequence[str], jobs: int, *, dry_run: bool = False) -> list[Failed]:
+def run_matrix(
+    params: Params, runs: Sequence[str], jobs: int, *, dry_run: bool = False, launch: "Launch | None" = None
+) -> list[Failed]:
     """Reproduce those of the runs whose stages are out of date, `jobs` at a time, in the order given; before them, what
     they all depend on. Returns the runs that failed, each told in one line; the others are done.
 
-    dry_run: only tell which runs there are to train, and what they cost. Interrupted by a signal, it ends its workers,
-    says how to go on, and exits.
+    dry_run: only tell which runs there are to train, and what they cost. launch: what runs them, by default workers on
+    this machine. Interrupted by a signal, it ends its workers, says how to go on, and exits.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: needs at least one")
@@ -433,18 +441,18 @@ def run_matrix(params: Params, runs: Sequence[str], jobs: int, *, dry_run: bool 
         todo = [stages[stage] for stage in stale if stage in stages]
         jobs = min(jobs, max(len(todo), 1))
         threads = params.settings().train.threads
-        if jobs * threads > cores():
+        if launch is None and jobs * threads > cores():
             told = f"wimfris: {jobs} jobs x {threads} threads on {cores()} cores: each run will take longer"
             print(told, file=sys.stderr)
         if dry_run or not todo:
             _tell_plan(params, todo, len(stages), jobs)
             return []
-        matrix = Matrix(params, todo, jobs, stop)
-        matrix.run()
+        board = (launch or Matrix)(params, todo, jobs, stop)
+        board.run()
         stop.check()
-    for failed in matrix.failed:
+    for failed in board.failed:
         print(f"wimfris: {failed}", file=sys.stderr, flush=True)
-    return matrix.failed
+    return board.failed
 
 
 def _tell_plan(params: Params, todo: Sequence[str], of: int, jobs: int) -> None:
@@ -477,11 +485,11 @@ def environment(gpu: str | None = None) -> dict[str, str]:
     return dict(os.environ) | {"PATH": path} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
 
 
-class Matrix:
-    """Workers that take one run after the other from a queue, and what is seen of them."""
+class Board(ABC):
+    """Runs that wait, are at work and have ended, and what is seen of them. A subclass runs them."""
 
     def __init__(self, params: Params, todo: Sequence[str], jobs: int, stop: Stop) -> None:
-        self.params, self.stop, self.total = params, stop, len(todo)
+        self.params, self.jobs, self.stop, self.total = params, jobs, stop, len(todo)
         self.failed: list[Failed] = []
         self._costs = Costs(params, todo)
         self._lock_files = LockFiles([*PARENTS, *map(params.stage, todo)])
@@ -490,42 +498,28 @@ class Matrix:
         self._working: dict[int, Work] = {}
         self._done = 0
         self._lock = threading.Lock()  # of the fields above
-        self._keeping = threading.Lock()
-        devices = gpus() if params.settings().train.device == "cuda" else []
-        shared = len(devices) < 2
-        self._environments = [environment(None if shared else devices[k % len(devices)]) for k in range(jobs)]
         self._console = Console(stderr=True)
         self._train_rows = _train_rows(params.settings().folder)
 
+    @abstractmethod
     def run(self) -> None:
-        """Until the queue is empty or a signal comes, and every worker has ended."""
-        workers = [threading.Thread(target=self._work, args=(k,)) for k in range(len(self._environments))]
-        for worker in workers:
-            worker.start()
-        with self._display() as refresh:
-            while alive := [worker for worker in workers if worker.is_alive()]:
-                alive[0].join(0.5)
-                refresh()
+        """Until every run has ended, or a signal comes and those at work have been ended."""
 
-    def _work(self, worker: int) -> None:
-        while not self.stop.is_set():
-            with self._lock:
-                if not self._waiting:
-                    return
-                run = self._waiting.popleft()
-                work = self._working[worker] = Work(run, LOGS / f"{run}.log")
-                self._tell(f"{run}: started; {self._state()}")
-            try:
-                failed = reproduce(work, ["-s", self.params.stage(run)], self._environments[worker], self.stop)
-                with self._keeping:
-                    self._lock_files.keep()
-            except Exception as error:  # a full disk, say: the other runs go on
-                failed = Failed(run, f"{type(error).__name__}: {error}", work.log)
-            with self._lock:
-                del self._working[worker]
-                self._end(work, failed)
+    def _begin(self, run: str) -> Work:
+        """A run that waited is at work."""
+        self._waiting.remove(run)
+        work = Work(run, LOGS / f"{run}.log")
+        self._working[next(k for k in itertools.count() if k not in self._working)] = work
+        self._tell(f"{run}: started; {self._state()}")
+        return work
+
+    def _leave(self, work: Work) -> None:
+        """A run is no longer at work."""
+        self._working = {k: other for k, other in self._working.items() if other is not work}
 
     def _end(self, work: Work, failed: Failed | None) -> None:
+        """A run that was at work has ended."""
+        self._leave(work)
         if self.stop.is_set() and failed:
             return
         if failed:
@@ -559,7 +553,7 @@ class Matrix:
         costs = [cost for cost in (*running, *waiting) if cost is not None]
         if len(costs) < len(running) + len(waiting):
             return None
-        return wall_seconds(costs[len(running) :], len(self._environments), costs[: len(running)])
+        return wall_seconds(costs[len(running) :], self.jobs, costs[: len(running)])
 
     def _left_of(self, work: Work) -> float | None:
         cost = self._costs.of(work.name)
@@ -598,13 +592,13 @@ class Matrix:
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}")
         with Progress(*columns, console=self._console) as progress:
             overall = progress.add_task("runs", total=self.total, told="")
-            lines = [progress.add_task("", told="", visible=False) for _ in self._environments]
+            lines = [progress.add_task("", told="", visible=False) for _ in range(self.jobs)]
 
             def refresh() -> None:
                 with self._lock:
                     progress.update(overall, completed=self._done + len(self.failed), told=self._state())
-                    for worker, line in enumerate(lines):
-                        self._refresh_line(progress, line, self._working.get(worker))
+                    for k, line in enumerate(lines):
+                        self._refresh_line(progress, line, self._working.get(k))
 
             refresh()
             yield refresh
@@ -620,6 +614,46 @@ class Matrix:
         progress.update(
             line, visible=True, description=work.name, completed=step, total=total, told=f"{told}, {elapsed}"
         )
+
+
+class Matrix(Board):
+    """Workers on this machine, which take one run after the other."""
+
+    def __init__(self, params: Params, todo: Sequence[str], jobs: int, stop: Stop) -> None:
+        super().__init__(params, todo, jobs, stop)
+        self._keeping = threading.Lock()
+        devices = gpus() if params.settings().train.device == "cuda" else []
+        shared = len(devices) < 2
+        self._environments = [environment(None if shared else devices[k % len(devices)]) for k in range(jobs)]
+
+    def run(self) -> None:
+        """Until the queue is empty or a signal comes, and every worker has ended."""
+        workers = [threading.Thread(target=self._work, args=(own,)) for own in self._environments]
+        for worker in workers:
+            worker.start()
+        with self._display() as refresh:
+            while alive := [worker for worker in workers if worker.is_alive()]:
+                alive[0].join(0.5)
+                refresh()
+
+    def _work(self, own: dict[str, str]) -> None:
+        while not self.stop.is_set():
+            with self._lock:
+                if not self._waiting:
+                    return
+                run = self._waiting[0]
+                work = self._begin(run)
+            try:
+                failed = reproduce(work, ["-s", self.params.stage(run)], own, self.stop)
+                with self._keeping:
+                    self._lock_files.keep()
+            except Exception as error:  # a full disk, say: the other runs go on
+                failed = Failed(run, f"{type(error).__name__}: {error}", work.log)
+            with self._lock:
+                self._end(work, failed)
+
+
+Launch = Callable[[Params, Sequence[str], int, Stop], Board]
 
 
 def _train_rows(folder: Path) -> int | None:
