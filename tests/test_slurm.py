@@ -199,9 +199,9 @@ def test_interrupted_cancels_and_the_next_waits_for_what_is_left(
     (cluster / "seconds").write_text("300")
     process = start(1, *RUNS[:2])
     pids = process_of("full-0")
-    process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, told
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, told
     cancelled, last = told.splitlines()[-2:]
     assert re.fullmatch(r"wimfris: Slurm job \d+: cancelled", cancelled)
     assert last == "wimfris: interrupted; the same command again goes on from the runs' checkpoints"
