@@ -254,6 +254,7 @@ class Train(Section):
     threads: PositiveInt  # of the CPU: their number changes the sums
     workers: NonNegativeInt
     checkpoint_seconds: PositiveFloat
+    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time, the same gradients
 
 
 class Evaluate(Section):
