@@ -10,6 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from wimfris.encoders.recompute import kept_statistics, recompute
 
+ATTENTION = "sdpa"  # of both backbones: torch's fused attention, which never holds the attention weights
+
 
 def text_backbone(
     *, width: int, layers: int, heads: int, vocabulary: int, length: int, end_token: int
@@ -29,6 +31,7 @@ def text_backbone(
         pad_token_id=0,
         bos_token_id=end_token - 1,
         eos_token_id=end_token,
+        attn_implementation=ATTENTION,
     )
     return CLIPTextModelWithProjection(config)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from wimfris.encoders.recompute import kept_statistics, recompute
+from wimfris.encoders.text import ATTENTION
 
 
 def vision_backbone(
@@ -26,6 +27,7 @@ def vision_backbone(
         image_size=image_size,
         num_register_tokens=registers,
         layerscale_value=layer_scale,
+        attn_implementation=ATTENTION,
     )
     return Dinov2WithRegistersModel(config)
 
