@@ -82,11 +82,13 @@ def write_manifest(
     resumed: int,
     best_epoch: int,
     scan: str,
+    compiled: bool,
 ) -> None:
     """Write the manifest as JSON.
 
     decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; seconds: wall
-    time over all resumes; scan: the backend that `model.scan` came to on this machine.
+    time over all resumes; scan: the backend that `model.scan` came to on this machine; compiled: whether the model
+    ran under torch.compile.
     """
     manifest = {
         "run": run,
@@ -100,6 +102,7 @@ def write_manifest(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "scan": scan,
+        "compiled": compiled,
         "best_epoch": best_epoch,
         "wall_seconds": round(seconds, 1),
         "resumed": resumed,

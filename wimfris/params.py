@@ -255,6 +255,7 @@ class Train(Section):
     workers: NonNegativeInt
     checkpoint_seconds: PositiveFloat
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time, the same gradients
+    compile: bool = False  # by torch.compile, where it can: faster after minutes of compiling, other last bits
 
 
 class Evaluate(Section):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from wimfris.build import build_device, build_loss, build_segmenter, uses_baselines
 from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
+from wimfris.compile import compile_segmenter
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.index import read_index
 from wimfris.encoders.load import load_tokenizer
@@ -42,6 +43,7 @@ CODE = [
     "data",
     "build.py",
     "checkpoint.py",
+    "compile.py",
     "evaluate.py",
     "metrics.py",
     "params.py",
@@ -111,6 +113,7 @@ class Trainer:
         self.index = read_index(settings.folder / "index" / "index.parquet")
         self.tokenizer = load_tokenizer(settings)
         self.segmenter = build_segmenter(settings, self.tokenizer).to(self.device)
+        self.compiled = train.compile and compile_segmenter(self.segmenter, settings, self.device)
         self.loss = build_loss(settings)
         self.evaluator = Evaluator(settings, self.index, images, self.tokenizer, self.device)
         self.parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
@@ -379,6 +382,7 @@ def _train_locked(
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,
         scan=choose_backend(settings.model.scan, trainer.device.type).backend,
+        compiled=trainer.compiled,
     )
     checkpoints.delete()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 Context = Callable[[], AbstractContextManager[None]]
 
 
+@partial(torch.compiler.disable, recursive=False)  # a compiled model has its layers compiled, and this around them
 def recompute(layer: Callable[..., Tensor], *inputs: Any, within: Context | None = None, **options: Any) -> Tensor:
     """layer(*inputs, **options), computed a second time in backward under `within`, with the same dropout and autocast.
 

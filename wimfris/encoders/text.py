@@ -20,7 +20,7 @@ def text_backbone(
 
     `end_token` is the end-of-text id that the sentence is pooled at (2 would mean CLIP's old arg-max pooling).
     """
-    config = CLIPTextConfig(
+    config = CLIPTextConfig(  # type: ignore[call-arg]  # of every configuration, and not declared
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,

@@ -18,7 +18,7 @@ def vision_backbone(
     *, width: int, layers: int, heads: int, patch: int, registers: int, image_size: int, layer_scale: float = 1.0
 ) -> Dinov2WithRegistersModel:
     """A DINOv2 with registers and fresh weights; `image_size` (pixels) is the size its position grid is made for."""
-    config = Dinov2WithRegistersConfig(
+    config = Dinov2WithRegistersConfig(  # type: ignore[call-arg]  # of every configuration, and not declared
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
