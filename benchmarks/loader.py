@@ -4,8 +4,8 @@
     python benchmarks/loader.py --time-step --workers 0 4 8  # beside the scale's training step, timed first
     python benchmarks/loader.py --step 0.25 --workers 0 4 8  # beside a step of 0.25 s
 
-Some hundred JPEGs of COCO's commonest size are drawn in a temporary folder: noise and shapes, of about half the bytes of
-COCO's. An item is what training reads: JPEG, letterbox to the input's size, mask, token ids. OpenCV's reduced
+Some hundred JPEGs of COCO's commonest size are drawn in a temporary folder: noise and shapes, about half the bytes
+of COCO's. An item is what training reads: JPEG, letterbox to the input's size, mask, token ids. OpenCV's reduced
 decoding would be faster, but gives other pixels than the protocol's, and is not used.
 """
 
