@@ -105,17 +105,24 @@ def small_msa(init: str = "kaiming", emphasis: Any = "learned") -> nn.Module:
 
 
 def small_segmenter(
-    *, init: str = "kaiming", window: int | None = 4, gate: Any = "attention", neck: bool = True
+    *,
+    init: str = "kaiming",
+    window: int | None = 4,
+    gate: Any = "attention",
+    neck: bool = True,
+    dropout: float = 0.1,
+    checkpointing: bool = False,
 ) -> Segmenter:
     """All parts, 8 x 8 patches of a 32 px image, width 16."""
-    text = TextEncoder(small_text(), {layer: small_mta(init) for layer in (0, 2)})
-    vision = VisionEncoder(small_vision(), {layer: small_msa(init) for layer in (1, 3)}, taps=(1, 2))
+    text = TextEncoder(small_text(), {layer: small_mta(init) for layer in (0, 2)}, checkpointing=checkpointing)
+    aligners = {layer: small_msa(init) for layer in (1, 3)}
+    vision = VisionEncoder(small_vision(), aligners, taps=(1, 2), checkpointing=checkpointing)
     fusion = WindowMambaFusion(WIDTH, WIDTH, window=window, gate=gate, norm=True, heads=2, state=3, conv=4, expand=1)
     return Segmenter(
         text,
         vision,
         Neck(WIDTH, WIDTH, fusion if neck else None),
-        Decoder(WIDTH, WIDTH, layers=2, heads=2, ffn=24, dropout=0.1),
+        Decoder(WIDTH, WIDTH, layers=2, heads=2, ffn=24, dropout=dropout, checkpointing=checkpointing),
         Projector(WIDTH, WIDTH),
         nn.Linear(WIDTH, WIDTH),
     )

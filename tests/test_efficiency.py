@@ -8,7 +8,16 @@ from types import ModuleType
 import pytest
 import torch
 
-from wimfris.efficiency import BATCHES, count_flops, counting, measure, measure_apart, quartiles, scan_flops
+from wimfris.efficiency import (
+    BATCHES,
+    count_flops,
+    count_step_flops,
+    counting,
+    measure,
+    measure_apart,
+    quartiles,
+    scan_flops,
+)
 from wimfris.errors import UserError
 from wimfris.model import mamba as mamba_module
 from wimfris.model.mamba import Mamba
@@ -65,6 +74,16 @@ def test_parts_add_up_and_the_window_moves_the_scan_alone(smoke) -> None:  # typ
     assert {part: full[part] for part in ("text", "vision", "decoder")} == {
         part: whole[part] for part in ("text", "vision", "decoder")
     }
+
+
+def test_a_step_counts_forward_and_backward_once(smoke) -> None:  # type: ignore[no-untyped-def]
+    """Between two and three forwards: frozen weights have no gradients. What is computed again is not counted."""
+    settings, scan = smoke.settings("full"), mamba_module.selective_scan
+    forward, step = count_flops(settings)["total"], count_step_flops(settings, 2)
+    assert 2 * forward < step / 2 < 3 * forward
+    train = settings.train.model_copy(update={"gradient_checkpointing": True})
+    assert count_step_flops(settings.model_copy(update={"train": train}), 2) == step
+    assert mamba_module.selective_scan is scan  # as it was
 
 
 @pytest.mark.parametrize("variant", ["full", "none", "detris_adapters_detris_neck", "lora", "finetune"])

@@ -109,15 +109,21 @@ def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
     from torch's global random state.
     """
     vision, text_width, width = settings.encoders.vision, settings.encoders.text.width, settings.model.hmf.width
-    decoder = settings.model.decoder
+    decoder, checkpointing = settings.model.decoder, settings.train.gradient_checkpointing
     backbones = load_text(settings, tokenizer), load_vision(settings)
     loaded = {name: weights_hash(backbone) for name, backbone in zip(("text", "vision"), backbones, strict=True)}
     segmenter = Segmenter(
-        TextEncoder(backbones[0], build_text_adapters(settings)),
-        VisionEncoder(backbones[1], build_vision_adapters(settings), vision.taps),
+        TextEncoder(backbones[0], build_text_adapters(settings), checkpointing=checkpointing),
+        VisionEncoder(backbones[1], build_vision_adapters(settings), vision.taps, checkpointing=checkpointing),
         build_neck(settings),
         Decoder(
-            width, text_width, layers=decoder.layers, heads=decoder.heads, ffn=decoder.ffn, dropout=decoder.dropout
+            width,
+            text_width,
+            layers=decoder.layers,
+            heads=decoder.heads,
+            ffn=decoder.ffn,
+            dropout=decoder.dropout,
+            checkpointing=checkpointing,
         ),
         Projector(width, text_width),
         nn.Linear(text_width, width),

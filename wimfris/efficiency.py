@@ -69,15 +69,15 @@ def _scan_formula(u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...]
     return scan_flops(batch, length, inner, A[1])
 
 
+def _visible(*arguments: Tensor, backend: str = "auto") -> Tensor:
+    return _scan(*arguments)
+
+
 @contextlib.contextmanager
-def _visible_scan() -> Iterator[None]:
-    """Within it, Mamba blocks call the scan as one operation."""
+def _scan_by(call: Callable[..., Tensor]) -> Iterator[None]:
+    """Within it, Mamba blocks call this in the scan's place."""
     scan = mamba.selective_scan
-
-    def visible(*arguments: Tensor, backend: str = "auto") -> Tensor:
-        return _scan(*arguments)
-
-    mamba.selective_scan = visible  # type: ignore[assignment]
+    mamba.selective_scan = call
     try:
         yield
     finally:
@@ -92,7 +92,12 @@ def counting() -> Iterator[FlopCounterMode]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _visible_scan(), FlopCounterMode(display=False) as counter:
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            _scan_by(_visible),
+            FlopCounterMode(display=False) as counter,
+        ):
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -117,6 +122,31 @@ def count_flops(settings: Settings) -> dict[str, int]:
     )
     scans: Any = torch.ops.wimfris.selective_scan
     return {**flops, "scan": counter.get_flop_counts()["Global"].get(scans, 0), "total": counter.get_total_flops()}
+
+
+def count_step_flops(settings: Settings, batch: int) -> int:
+    """Operations of a training step's forward and backward, as they run: nothing below the first adapter, and no
+    gradients of frozen weights. What checkpointing computes again is not counted; a scan's backward is taken as twice
+    its forward.
+    """
+    train = settings.train.model_copy(update={"gradient_checkpointing": False})
+    segmenter = blank_segmenter(settings.model_copy(update={"train": train})).train()
+    inputs = example(segmenter, settings, batch, "meta")
+    size = settings.data.image_size
+    scans: list[int] = []
+
+    def stand_in(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, **_: Any
+    ) -> Tensor:
+        """Of a scan's shape, with gradients for all that it reads, and no operation that is counted."""
+        batch, length, inner = u.shape
+        scans.append(scan_flops(batch, length, inner, A.shape[1]))
+        return u * delta * z + (B + C).sum(-1, keepdim=True) + D + bias + A.sum(-1)
+
+    with sdpa_kernel(SDPBackend.MATH), _scan_by(stand_in), FlopCounterMode(display=False) as counter:
+        output = segmenter(*inputs)
+        build_loss(settings)(output, torch.zeros(batch, 1, size, size, device="meta")).total.backward()
+    return counter.get_total_flops() + 3 * sum(scans)
 
 
 def example(segmenter: Segmenter, settings: Settings, batch: int, device: str) -> tuple[Tensor, Tensor]:
@@ -178,16 +208,22 @@ def latency(settings: Settings, repetitions: int) -> float:
         return quartiles(seconds(partial(segmenter, *inputs), repetitions, device))[0]
 
 
-def seconds(work: Callable[[], object], repetitions: int, device: torch.device, warm_up: int = WARM_UP) -> list[float]:
+def seconds(
+    work: Callable[[], object],
+    repetitions: int,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """Of every repetition of the work, after some that are not counted."""
     found = []
     for number in range(warm_up + repetitions):
-        started = time.perf_counter()
+        started = clock()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number >= warm_up:
-            found.append(time.perf_counter() - started)
+            found.append(clock() - started)
     return found
 
 

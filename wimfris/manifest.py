@@ -83,11 +83,13 @@ def write_manifest(
     resumed: int,
     best_epoch: int,
     scan: str,
+    compiled: bool,
 ) -> None:
     """Write the manifest as JSON.
 
     decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; processes: how many
-    shared the work; seconds: wall time over all resumes; scan: the backend that `model.scan` came to on this machine.
+    shared the work; seconds: wall time over all resumes; scan: the backend that `model.scan` came to on this machine;
+    compiled: whether the model ran under torch.compile.
     """
     manifest = {
         "run": run,
@@ -102,6 +104,7 @@ def write_manifest(
         "processes": processes,
         "threads": torch.get_num_threads(),
         "scan": scan,
+        "compiled": compiled,
         "best_epoch": best_epoch,
         "wall_seconds": round(seconds, 1),
         "resumed": resumed,

@@ -255,6 +255,8 @@ class Train(Section):
     threads: PositiveInt  # of the CPU: their number changes the sums
     workers: NonNegativeInt
     checkpoint_seconds: PositiveFloat
+    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time, the same gradients
+    compile: bool = False  # by torch.compile, where it can: faster after minutes of compiling, other last bits
 
     def steps(self, objects: int) -> int:
         """Of an epoch over that many objects: the last, uneven batch is left out."""

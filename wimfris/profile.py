@@ -23,14 +23,26 @@ def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
     alone, takes no memory and computes nothing.
     """
     decoder, text_width, width = settings.model.decoder, settings.encoders.text.width, settings.model.hmf.width
+    checkpointing = settings.train.gradient_checkpointing
     with torch.device(device):
         text, vision = _text(settings), _vision(settings)
         segmenter = Segmenter(
-            TextEncoder(text, build_text_adapters(settings)),
-            VisionEncoder(vision, build_vision_adapters(settings), settings.encoders.vision.taps),
+            TextEncoder(text, build_text_adapters(settings), checkpointing=checkpointing),
+            VisionEncoder(
+                vision,
+                build_vision_adapters(settings),
+                settings.encoders.vision.taps,
+                checkpointing=checkpointing,
+            ),
             build_neck(settings),
             Decoder(
-                width, text_width, layers=decoder.layers, heads=decoder.heads, ffn=decoder.ffn, dropout=decoder.dropout
+                width,
+                text_width,
+                layers=decoder.layers,
+                heads=decoder.heads,
+                ffn=decoder.ffn,
+                dropout=decoder.dropout,
+                checkpointing=checkpointing,
             ),
             Projector(width, text_width),
             nn.Linear(text_width, width),

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from wimfris.build import build_device, build_loss, build_segmenter, uses_baselines
 from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
+from wimfris.compile import compile_segmenter
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.index import read_index
 from wimfris.distributed import Processes, processes
@@ -45,6 +46,7 @@ CODE = [
     "data",
     "build.py",
     "checkpoint.py",
+    "compile.py",
     "distributed.py",
     "evaluate.py",
     "metrics.py",
@@ -108,6 +110,8 @@ class Trainer:
     ) -> None:
         train = settings.train
         group.check_batch(train.batch_size)
+        if train.compile and group.size > 1:
+            raise UserError("train.compile: one process only; set it to false under torchrun")
         self.group, self.after_epoch = group, after_epoch
         self.settings, self.seed, self.run, self.images = settings, seed, run, images
         self.checkpoints = checkpoints
@@ -117,6 +121,7 @@ class Trainer:
         self.index = read_index(settings.folder / "index" / "index.parquet")
         self.tokenizer = load_tokenizer(settings)
         self.segmenter = build_segmenter(settings, self.tokenizer).to(self.device)
+        self.compiled = train.compile and compile_segmenter(self.segmenter, settings, self.device)
         self.model = group.wrap(self.segmenter, unused=uses_baselines(settings))
         if not group.leads:  # the same weights everywhere, but dropout of its own
             torch.manual_seed(seed + RANK_SEEDS * group.rank)
@@ -440,6 +445,7 @@ def _train_locked(
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,
         scan=choose_backend(settings.model.scan, trainer.device.type).backend,
+        compiled=trainer.compiled,
     )
     checkpoints.delete()
 

@@ -1,5 +1,6 @@
 """Cases: which sentences are trained on and evaluated, the controls, and what the model gets of them."""
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -114,17 +115,34 @@ def test_items(root: Path, index: pd.DataFrame) -> None:
 
 
 def test_number_of_workers_changes_nothing(root: Path, index: pd.DataFrame) -> None:
-    dataset = ReferDataset(
-        index,
-        every_sentence(index)[:10],
-        refer.images_folder(root),
-        WordTokenizer(vocabulary(), 16),
-        SIZE,
-        with_mask=True,
-    )
-    batches = [list(DataLoader(dataset, 4, num_workers=workers)) for workers in (0, 2)]
-    for alone, together in zip(*batches, strict=True):
-        assert all(torch.equal(alone[name], together[name]) for name in alone)
+    """In every epoch: an epoch's cases are drawn where the workers are started, and a worker draws nothing."""
+    images, tokenizer = refer.images_folder(root), WordTokenizer(vocabulary(), 16)
+    for epoch in (0, 1):
+        cases = epoch_cases(index, 3, epoch)
+        dataset = ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=True)
+        batches = [list(DataLoader(dataset, 4, num_workers=workers)) for workers in (0, 2)]
+        assert len(batches[0]) > 1
+        for alone, together in zip(*batches, strict=True):
+            assert alone.keys() == together.keys()
+            assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_a_case_is_read_without_random_numbers(root: Path, index: pd.DataFrame) -> None:
+    """So that no worker needs a seed of its own, for any epoch."""
+    images, tokenizer = refer.images_folder(root), WordTokenizer(vocabulary(), 16)
+    dataset = ReferDataset(index, every_sentence(index), images, tokenizer, SIZE, with_mask=True)
+
+    def states() -> tuple[object, ...]:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is meant)
+        return random.getstate(), name, bytes(np.asarray(keys)), *rest, bytes(torch.get_rng_state().numpy())
+
+    before, first = states(), dataset[0]
+    assert states() == before
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    again = dataset[0]
+    assert all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(again[name])) for name in first)
 
 
 def test_image_that_is_missing_or_has_changed(root: Path, index: pd.DataFrame, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import ClipTokenizer, Tokenizer, WordTokenizer
 from wimfris.encoders.original import text_state, vision_state
-from wimfris.encoders.text import text_backbone
+from wimfris.encoders.text import ATTENTION, text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
 from wimfris.files import file_hash
@@ -234,7 +234,9 @@ def _load(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -
     transformers fills in random ones.
     """
     try:
-        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True, **options)
+        loaded: Any = kind.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, attn_implementation=ATTENTION, **options
+        )
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"encoder {backbone.source}: {folder} does not load ({reason}); fetch it again") from None

@@ -1,10 +1,16 @@
 """The frozen text encoder: CLIP's text transformer, with adapters attached beside its MLPs by hooks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from wimfris.encoders.recompute import kept_statistics, recompute
+
+ATTENTION = "sdpa"  # of both backbones: torch's fused attention, which never holds the attention weights
 
 
 def text_backbone(
@@ -14,7 +20,7 @@ def text_backbone(
 
     `end_token` is the end-of-text id that the sentence is pooled at (2 would mean CLIP's old arg-max pooling).
     """
-    config = CLIPTextConfig(
+    config = CLIPTextConfig(  # type: ignore[call-arg]  # of every configuration, and not declared
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,
@@ -25,6 +31,7 @@ def text_backbone(
         pad_token_id=0,
         bos_token_id=end_token - 1,
         eos_token_id=end_token,
+        attn_implementation=ATTENTION,
     )
     return CLIPTextModelWithProjection(config)
 
@@ -35,9 +42,13 @@ class TextEncoder(nn.Module):
     An adapter reads the residual stream after its layer's attention, (B, L, T), and what it returns is added to the
     MLP's output. The backbone's code and state-dict names stay as they are: adapters live beside it and act through
     forward hooks.
+
+    checkpointing: in training, the layers from the first adapter on are computed again in backward.
     """
 
-    def __init__(self, backbone: CLIPTextModelWithProjection, adapters: Mapping[int, nn.Module]) -> None:
+    def __init__(
+        self, backbone: CLIPTextModelWithProjection, adapters: Mapping[int, nn.Module], *, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         self.adapters = nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
@@ -46,6 +57,10 @@ class TextEncoder(nn.Module):
             block = backbone.text_model.encoder.layers[layer]
             block.layer_norm2.register_forward_pre_hook(partial(self._keep_stream, layer))
             block.mlp.register_forward_hook(partial(self._add_adapter, layer, adapter))
+        if checkpointing:
+            for layer in range(min(adapters, default=0), len(backbone.text_model.encoder.layers)):
+                block = backbone.text_model.encoder.layers[layer]
+                block.forward = partial(self._checkpoint, block.forward, adapters.get(layer, nn.Identity()))
 
     @property
     def end_token(self) -> int:
@@ -61,6 +76,14 @@ class TextEncoder(nn.Module):
         self, layer: int, adapter: nn.Module, module: nn.Module, inputs: tuple[Tensor], output: Tensor
     ) -> Tensor:
         return output + adapter(self._stream.pop(layer))
+
+    def _checkpoint(
+        self, forward: Callable[..., Tensor], adapter: nn.Module, *inputs: Tensor | None, **options: Any
+    ) -> Tensor:
+        """A layer's forward; its hooks run inside, and once more in backward."""
+        if not (self.training and torch.is_grad_enabled()):
+            return forward(*inputs, **options)
+        return recompute(forward, *inputs, within=partial(kept_statistics, adapter), **options)
 
     def train(self, mode: bool = True) -> "TextEncoder":
         super().train(mode)

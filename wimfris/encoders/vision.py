@@ -1,18 +1,24 @@
 """The frozen vision encoder: DINOv2 with registers, with adapters attached beside its MLPs by hooks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from wimfris.encoders.recompute import kept_statistics, recompute
+from wimfris.encoders.text import ATTENTION
 
 
 def vision_backbone(
     *, width: int, layers: int, heads: int, patch: int, registers: int, image_size: int, layer_scale: float = 1.0
 ) -> Dinov2WithRegistersModel:
     """A DINOv2 with registers and fresh weights; `image_size` (pixels) is the size its position grid is made for."""
-    config = Dinov2WithRegistersConfig(
+    config = Dinov2WithRegistersConfig(  # type: ignore[call-arg]  # of every configuration, and not declared
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -21,6 +27,7 @@ def vision_backbone(
         image_size=image_size,
         num_register_tokens=registers,
         layerscale_value=layer_scale,
+        attn_implementation=ATTENTION,
     )
     return Dinov2WithRegistersModel(config)
 
@@ -51,10 +58,16 @@ class VisionEncoder(nn.Module):
     state-dict names stay as they are.
 
     taps: the two blocks (zero-based) after which a map leaves; the third is the final norm's output.
+    checkpointing: in training, the blocks from the first adapter on are computed again in backward.
     """
 
     def __init__(
-        self, backbone: Dinov2WithRegistersModel, adapters: Mapping[int, nn.Module], taps: Sequence[int]
+        self,
+        backbone: Dinov2WithRegistersModel,
+        adapters: Mapping[int, nn.Module],
+        taps: Sequence[int],
+        *,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
@@ -67,12 +80,34 @@ class VisionEncoder(nn.Module):
             )
         for layer in taps:
             backbone.encoder.layer[layer].register_forward_hook(self._tap)
+        if checkpointing:
+            for layer in range(min(adapters, default=0), len(backbone.encoder.layer)):
+                block: Any = backbone.encoder.layer[layer]
+                block.forward = partial(self._checkpoint, block.forward, adapters.get(layer, nn.Identity()))
 
     def _add_adapter(self, adapter: nn.Module, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return output + adapter(inputs[0], self._guidance)
 
     def _tap(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._tapped.append(output)
+
+    def _checkpoint(
+        self, forward: Callable[..., Tensor], adapter: nn.Module, *inputs: Tensor | None, **options: Any
+    ) -> Tensor:
+        """A block's forward; the adapter's hook runs inside, and once more in backward, when the pass is over."""
+        if not (self.training and torch.is_grad_enabled()):
+            return forward(*inputs, **options)
+        return recompute(forward, *inputs, within=partial(self._again, self._guidance, adapter), **options)
+
+    @contextmanager
+    def _again(self, guidance: Guidance | None, adapter: nn.Module) -> Iterator[None]:
+        """A block of an earlier pass under the guidance of that pass."""
+        under_way, self._guidance = self._guidance, guidance
+        try:
+            with kept_statistics(adapter):
+                yield
+        finally:
+            self._guidance = under_way
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         super().train(mode)

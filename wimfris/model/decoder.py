@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wimfris.encoders.recompute import recompute
 from wimfris.model.hmf import conv_norm_relu
 
 
@@ -68,10 +69,24 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers and a final norm: map (B, C, H, W) -> (B, C, H, W)."""
+    """A stack of decoder layers and a final norm: map (B, C, H, W) -> (B, C, H, W).
 
-    def __init__(self, width: int, text_width: int, *, layers: int, heads: int, ffn: int, dropout: float) -> None:
+    checkpointing: in training, the layers are computed again in backward.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        *,
+        layers: int,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.layers = nn.ModuleList(DecoderLayer(width, text_width, heads, ffn, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
@@ -81,8 +96,10 @@ class Decoder(nn.Module):
         place = positions_2d(*grid, fused.shape[1]).to(fused)
         order = positions_1d(words.shape[1], words.shape[2]).to(words)
         x = fused.flatten(2).transpose(1, 2)
+        checkpointed = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, words, place, order, padding)
+            inputs = (x, words, place, order, padding)
+            x = recompute(layer, *inputs) if checkpointed else layer(*inputs)
         return self.norm(x).transpose(1, 2).unflatten(2, grid)
 
 

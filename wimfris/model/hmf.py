@@ -27,11 +27,11 @@ def window_index(height: int, width: int, window: tuple[int, int]) -> tuple[Tens
     real token.
     """
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    across = -(-width // window[1])
+    down, across = -(-height // window[0]), -(-width // window[1])
     owner = (rows // window[0] * across + columns // window[1]).flatten()
     order = torch.argsort(owner, stable=True)  # raster order inside a window
     owner = owner[order]
-    starts = torch.searchsorted(owner, torch.arange(int(owner[-1]) + 1))
+    starts = torch.searchsorted(owner, torch.arange(down * across))
     slots = owner * (window[0] * window[1]) + torch.arange(len(owner)) - starts[owner]
     gather = torch.zeros(len(starts) * window[0] * window[1], dtype=torch.long)
     gather[slots] = order
