@@ -51,7 +51,7 @@ def scan(
     cells: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, shaped as z, in u's dtype; and the states that enter every chunk but the first. All of it in float32
-    inside. Windows (`cells`) must fit into one chunk.
+    inside.
     """
     (batch, length, width), states = u.shape, A.shape[1]
     tokens, chunks = _cut(length)
@@ -64,9 +64,9 @@ def scan(
     if chunks > 1:
         ends, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            u, u, delta, z, B, C, A, delta_bias, ends, sums,
-            length, width, chunks, u_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, REVERSE=False,
+            u, u, delta, z, B, C, A, delta_bias, ends, sums, cell,
+            length, width, chunks, windows, area, u_step, u_step, delta_step, z_step, B_step, C_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=False,
         )  # fmt: skip
         _pass_on(ends, sums, A, starts, reverse=False)
     if batch:
@@ -119,9 +119,9 @@ def scan_backward(
     if chunks > 1:
         alone, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            grad, u, delta, z, B, C, A, delta_bias, alone, sums,
-            length, width, chunks, grad_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, REVERSE=True,
+            grad, u, delta, z, B, C, A, delta_bias, alone, sums, cell,
+            length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step, B_step, C_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=True,
         )  # fmt: skip
         _pass_on(alone, sums, A, ends, reverse=True)
     kernels.scan_backward[(groups, blocks)](
