@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wimfris.model.scan.kernels import BLOCK, backward, forward
-from wimfris.model.scan.ops import CHUNK
+from wimfris.model.scan.ops import CHUNK, evenly_spaced
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
 
@@ -51,13 +51,8 @@ def _share(kernel: Any, tasks: NDArray[np.int64], *arguments: Any) -> None:
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
-    """(batch, L, width) as one row of numbers and the distance of two tokens in it; copied only where it must be."""
-    x = x.detach().to(dtype)
-    step = x.stride(1)
-    if x.is_contiguous():
-        step = x.shape[2]  # the stride of a dimension of one token says nothing
-    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
-        x, step = x.contiguous(), x.shape[2]
+    """(batch, L, width) as one row of numbers and the distance of two tokens in it."""
+    x, step = evenly_spaced(x.detach().to(dtype))
     span = (x.shape[0] * x.shape[1] - 1) * step + x.shape[2]
     return x.as_strided((span,), (1,)).numpy(), step
 

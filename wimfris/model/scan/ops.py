@@ -24,6 +24,18 @@ def _module(backend: str) -> Any:
     return cpu
 
 
+def evenly_spaced(x: Tensor) -> tuple[Tensor, int]:
+    """(batch, L, width) whose tokens all lie at one distance, channels side by side, and that distance; copied only
+    where it must be.
+    """
+    step = x.stride(1)
+    if x.is_contiguous():
+        step = x.shape[2]  # the stride of a dimension of one token says nothing
+    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
+        x, step = x.contiguous(), x.shape[2]
+    return x, step
+
+
 @torch.library.custom_op("wimfris::fused_scan", mutates_args=())
 def _forward(
     u: Tensor,
