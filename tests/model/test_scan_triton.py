@@ -197,7 +197,7 @@ def test_the_fusion_cuts_its_windows_inside_the_kernels(
 def test_the_convolution_is_well_formed() -> None:
     x, weight = torch.randn(1, 2, 2, device=DEVICE), torch.randn(2, 1, 2, device=DEVICE)
     conv = [x.requires_grad_(), weight.requires_grad_(), torch.zeros(2, device=DEVICE, requires_grad=True)]
-    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (*conv, None, None))
+    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (*conv, None, "triton", None))
 
 
 @kernels

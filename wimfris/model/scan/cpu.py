@@ -1,4 +1,4 @@
-"""The scan on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
+"""The scan and the convolution on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
 
 One path serves thousands of windows and one long sequence: either is cut into tasks of some sequences and some blocks
 of channels.
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wimfris.model.scan.kernels import BLOCK, backward, forward
+from wimfris.model.scan import kernels
 from wimfris.model.scan.ops import CHUNK, evenly_spaced
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
@@ -25,10 +25,10 @@ def _tasks(batch: int, width: int) -> NDArray[np.int64]:
     groups of sequences, `side` those of channels.
     """
     parts = min(batch, PARTS)
-    blocks = -(-width // BLOCK)
+    blocks = -(-width // kernels.BLOCK)
     sides = min(blocks, PARTS // parts)
     sequences = [batch * k // parts for k in range(parts + 1)]
-    channels = [min(blocks * k // sides * BLOCK, width) for k in range(sides + 1)]
+    channels = [min(blocks * k // sides * kernels.BLOCK, width) for k in range(sides + 1)]
     return np.array(
         [
             (sequences[part], sequences[part + 1], channels[side], channels[side + 1], part, side)
@@ -80,7 +80,7 @@ def scan(
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, A.dtype)]
         parameters = _parameters(A, D, delta_bias)
-        _share(forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, out.numpy(), starts.numpy())
+        _share(kernels.forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, out.numpy(), starts.numpy())
     return out.view(batch, length, width).to(u.dtype), starts
 
 
@@ -106,7 +106,7 @@ def scan_backward(
     grad_rates = torch.zeros(parts, A.shape[1], width, dtype=state)
     grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
     _share(
-        backward,
+        kernels.backward,
         tasks,
         length,
         CHUNK,
@@ -133,3 +133,44 @@ def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any],
     """A transposed, D and the bias in A's precision."""
     A, D, delta_bias = A.detach(), D.detach(), delta_bias.detach()
     return A.t().contiguous().numpy(), D.to(A.dtype).contiguous().numpy(), delta_bias.to(A.dtype).contiguous().numpy()
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
+    """See `wimfris.model.scan.ops.causal_conv_silu`; in x's dtype, computed in the weights'."""
+    if text is not None or cells is not None:
+        raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
+    batch, length, width = x.shape
+    out = torch.empty(batch * length, width, dtype=weight.dtype)
+    if out.numel():
+        flats = _flat(x, weight.dtype)
+        _share(kernels.conv_forward, _tasks(batch, width), length, *flats, *_taps(weight, bias), out.numpy())
+    return out.view(batch, length, width).to(x.dtype)
+
+
+def conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by x, weight and bias, and one of size 0 for the text that there is not."""
+    (batch, length, width), state = x.shape, weight.dtype
+    tasks = _tasks(batch, width)
+    parts = int(tasks[-1, 4]) + 1
+    grad_x = torch.empty(batch * length, width, dtype=state)
+    grad_taps = torch.zeros(parts, weight.shape[-1], width, dtype=state)
+    grad_bias = torch.zeros(parts, width, dtype=state)
+    _share(
+        kernels.conv_backward,
+        tasks,
+        length,
+        *_flat(x, state),
+        *_taps(weight, bias),
+        *_flat(grad, state),
+        *(x.numpy() for x in (grad_x, grad_taps, grad_bias)),
+    )
+    by_weight = grad_taps.sum(0).t().reshape(weight.shape).contiguous()
+    return grad_x.view(x.shape).to(x.dtype), by_weight, grad_bias.sum(0).to(bias.dtype), x.new_empty(0)
+
+
+def _taps(weight: Tensor, bias: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The weight (D, 1, K) as (K, D), and the bias in its precision."""
+    weight, bias = weight.detach(), bias.detach()
+    return weight[:, 0].t().contiguous().numpy(), bias.to(weight.dtype).contiguous().numpy()

@@ -1,4 +1,5 @@
-"""The selective scan for a CPU, compiled by numba: forward, and a backward that recomputes the states.
+"""The selective scan and the causal convolution before it for a CPU, compiled by numba: forward, and a backward that
+recomputes the states.
 
 Nothing of size (batch, L, D, N) exists. A task is some sequences and some blocks of `BLOCK` channels; it walks over the
 tokens with the state of one block, (N, BLOCK), in the fastest cache, and channels innermost, where the vector units
@@ -405,3 +406,119 @@ def backward(
                             grad_delta[row, low:high], grad_bias[part, low:high],
                         )  # fmt: skip
             grad_rates[part, :, low:high] += block_grad
+
+
+# --- the convolution before the scan ----------------------------------------------------------------------------------
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _convolve(x: Any, start: int, step: int, unseen: int, taps: Any, bias: Any, total: Any) -> None:
+    """A token's convolution: total = bias + sum_k taps_k x_(t - K + 1 + k). The first `unseen` taps reach behind the
+    sequence; the first token that is seen stands at x's place `start`, the next one `step` further. taps (K, channels);
+    bias, total (channels,).
+    """
+    for d in range(len(total)):
+        total[d] = bias[d]
+    for k in range(unseen, len(taps)):
+        at = start + (k - unseen) * step
+        tap, seen = taps[k], x[at : at + len(total)]
+        for d in range(len(total)):
+            total[d] += tap[d] * seen[d]
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _activate(total: Any, out: Any) -> None:
+    """out = SiLU(total), both (channels,)."""
+    for d in range(len(out)):
+        out[d] = total[d] * sigmoid(total[d])
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _activate_back(grad: Any, total: Any, own: Any, grad_bias: Any) -> None:
+    """The derivative of `_activate` into `own`, added to grad_bias; all (channels,)."""
+    for d in range(len(own)):
+        gate = sigmoid(total[d])
+        g = grad[d] * gate * (ONE + total[d] * (ONE - gate))
+        own[d] = g
+        grad_bias[d] += g
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _convolve_back(
+    x: Any, start: int, step: int, unseen: int, taps: Any, own: Any, grad_x: Any, low: int, grad_taps: Any
+) -> None:
+    """The derivative of `_convolve`, added to grad_taps and to the rows of grad_x that were seen, from channel `low`
+    on; the last of them, the token's own, is written.
+    """
+    for k in range(unseen, len(taps)):
+        at = start + (k - unseen) * step
+        seen, by_tap = x[at : at + len(own)], grad_taps[k]
+        for d in range(len(own)):
+            by_tap[d] += own[d] * seen[d]
+    for k in range(unseen, len(taps) - 1):
+        tap, by_seen = taps[k], grad_x[k - unseen, low : low + len(own)]
+        for d in range(len(own)):
+            by_seen[d] += tap[d] * own[d]
+    tap, by_seen = taps[len(taps) - 1], grad_x[len(grad_x) - 1, low : low + len(own)]
+    for d in range(len(own)):
+        by_seen[d] = tap[d] * own[d]
+
+
+@njit(**FAST, nogil=True, cache=True)
+def conv_forward(
+    first: int, last: int, tasks: Any, length: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
+) -> None:
+    """SiLU of the convolution, for tasks as in `forward`. taps (K, D), out (batch * L, D)."""
+    reach = len(taps) - 1
+    total = np.empty(BLOCK, x.dtype)
+    for task in range(first, last):
+        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
+            high = min(low + BLOCK, tasks[task, 3])
+            width = high - low
+            block = taps[:, low:high].copy()
+            for sequence in range(tasks[task, 0], tasks[task, 1]):
+                for t in range(length):
+                    row, unseen = sequence * length + t, max(reach - t, 0)
+                    start = (row - reach + unseen) * x_step + low
+                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width])
+                    _activate(total[:width], out[row, low:high])
+
+
+@njit(**FAST, nogil=True, cache=True)
+def conv_backward(
+    first: int,
+    last: int,
+    tasks: Any,
+    length: int,
+    x: Any,
+    x_step: int,
+    taps: Any,
+    bias: Any,
+    grad: Any,
+    grad_step: int,
+    grad_x: Any,
+    grad_taps: Any,
+    grad_bias: Any,
+) -> None:
+    """The derivatives, from that of the output, `grad`: grad_x (batch * L, D) is written, the sums grad_taps (parts of
+    sequences, K, D) and grad_bias (parts of sequences, D) are added to.
+    """
+    reach = len(taps) - 1
+    total, own = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    for task in range(first, last):
+        part = tasks[task, 4]
+        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
+            high = min(low + BLOCK, tasks[task, 3])
+            width = high - low
+            block = taps[:, low:high].copy()
+            block_grad = np.zeros_like(block)
+            for sequence in range(tasks[task, 0], tasks[task, 1]):
+                for t in range(length):
+                    row, unseen = sequence * length + t, max(reach - t, 0)
+                    start = (row - reach + unseen) * x_step + low
+                    grad_row = grad[row * grad_step + low : row * grad_step + high]
+                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width])
+                    _activate_back(grad_row, total[:width], own[:width], grad_bias[part, low:high])
+                    seen = grad_x[row - reach + unseen : row + 1]
+                    _convolve_back(x, start, x_step, unseen, block, own[:width], seen, low, block_grad)
+            grad_taps[part, :, low:high] += block_grad
