@@ -92,6 +92,18 @@ def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
     )
 
 
+def test_cpu_reads_and_rounds_bfloat16_as_torch_does() -> None:
+    """What the kernels do with its bits is what copies into float32 and back would do, bit for bit."""
+    values, weight = single((3, 40, 130, 4))
+    values |= {name: values[name].bfloat16() for name in PER_TOKEN}
+    values["u"][0, 0, 0], values["u"][1, 0, 0] = torch.nan, torch.inf
+    found = derive(values, "cpu", weight.bfloat16())
+    whole = derive({name: value.float() for name, value in values.items()}, "cpu", weight.bfloat16().float())
+    for name, value in found.items():
+        wanted = whole[name].to(value.dtype)
+        assert torch.equal(value.nan_to_num(7.0), wanted.nan_to_num(7.0)), name
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cpu_rounds_half_precision_at_its_borders_alone(dtype: torch.dtype) -> None:
     values, weight = single((4, 40, 6, 4))

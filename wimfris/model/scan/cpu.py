@@ -50,11 +50,24 @@ def _share(kernel: Any, tasks: NDArray[np.int64], *arguments: Any) -> None:
         list(pool.map(lambda k: kernel(bounds[k], bounds[k + 1], tasks, *arguments), range(threads)))
 
 
+def _precision(state: torch.dtype, *tensors: Tensor) -> torch.dtype:
+    """What the kernels read and write: bfloat16 where all of the tensors are, with a state of float32; else the
+    state's dtype, into which what is not has to be copied.
+    """
+    half = state == torch.float32 and all(x.dtype == torch.bfloat16 for x in tensors)
+    return torch.bfloat16 if half else state
+
+
+def _numbers(x: Tensor) -> NDArray[Any]:
+    """The tensor for numba, which does not know bfloat16: its bits."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
 def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
     """(batch, L, width) as one row of numbers and the distance of two tokens in it."""
     x, step = evenly_spaced(x.detach().to(dtype))
     span = (x.shape[0] * x.shape[1] - 1) * step + x.shape[2]
-    return x.as_strided((span,), (1,)).numpy(), step
+    return _numbers(x.as_strided((span,), (1,))), step
 
 
 def scan(
@@ -75,12 +88,13 @@ def scan(
     if cells is not None:
         raise NotImplementedError("the scan on a CPU takes windows that are already cut")
     batch, length, width = u.shape
-    out = torch.empty(batch * length, width, dtype=A.dtype)
+    precision = _precision(A.dtype, u, delta, z, B, C)
+    out = torch.empty(batch * length, width, dtype=precision)
     starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
-        flats = [number for x in (u, delta, z, B, C) for number in _flat(x, A.dtype)]
-        parameters = _parameters(A, D, delta_bias)
-        _share(kernels.forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, out.numpy(), starts.numpy())
+        flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
+        parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())
+        _share(kernels.forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, *outs)
     return out.view(batch, length, width).to(u.dtype), starts
 
 
@@ -101,7 +115,8 @@ def scan_backward(
     (batch, length, width), state = u.shape, A.dtype
     tasks = _tasks(batch, width)
     parts, sides = int(tasks[-1, 4]) + 1, int(tasks[-1, 5]) + 1
-    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=state) for _ in range(3))
+    precision = _precision(state, u, delta, z, B, C, grad)
+    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=precision) for _ in range(3))
     grad_B, grad_C = (torch.zeros(sides, batch * length, A.shape[1], dtype=state) for _ in range(2))
     grad_rates = torch.zeros(parts, A.shape[1], width, dtype=state)
     grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
@@ -110,11 +125,11 @@ def scan_backward(
         tasks,
         length,
         CHUNK,
-        *(number for x in (u, delta, z, B, C) for number in _flat(x, state)),
+        *(number for x in (u, delta, z, B, C) for number in _flat(x, precision)),
         *_parameters(A, D, delta_bias),
         starts.numpy(),
-        *_flat(grad, state),
-        *(x.numpy() for x in (grad_u, grad_delta, grad_z, grad_B, grad_C, grad_rates, grad_D, grad_bias)),
+        *_flat(grad, precision),
+        *(_numbers(x) for x in (grad_u, grad_delta, grad_z, grad_B, grad_C, grad_rates, grad_D, grad_bias)),
     )
     shape = (batch, length, -1)
     return (
@@ -140,10 +155,11 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
     if text is not None or cells is not None:
         raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
     batch, length, width = x.shape
-    out = torch.empty(batch * length, width, dtype=weight.dtype)
+    precision = _precision(weight.dtype, x)
+    out = torch.empty(batch * length, width, dtype=precision)
     if out.numel():
-        flats = _flat(x, weight.dtype)
-        _share(kernels.conv_forward, _tasks(batch, width), length, *flats, *_taps(weight, bias), out.numpy())
+        flats = _flat(x, precision)
+        _share(kernels.conv_forward, _tasks(batch, width), length, *flats, *_taps(weight, bias), _numbers(out))
     return out.view(batch, length, width).to(x.dtype)
 
 
@@ -154,17 +170,18 @@ def conv_backward(
     (batch, length, width), state = x.shape, weight.dtype
     tasks = _tasks(batch, width)
     parts = int(tasks[-1, 4]) + 1
-    grad_x = torch.empty(batch * length, width, dtype=state)
+    precision = _precision(state, x, grad)
+    grad_x = torch.empty(batch * length, width, dtype=precision)
     grad_taps = torch.zeros(parts, weight.shape[-1], width, dtype=state)
     grad_bias = torch.zeros(parts, width, dtype=state)
     _share(
         kernels.conv_backward,
         tasks,
         length,
-        *_flat(x, state),
+        *_flat(x, precision),
         *_taps(weight, bias),
-        *_flat(grad, state),
-        *(x.numpy() for x in (grad_x, grad_taps, grad_bias)),
+        *_flat(grad, precision),
+        *(_numbers(x) for x in (grad_x, grad_taps, grad_bias)),
     )
     by_weight = grad_taps.sum(0).t().reshape(weight.shape).contiguous()
     return grad_x.view(x.shape).to(x.dtype), by_weight, grad_bias.sum(0).to(bias.dtype), x.new_empty(0)
