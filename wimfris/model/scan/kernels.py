@@ -164,24 +164,29 @@ def _bits_of(typing_context: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
 def _widen(bits: Any, wide: Any) -> None:
     for d in range(len(bits)):
-        wide[d] = _float_of(np.int32(np.int32(bits[d]) << 16))
+        wide[d] = _float_of(np.int32(np.int32(bits[d]) << 16))  # type: ignore[call-arg]
+
+
+@njit(**FAST)
+def _bits(x: Any) -> Any:
+    return _bits_of(x)  # type: ignore[call-arg]
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
 def _round(wide: Any, bits: Any) -> None:
     """To the nearest, of two the even one."""
     for d in range(len(bits)):
-        whole = np.int32(_bits_of(wide[d]))
+        whole = _bits(wide[d])
         near = np.int16((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16)
         bits[d] = near if wide[d] == wide[d] else np.int16(0x7FC0)
 
 
 def read(row: Any, wide: Any) -> Any:
-    """The numbers of a row: itself, or widened into the front of `wide` (..,)."""
+    """The numbers of a row: the row itself, or widened into the front of `wide`."""
 
 
 def target(row: Any, wide: Any) -> Any:
-    """Where to write the numbers of a row: itself, or the front of `wide`, to be settled."""
+    """Where to write the numbers of a row: the row itself, or the front of `wide`, to be settled."""
 
 
 def settle(numbers: Any, row: Any) -> None:
