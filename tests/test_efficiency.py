@@ -16,11 +16,11 @@ from wimfris.efficiency import (
     measure,
     measure_apart,
     quartiles,
-    scan_flops,
 )
 from wimfris.errors import UserError
 from wimfris.model import mamba as mamba_module
 from wimfris.model.mamba import Mamba
+from wimfris.model.scan import scan_flops
 from wimfris.params import read_params
 from wimfris.profile import blank_segmenter, parameters, trained_parameters
 
@@ -42,7 +42,7 @@ def test_counting_does_not_change_what_is_computed() -> None:
     block, x = Mamba(8, state=3, conv=4, expand=2), torch.randn(2, 5, 8)
     with counting():
         counted = block(x)
-    assert torch.equal(counted, block(x))
+    torch.testing.assert_close(counted, block(x))
 
 
 def test_attention_counts() -> None:
@@ -84,6 +84,13 @@ def test_a_step_counts_forward_and_backward_once(smoke) -> None:  # type: ignore
     train = settings.train.model_copy(update={"gradient_checkpointing": True})
     assert count_step_flops(settings.model_copy(update={"train": train}), 2) == step
     assert mamba_module.selective_scan is scan  # as it was
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "triton"])
+def test_the_backend_does_not_change_the_count(smoke, backend: str) -> None:  # type: ignore[no-untyped-def]
+    settings = smoke.settings("full")
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
+    assert count_flops(other) == count_flops(settings)
 
 
 @pytest.mark.parametrize("variant", ["full", "none", "detris_adapters_detris_neck", "lora", "finetune"])

@@ -1,7 +1,7 @@
 """What a model costs: parameters by part, floating-point operations, time and memory.
 
 Operations are counted by torch's `FlopCounterMode` (matrix products, convolutions, attention; two a multiply-add) on a
-model without weights. It does not know the selective scan, whose formula is `wimfris.model.scan.scan_flops`:
+model without weights. The selective scan's formula is `wimfris.model.scan.scan_flops`:
 
     B L D (9 N + 2)
 
@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.build import build_device, build_loss
 from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
 from wimfris.manifest import _processor
 from wimfris.model import mamba
-from wimfris.model.scan import scan_flops, selective_scan
+from wimfris.model.scan import fused_scan
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
@@ -50,27 +50,11 @@ PARTS = ("text", "vision", "neck", "decoder", "projector")
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("wimfris::selective_scan", mutates_args=())
-def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """The scan as one operation, which a counter of operations can see."""
-    return selective_scan(u, delta, A, B, C, D, z, delta_bias)
-
-
-@_scan.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
-    return torch.empty_like(u)
-
-
-@register_flop_formula(torch.ops.wimfris.selective_scan)
-def _scan_formula(u: tuple[int, ...], delta: tuple[int, ...], A: tuple[int, ...], *_: Any, **__: Any) -> int:
-    batch, length, inner = u
-    return scan_flops(batch, length, inner, A[1])
-
-
 def _visible(*arguments: Tensor, backend: str = "auto") -> Tensor:
-    return _scan(*arguments)
+    """The scan as one operation, which a counter of operations can see: the fused scan of the CPU, whatever the block's
+    backend.
+    """
+    return fused_scan(*arguments, backend="cpu")
 
 
 @contextlib.contextmanager
@@ -86,8 +70,8 @@ def _scan_by(call: Callable[..., Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """A counter of the operations within, without gradients. Attention is taken apart into its matrix products: the
-    fused kernels of the CPU are not known to it.
+    """A counter of the operations within, on the CPU or `meta`, without gradients. Attention is taken apart into its
+    matrix products: the fused kernels of the CPU are not known to it.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -120,7 +104,7 @@ def count_flops(settings: Settings) -> dict[str, int]:
         for encoder, adapters in zip(("text", "vision"), beside, strict=True)
         for layer in adapters
     )
-    scans: Any = torch.ops.wimfris.selective_scan
+    scans: Any = torch.ops.wimfris.fused_scan
     return {**flops, "scan": counter.get_flop_counts()["Global"].get(scans, 0), "total": counter.get_total_flops()}
 
 

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.model.mamba import Mamba
-from wimfris.model.scan import scan_flops, selective_scan
+from wimfris.model.scan import causal_conv_silu, scan_flops, selective_scan
 from wimfris.model.scan.ops import CHUNK, fused_scan
 
 _spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).with_name("test_scan.py"))
@@ -89,6 +90,18 @@ def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
     assert torch.autograd.gradcheck(
         lambda *args: selective_scan(*args, backend="cpu"), [values[name] for name in NAMES]
     )
+
+
+def test_cpu_reads_and_rounds_bfloat16_as_torch_does() -> None:
+    """What the kernels do with its bits is what copies into float32 and back would do, bit for bit."""
+    values, weight = single((3, 40, 130, 4))
+    values |= {name: values[name].bfloat16() for name in PER_TOKEN}
+    values["u"][0, 0, 0], values["u"][1, 0, 0] = torch.nan, torch.inf
+    found = derive(values, "cpu", weight.bfloat16())
+    whole = derive({name: value.float() for name, value in values.items()}, "cpu", weight.bfloat16().float())
+    for name, value in found.items():
+        wanted = whole[name].to(value.dtype)
+        assert torch.equal(value.nan_to_num(7.0), wanted.nan_to_num(7.0)), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -190,6 +203,67 @@ def test_a_compiled_graph_holds_the_operation_whole() -> None:
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     wanted = torch.autograd.grad(run(*leaves), leaves)
     assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), wanted))
+
+
+def conv_inputs(batch: int, length: int, width: int, taps: int) -> list[Tensor]:
+    """x, weight and bias of a causal convolution, in float64, and a weight for its output."""
+    shapes = (batch, length, width), (width, 1, taps), (width,), (batch, length, width)
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As torch has it."""
+    padded = F.pad(x.mT, (weight.shape[-1] - 1, 0))
+    return F.silu(F.conv1d(padded, weight, bias, groups=len(bias)).mT)
+
+
+def derive_conv(convolution: Any, *values: Tensor) -> dict[str, Tensor]:
+    """The output and every gradient."""
+    *leaves, weight = (value.detach() for value in values)
+    y = convolution(*(leaf.requires_grad_() for leaf in leaves))
+    grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), leaves)
+    return {"y": y.detach()} | dict(zip(("x", "weight", "bias"), grads, strict=True))
+
+
+def cpu_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return causal_conv_silu(x, weight, bias, backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (3, 2, 5, 4), (2, 9, 130, 3), (35, 17, 24, 4), (1, 40, 300, 1)])
+def test_cpu_convolution_is_that_of_torch(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    values = conv_inputs(*shape)
+    found = derive_conv(cpu_conv, *(value.to(dtype) for value in values))
+    assert_close(found, derive_conv(convolve, *values), 1e-5 if dtype == torch.float32 else 1e-13)
+
+
+def test_cpu_convolution_takes_bfloat16_and_halves_of_a_projection() -> None:
+    x, weight, bias, by = (value.float() for value in conv_inputs(3, 9, 4, 4))
+    wanted = derive_conv(cpu_conv, x, weight, bias, by)
+    for other in (torch.cat([by, x], dim=2)[..., 4:], x.mT.contiguous().mT):
+        found = derive_conv(cpu_conv, other, weight, bias, by)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    half, by = x.bfloat16(), by.bfloat16()
+    found = derive_conv(cpu_conv, half, weight, bias, by)
+    assert [found[name].dtype for name in ("y", "x", "weight")] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    wanted = derive_conv(convolve, *(value.double() for value in (half, weight, bias, by)))
+    assert_close(found, wanted, 2 * torch.finfo(torch.bfloat16).eps)
+
+
+def test_cpu_convolution_gives_the_same_bits_with_any_number_of_threads(threads: int) -> None:
+    for shape in [(35, 17, 24, 4), (1, 70, 300, 4)]:
+        values = [value.float() for value in conv_inputs(*shape)]
+        found = derive_conv(cpu_conv, *values)
+        torch.set_num_threads(1)
+        alone = derive_conv(cpu_conv, *values)
+        torch.set_num_threads(threads)
+        assert all(torch.equal(found[name], alone[name]) for name in found)
+
+
+def test_cpu_convolution_is_well_formed_and_of_nothing_is_nothing() -> None:
+    x, weight, bias, _ = (value.float().requires_grad_() for value in conv_inputs(2, 5, 3, 4))
+    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (x, weight, bias, None, "cpu", None))
+    assert cpu_conv(x[:0], weight, bias).shape == (0, 5, 3)
 
 
 @pytest.mark.parametrize("window", [1, 17, 70])

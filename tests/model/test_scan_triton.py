@@ -18,7 +18,12 @@ import torch
 CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed")
 
-from wimfris.model.hmf import window_index, window_padding, window_partition, window_unpartition  # noqa: E402
+from wimfris.model.hmf import (  # noqa: E402
+    WindowMambaFusion,
+    window_cells,
+    window_partition,
+    window_unpartition,
+)
 from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan.triton import BLOCK, INTERPRETED  # noqa: E402
 
@@ -124,7 +129,7 @@ def test_a_block_says_the_same_as_with_the_reference(length: int, stir: Any) -> 
     block.backend = "triton"
     found = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
     for grad, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(grad.cpu(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+        torch.testing.assert_close(grad.cpu(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 @kernels
@@ -146,18 +151,53 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
         return window_unpartition(block(torch.cat([lead, windows], dim=1))[:, 1:], *grid, window)
 
     wanted = derive(block, "cpu", apart)
-    cells = window_index(*grid, window)[0].masked_fill(window_padding(*grid, window), -1).int().to(DEVICE)
+    cells = window_cells(*grid, window).to(DEVICE)
     block = block.to(DEVICE)
     found = derive(block, DEVICE, lambda tokens, text: block.fuse_windows(tokens, text, cells))
     for value, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+        torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("grid", "window", "options"),
+    [
+        ((2, 4), 2, {}),
+        ((3, 3), 2, {"direction": "bidirectional"}),  # the windows at two borders are short
+        ((7, 6), 6, {"direction": "bidirectional"}),  # two chunks, and windows of which one is padding
+        ((5, 7), None, {"norm": False}),
+    ],
+)
+def test_the_fusion_cuts_its_windows_inside_the_kernels(
+    grid: tuple[int, int], window: int | None, options: dict[str, Any], stir: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """z and every gradient are the reference's in float64, and the map is never cut."""
+    sizes: dict[str, Any] = {"heads": 1, "state": 2, "conv": 4, "expand": 1, "gate": "none", "backend": "reference"}
+    sizes |= {"norm": True} | options
+    wmf = stir(WindowMambaFusion(4, 3, window=window, **sizes))
+    scanning = [p for name, p in wmf.named_parameters() if not name.startswith("coordinates")]
+    tokens, sentence = torch.randn(2, grid[0] * grid[1], 4), torch.randn(2, 3)
+
+    def derive(*where: Any) -> list[torch.Tensor]:
+        leaves = [x.to(*where).requires_grad_() for x in (tokens, sentence)]
+        z = wmf.scan(*leaves, grid)
+        return [z, *torch.autograd.grad(z.square().sum(), [*leaves, *scanning])]
+
+    wmf.double()
+    wanted = [value.float() for value in derive(torch.float64)]
+    wmf.to(DEVICE, torch.float32)
+    for mamba in filter(None, (wmf.mamba, wmf.backwards)):
+        mamba.backend = "triton"
+    monkeypatch.setattr("wimfris.model.hmf.window_partition", None)
+    for value, other in zip(derive(DEVICE), wanted, strict=True):
+        torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 @kernels
 def test_the_convolution_is_well_formed() -> None:
     x, weight = torch.randn(1, 2, 2, device=DEVICE), torch.randn(2, 1, 2, device=DEVICE)
     conv = [x.requires_grad_(), weight.requires_grad_(), torch.zeros(2, device=DEVICE, requires_grad=True)]
-    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (*conv, None, None))
+    torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (*conv, None, "triton", None))
 
 
 @kernels

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wimfris.model.mamba import Mamba
+from wimfris.model.scan import choose_backend
 
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -59,6 +60,13 @@ def window_reversal(height: int, width: int, window: tuple[int, int]) -> Tensor:
     slots = torch.arange(window[0] * window[1])
     real = (~window_padding(height, width, window)).sum(1, keepdim=True)
     return torch.where(slots < real, real - 1 - slots, slots)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def window_cells(height: int, width: int, window: tuple[int, int]) -> Tensor:
+    """(n_win, M), int32: the raster position in the grid of each token of each window, -1 at its padding."""
+    return window_index(height, width, window)[0].masked_fill(window_padding(height, width, window), -1).int()
 
 
 def window_partition(grid_tokens: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
@@ -163,6 +171,8 @@ class WindowMambaFusion(nn.Module):
         window = (self.window, self.window) if self.window else grid
         if window[0] > grid[0] or window[1] > grid[1]:
             raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
+        if self._is_fused(tokens.device.type):
+            return self._fuse(tokens, sentence, grid, window)
         windows = window_partition(tokens, *grid, window)
         text = None
         if self.text is not None:
@@ -179,6 +189,23 @@ class WindowMambaFusion(nn.Module):
             )
             mixed = mixed + self._mix(self.backwards, text, windows.gather(1, order)).gather(1, order)
         return window_unpartition(mixed, *grid, window)
+
+    def _is_fused(self, device: str) -> bool:
+        """Whether the Mamba block's backend cuts the windows itself; it knows no text token but the first."""
+        if self.mamba is None or self.text_token != "first":
+            return False
+        return choose_backend(self.mamba.backend, device).backend == "triton"
+
+    def _fuse(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+        """`scan` without cutting the map: the norm looks at each token alone, so that it comes before the cut too."""
+        assert self.mamba is not None and self.text is not None
+        tokens, text = self.norm(tokens), self.norm(self.text(sentence))[:, None]
+        cells = window_cells(*grid, window)
+        mixed = self.mamba.fuse_windows(tokens, text, cells.to(tokens.device))
+        if self.backwards is not None:
+            turned = cells.gather(1, window_reversal(*grid, window))
+            mixed = mixed + self.backwards.fuse_windows(tokens, text, turned.to(tokens.device))
+        return mixed
 
     def _sequence(self, text: Tensor | None, windows: Tensor) -> tuple[Tensor, slice]:
         """The tokens of every window with its text token, and where the visual ones stand."""

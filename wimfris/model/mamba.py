@@ -41,10 +41,11 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, L, width) -> (batch, L, width). Position t sees positions up to t."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self._convolve(u, choose_backend(self.backend, x.device.type).backend)
+        chosen = choose_backend(self.backend, x.device.type, (*u.shape, self.state), self.A_log.dtype).backend
+        u = self._convolve(u, chosen)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)  # its bias joins inside the softplus
-        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=self.backend)
+        y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=chosen)
         return self.out_proj(y)
 
     def fuse_windows(self, tokens: Tensor, text: Tensor, cells: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class Mamba(nn.Module):
         u, z = self.in_proj(tokens).chunk(2, dim=-1)
         bias, lead = self.conv1d.bias, F.linear(text, self.in_proj.weight[: len(self.D)])
         assert bias is not None
-        u = causal_conv_silu(u, self.conv1d.weight, bias, lead, cells)
+        u = causal_conv_silu(u, self.conv1d.weight, bias, lead, backend="triton", cells=cells)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)
         A = -torch.exp(self.A_log)
@@ -72,8 +73,8 @@ class Mamba(nn.Module):
             from wimfris.model.scan.cuda import causal_conv1d_silu
 
             return causal_conv1d_silu(u, self.conv1d.weight, bias)
-        if backend == "triton":
-            return causal_conv_silu(u, self.conv1d.weight, bias)
+        if backend in ("cpu", "triton"):
+            return causal_conv_silu(u, self.conv1d.weight, bias, backend=backend)
         # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
         kernel, length = self.conv1d.weight.squeeze(1), u.shape[1]
         padded = F.pad(u, (0, 0, kernel.shape[1] - 1, 0))

@@ -63,11 +63,13 @@ def choose_backend(
     are known.
 
     `auto` takes the compiled kernels on a CPU, except for what is too small to profit from them or float64; on CUDA
-    mamba_ssm where it is installed; the reference elsewhere. Raises UserError where the backend is unknown or cannot
-    run.
+    mamba_ssm where it is installed; the reference elsewhere. On `meta`, which has shapes and no numbers, every backend
+    is as good as the reference. Raises UserError where the backend is unknown or cannot run.
     """
     if backend not in BACKENDS:
         raise UserError(f"model.scan: no scan backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+    if device == "meta":
+        return Choice("reference", "meta tensors: shapes alone, nothing is computed")
     if backend != "auto":
         obstacle = _obstacle(backend, device)
         if obstacle:

@@ -1,4 +1,4 @@
-"""The scan on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
+"""The scan and the convolution on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
 
 One path serves thousands of windows and one long sequence: either is cut into tasks of some sequences and some blocks
 of channels.
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wimfris.model.scan.kernels import BLOCK, backward, forward
-from wimfris.model.scan.ops import CHUNK
+from wimfris.model.scan import kernels
+from wimfris.model.scan.ops import CHUNK, evenly_spaced
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
 
@@ -25,10 +25,10 @@ def _tasks(batch: int, width: int) -> NDArray[np.int64]:
     groups of sequences, `side` those of channels.
     """
     parts = min(batch, PARTS)
-    blocks = -(-width // BLOCK)
+    blocks = -(-width // kernels.BLOCK)
     sides = min(blocks, PARTS // parts)
     sequences = [batch * k // parts for k in range(parts + 1)]
-    channels = [min(blocks * k // sides * BLOCK, width) for k in range(sides + 1)]
+    channels = [min(blocks * k // sides * kernels.BLOCK, width) for k in range(sides + 1)]
     return np.array(
         [
             (sequences[part], sequences[part + 1], channels[side], channels[side + 1], part, side)
@@ -50,16 +50,24 @@ def _share(kernel: Any, tasks: NDArray[np.int64], *arguments: Any) -> None:
         list(pool.map(lambda k: kernel(bounds[k], bounds[k + 1], tasks, *arguments), range(threads)))
 
 
+def _precision(state: torch.dtype, *tensors: Tensor) -> torch.dtype:
+    """What the kernels read and write: bfloat16 where all of the tensors are, with a state of float32; else the
+    state's dtype, into which what is not has to be copied.
+    """
+    half = state == torch.float32 and all(x.dtype == torch.bfloat16 for x in tensors)
+    return torch.bfloat16 if half else state
+
+
+def _numbers(x: Tensor) -> NDArray[Any]:
+    """The tensor for numba, which does not know bfloat16: its bits."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
 def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
-    """(batch, L, width) as one row of numbers and the distance of two tokens in it; copied only where it must be."""
-    x = x.detach().to(dtype)
-    step = x.stride(1)
-    if x.is_contiguous():
-        step = x.shape[2]  # the stride of a dimension of one token says nothing
-    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
-        x, step = x.contiguous(), x.shape[2]
+    """(batch, L, width) as one row of numbers and the distance of two tokens in it."""
+    x, step = evenly_spaced(x.detach().to(dtype))
     span = (x.shape[0] * x.shape[1] - 1) * step + x.shape[2]
-    return x.as_strided((span,), (1,)).numpy(), step
+    return _numbers(x.as_strided((span,), (1,))), step
 
 
 def scan(
@@ -80,12 +88,13 @@ def scan(
     if cells is not None:
         raise NotImplementedError("the scan on a CPU takes windows that are already cut")
     batch, length, width = u.shape
-    out = torch.empty(batch * length, width, dtype=A.dtype)
+    precision = _precision(A.dtype, u, delta, z, B, C)
+    out = torch.empty(batch * length, width, dtype=precision)
     starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
-        flats = [number for x in (u, delta, z, B, C) for number in _flat(x, A.dtype)]
-        parameters = _parameters(A, D, delta_bias)
-        _share(forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, out.numpy(), starts.numpy())
+        flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
+        parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())
+        _share(kernels.forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, *outs)
     return out.view(batch, length, width).to(u.dtype), starts
 
 
@@ -106,20 +115,21 @@ def scan_backward(
     (batch, length, width), state = u.shape, A.dtype
     tasks = _tasks(batch, width)
     parts, sides = int(tasks[-1, 4]) + 1, int(tasks[-1, 5]) + 1
-    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=state) for _ in range(3))
+    precision = _precision(state, u, delta, z, B, C, grad)
+    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=precision) for _ in range(3))
     grad_B, grad_C = (torch.zeros(sides, batch * length, A.shape[1], dtype=state) for _ in range(2))
     grad_rates = torch.zeros(parts, A.shape[1], width, dtype=state)
     grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
     _share(
-        backward,
+        kernels.backward,
         tasks,
         length,
         CHUNK,
-        *(number for x in (u, delta, z, B, C) for number in _flat(x, state)),
+        *(number for x in (u, delta, z, B, C) for number in _flat(x, precision)),
         *_parameters(A, D, delta_bias),
         starts.numpy(),
-        *_flat(grad, state),
-        *(x.numpy() for x in (grad_u, grad_delta, grad_z, grad_B, grad_C, grad_rates, grad_D, grad_bias)),
+        *_flat(grad, precision),
+        *(_numbers(x) for x in (grad_u, grad_delta, grad_z, grad_B, grad_C, grad_rates, grad_D, grad_bias)),
     )
     shape = (batch, length, -1)
     return (
@@ -138,3 +148,46 @@ def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any],
     """A transposed, D and the bias in A's precision."""
     A, D, delta_bias = A.detach(), D.detach(), delta_bias.detach()
     return A.t().contiguous().numpy(), D.to(A.dtype).contiguous().numpy(), delta_bias.to(A.dtype).contiguous().numpy()
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
+    """See `wimfris.model.scan.ops.causal_conv_silu`; in x's dtype, computed in the weights'."""
+    if text is not None or cells is not None:
+        raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
+    batch, length, width = x.shape
+    precision = _precision(weight.dtype, x)
+    out = torch.empty(batch * length, width, dtype=precision)
+    if out.numel():
+        flats = _flat(x, precision)
+        _share(kernels.conv_forward, _tasks(batch, width), length, *flats, *_taps(weight, bias), _numbers(out))
+    return out.view(batch, length, width).to(x.dtype)
+
+
+def conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by x, weight and bias, and one of size 0 for the text that there is not."""
+    (batch, length, width), state = x.shape, weight.dtype
+    tasks = _tasks(batch, width)
+    parts = int(tasks[-1, 4]) + 1
+    precision = _precision(state, x, grad)
+    grad_x = torch.empty(batch * length, width, dtype=precision)
+    grad_taps = torch.zeros(parts, weight.shape[-1], width, dtype=state)
+    grad_bias = torch.zeros(parts, width, dtype=state)
+    _share(
+        kernels.conv_backward,
+        tasks,
+        length,
+        *_flat(x, precision),
+        *_taps(weight, bias),
+        *_flat(grad, precision),
+        *(_numbers(x) for x in (grad_x, grad_taps, grad_bias)),
+    )
+    by_weight = grad_taps.sum(0).t().reshape(weight.shape).contiguous()
+    return grad_x.view(x.shape).to(x.dtype), by_weight, grad_bias.sum(0).to(bias.dtype), x.new_empty(0)
+
+
+def _taps(weight: Tensor, bias: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The weight (D, 1, K) as (K, D), and the bias in its precision."""
+    weight, bias = weight.detach(), bias.detach()
+    return weight[:, 0].t().contiguous().numpy(), bias.to(weight.dtype).contiguous().numpy()

@@ -1,4 +1,5 @@
-"""The selective scan for a CPU, compiled by numba: forward, and a backward that recomputes the states.
+"""The selective scan and the causal convolution before it for a CPU, compiled by numba: forward, and a backward that
+recomputes the states.
 
 Nothing of size (batch, L, D, N) exists. A task is some sequences and some blocks of `BLOCK` channels; it walks over the
 tokens with the state of one block, (N, BLOCK), in the fastest cache, and channels innermost, where the vector units
@@ -8,6 +9,10 @@ there, recomputes the chunk's states and walks back over them. A chunk's scratch
 Inputs that are (batch, L, width) come flat, with the distance `*_step` of two tokens: a half of a projection need not
 be copied. Which task does what depends on shapes alone and every sum has a fixed order, so that the result does not
 depend on the number of threads, bit for bit.
+
+A dtype of float32 or float64 is that of the sums and states too. bfloat16, which numba does not know, comes and goes
+as its bits in int16; a row at a time is widened to float32 (`read`) or rounded (`settle`), so that no copy of a tensor
+is made.
 
 numba calls the C library once an element; here float32 has polynomials instead of exp and log, which go into vector
 registers (relative error below 3e-7). float64 takes the C library's. All is in one file, because numba's cache looks at
@@ -122,9 +127,6 @@ def sigmoid(x: Any) -> Any:
     return ONE / (ONE + exp(-x))
 
 
-# --- the scan ---------------------------------------------------------------------------------------------------------
-
-
 class _Apart(CompilerBase):
     """Compiles with the promise that no two arrays of the arguments overlap, without which LLVM does not vectorise a
     loop over many arrays. Without the promise the result is the same.
@@ -134,6 +136,98 @@ class _Apart(CompilerBase):
         with contextlib.suppress(AttributeError):
             self.state.flags.noalias = True
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _float_of(typing_context: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
+    """The float32 that has these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _bits_of(typing_context: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
+    """The bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _widen(bits: Any, wide: Any) -> None:
+    for d in range(len(bits)):
+        wide[d] = _float_of(np.int32(np.int32(bits[d]) << 16))  # type: ignore[call-arg]
+
+
+@njit(**FAST)
+def _bits(x: Any) -> Any:
+    return _bits_of(x)  # type: ignore[call-arg]
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _round(wide: Any, bits: Any) -> None:
+    """To the nearest, of two the even one."""
+    for d in range(len(bits)):
+        whole = _bits(wide[d])
+        near = np.int16((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16)
+        bits[d] = near if wide[d] == wide[d] else np.int16(0x7FC0)
+
+
+def read(row: Any, wide: Any) -> Any:
+    """The numbers of a row: the row itself, or widened into the front of `wide`."""
+
+
+def target(row: Any, wide: Any) -> Any:
+    """Where to write the numbers of a row: the row itself, or the front of `wide`, to be settled."""
+
+
+def settle(numbers: Any, row: Any) -> None:
+    """What was written to a row's `target` becomes the row."""
+
+
+@overload(read, jit_options=FAST)  # type: ignore[arg-type]
+def _read_of(row: Any, wide: Any) -> Callable[[Any, Any], Any]:
+    def whole(row: Any, wide: Any) -> Any:
+        return row
+
+    def half(row: Any, wide: Any) -> Any:
+        _widen(row, wide)
+        return wide[: len(row)]
+
+    return half if row.dtype == types.int16 else whole
+
+
+@overload(target, jit_options=FAST)  # type: ignore[arg-type]
+def _target_of(row: Any, wide: Any) -> Callable[[Any, Any], Any]:
+    def whole(row: Any, wide: Any) -> Any:
+        return row
+
+    def half(row: Any, wide: Any) -> Any:
+        return wide[: len(row)]
+
+    return half if row.dtype == types.int16 else whole
+
+
+@overload(settle, jit_options=FAST)  # type: ignore[arg-type]
+def _settle_of(numbers: Any, row: Any) -> Callable[[Any, Any], Any]:
+    def whole(numbers: Any, row: Any) -> None:
+        return
+
+    def half(numbers: Any, row: Any) -> None:
+        _round(numbers, row)
+
+    return half if row.dtype == types.int16 else whole
+
+
+# --- the scan ---------------------------------------------------------------------------------------------------------
 
 
 @njit(fastmath={"contract", "nsz", "reassoc"}, error_model="numpy", nogil=True)
@@ -288,27 +382,31 @@ def forward(
     rates (N, D) is A transposed, out (batch * L, D); starts (batch, chunks - 1, N, D), or of size 0 to keep none.
     """
     states = len(rates)
-    y, step, drive = np.empty(BLOCK, u.dtype), np.empty(BLOCK, u.dtype), np.empty(BLOCK, u.dtype)
+    y, step, drive = np.empty(BLOCK, rates.dtype), np.empty(BLOCK, rates.dtype), np.empty(BLOCK, rates.dtype)
+    wide = np.empty((6, max(BLOCK, states)), rates.dtype)
     for task in range(first, last):
         for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
             high = min(low + BLOCK, tasks[task, 3])
             width = high - low
             block = rates[:, low:high].copy()
-            state = np.empty((states, width), u.dtype)
+            state = np.empty((states, width), rates.dtype)
             for sequence in range(tasks[task, 0], tasks[task, 1]):
                 state[:] = 0
                 for t in range(length):
                     row = sequence * length + t
                     if starts.size and t and t % chunk == 0:
                         starts[sequence, t // chunk - 1, :, low:high] = state
-                    u_row = u[row * u_step + low : row * u_step + high]
-                    delta_row = delta[row * delta_step + low : row * delta_step + high]
-                    z_row = z[row * z_step + low : row * z_step + high]
-                    B_row = B[row * B_step : row * B_step + states]
-                    C_row = C[row * C_step : row * C_step + states]
+                    u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
+                    delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
+                    z_row = read(z[row * z_step + low : row * z_step + high], wide[2])
+                    B_row = read(B[row * B_step : row * B_step + states], wide[3])
+                    C_row = read(C[row * C_step : row * C_step + states], wide[4])
                     _begin(u_row, delta_row, bias[low:high], step[:width], drive[:width])
                     _advance(state, y[:width], step[:width], drive[:width], block, B_row, C_row)
-                    _finish(y[:width], u_row, z_row, skip[low:high], out[row, low:high])
+                    out_row = out[row, low:high]
+                    final = target(out_row, wide[5])
+                    _finish(y[:width], u_row, z_row, skip[low:high], final)
+                    settle(final, out_row)
 
 
 @njit(**FAST, nogil=True, cache=True)
@@ -350,18 +448,19 @@ def backward(
     grad_skip, grad_bias (parts of sequences, D). Columns 4 and 5 of `tasks` say which of these parts are a task's.
     """
     states, longest = len(rates), min(length, chunk)
+    wide = np.empty((9, max(BLOCK, states)), rates.dtype)
     for task in range(first, last):
         part, side = tasks[task, 4], tasks[task, 5]
         for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
             high = min(low + BLOCK, tasks[task, 3])
             width = high - low
             block = rates[:, low:high].copy()
-            kept = np.empty((longest + 1, states, width), u.dtype)
-            decay = np.empty((longest, states, width), u.dtype)
+            kept = np.empty((longest + 1, states, width), rates.dtype)
+            decay = np.empty((longest, states, width), rates.dtype)
             adjoint, own, block_grad = np.empty_like(block), np.empty_like(block), np.empty_like(block)
-            y = np.empty((longest, width), u.dtype)
+            y = np.empty((longest, width), rates.dtype)
             step, drive = np.empty_like(y), np.empty_like(y)
-            grad_y = np.empty(width, u.dtype)
+            grad_y = np.empty(width, rates.dtype)
             by_step, by_drive = np.empty_like(grad_y), np.empty_like(grad_y)
             block_grad[:] = 0
             for sequence in range(tasks[task, 0], tasks[task, 1]):
@@ -374,23 +473,25 @@ def backward(
                         kept[0] = 0
                     for t in range(end - begin):
                         row = sequence * length + begin + t
-                        u_row = u[row * u_step + low : row * u_step + high]
-                        delta_row = delta[row * delta_step + low : row * delta_step + high]
-                        B_row = B[row * B_step : row * B_step + states]
-                        C_row = C[row * C_step : row * C_step + states]
+                        u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
+                        delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
+                        B_row = read(B[row * B_step : row * B_step + states], wide[3])
+                        C_row = read(C[row * C_step : row * C_step + states], wide[4])
                         _begin(u_row, delta_row, bias[low:high], step[t], drive[t])
                         _advance_kept(kept[t], kept[t + 1], decay[t], y[t], step[t], drive[t], block, B_row, C_row)
                     for t in range(end - begin - 1, -1, -1):
                         row = sequence * length + begin + t
-                        u_row = u[row * u_step + low : row * u_step + high]
-                        delta_row = delta[row * delta_step + low : row * delta_step + high]
-                        z_row = z[row * z_step + low : row * z_step + high]
-                        B_row = B[row * B_step : row * B_step + states]
-                        C_row = C[row * C_step : row * C_step + states]
-                        grad_row = grad[row * grad_step + low : row * grad_step + high]
-                        grad_u_row, grad_z_row = grad_u[row, low:high], grad_z[row, low:high]
+                        u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
+                        delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
+                        z_row = read(z[row * z_step + low : row * z_step + high], wide[2])
+                        B_row = read(B[row * B_step : row * B_step + states], wide[3])
+                        C_row = read(C[row * C_step : row * C_step + states], wide[4])
+                        grad_row = read(grad[row * grad_step + low : row * grad_step + high], wide[5])
+                        by_u, by_delta = grad_u[row, low:high], grad_delta[row, low:high]
+                        by_z = grad_z[row, low:high]
+                        to_u, to_delta, to_z = target(by_u, wide[6]), target(by_delta, wide[7]), target(by_z, wide[8])
                         _finish_back(
-                            grad_row, y[t], u_row, z_row, skip[low:high], grad_y, grad_z_row, grad_u_row,
+                            grad_row, y[t], u_row, z_row, skip[low:high], grad_y, to_z, to_u,
                             grad_skip[part, low:high],
                         )  # fmt: skip
                         _retreat(
@@ -401,7 +502,134 @@ def backward(
                             grad_B[side, row, n] = _dot(own[n], drive[t], grad_B[side, row, n])
                             grad_C[side, row, n] = _dot(kept[t + 1, n], grad_y, grad_C[side, row, n])
                         _begin_back(
-                            u_row, delta_row, bias[low:high], step[t], by_step, by_drive, grad_u_row,
-                            grad_delta[row, low:high], grad_bias[part, low:high],
+                            u_row, delta_row, bias[low:high], step[t], by_step, by_drive, to_u, to_delta,
+                            grad_bias[part, low:high],
                         )  # fmt: skip
+                        settle(to_u, by_u)
+                        settle(to_delta, by_delta)
+                        settle(to_z, by_z)
             grad_rates[part, :, low:high] += block_grad
+
+
+# --- the convolution before the scan ----------------------------------------------------------------------------------
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _convolve(x: Any, start: int, step: int, unseen: int, taps: Any, bias: Any, total: Any, wide: Any) -> None:
+    """A token's convolution: total = bias + sum_k taps_k x_(t - K + 1 + k). The first `unseen` taps reach behind the
+    sequence; the first token that is seen stands at x's place `start`, the next one `step` further. taps (K, channels);
+    bias, total, wide (channels,).
+    """
+    for d in range(len(total)):
+        total[d] = bias[d]
+    for k in range(unseen, len(taps)):
+        at = start + (k - unseen) * step
+        tap, seen = taps[k], read(x[at : at + len(total)], wide)
+        for d in range(len(total)):
+            total[d] += tap[d] * seen[d]
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _activate(total: Any, out: Any) -> None:
+    """out = SiLU(total), both (channels,)."""
+    for d in range(len(out)):
+        out[d] = total[d] * sigmoid(total[d])
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _activate_back(grad: Any, total: Any, own: Any, grad_bias: Any) -> None:
+    """The derivative of `_activate` into `own`, added to grad_bias; all (channels,)."""
+    for d in range(len(own)):
+        gate = sigmoid(total[d])
+        g = grad[d] * gate * (ONE + total[d] * (ONE - gate))
+        own[d] = g
+        grad_bias[d] += g
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _taps_back(x: Any, start: int, step: int, unseen: int, own: Any, grad_taps: Any, wide: Any) -> None:
+    """The derivative of `_convolve` by its taps, added to grad_taps."""
+    for k in range(unseen, len(grad_taps)):
+        at = start + (k - unseen) * step
+        by_tap, seen = grad_taps[k], read(x[at : at + len(own)], wide)
+        for d in range(len(own)):
+            by_tap[d] += own[d] * seen[d]
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _token_back(own: Any, t: int, after: int, taps: Any, grad_x: Any) -> None:
+    """The derivative by token t, (channels,): of its own convolution and those of the `after` tokens behind it. own (K,
+    channels), a token t's in row t mod K.
+    """
+    for d in range(len(grad_x)):
+        grad_x[d] = 0
+    for ahead in range(after + 1):
+        tap, given = taps[len(taps) - 1 - ahead], own[(t + ahead) % len(own)]
+        for d in range(len(grad_x)):
+            grad_x[d] += tap[d] * given[d]
+
+
+@njit(**FAST, nogil=True, cache=True)
+def conv_forward(
+    first: int, last: int, tasks: Any, length: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
+) -> None:
+    """SiLU of the convolution, for tasks as in `forward`. taps (K, D), out (batch * L, D)."""
+    reach = len(taps) - 1
+    total, wide = np.empty(BLOCK, taps.dtype), np.empty((2, BLOCK), taps.dtype)
+    for task in range(first, last):
+        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
+            high = min(low + BLOCK, tasks[task, 3])
+            width = high - low
+            block = taps[:, low:high].copy()
+            for sequence in range(tasks[task, 0], tasks[task, 1]):
+                for t in range(length):
+                    row, unseen = sequence * length + t, max(reach - t, 0)
+                    start = (row - reach + unseen) * x_step + low
+                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width], wide[0])
+                    out_row = out[row, low:high]
+                    final = target(out_row, wide[1])
+                    _activate(total[:width], final)
+                    settle(final, out_row)
+
+
+@njit(**FAST, nogil=True, cache=True)
+def conv_backward(
+    first: int,
+    last: int,
+    tasks: Any,
+    length: int,
+    x: Any,
+    x_step: int,
+    taps: Any,
+    bias: Any,
+    grad: Any,
+    grad_step: int,
+    grad_x: Any,
+    grad_taps: Any,
+    grad_bias: Any,
+) -> None:
+    """The derivatives, from that of the output, `grad`: grad_x (batch * L, D) is written, the sums grad_taps (parts of
+    sequences, K, D) and grad_bias (parts of sequences, D) are added to.
+    """
+    reach = len(taps) - 1
+    total, wide = np.empty(BLOCK, taps.dtype), np.empty((3, BLOCK), taps.dtype)
+    for task in range(first, last):
+        part = tasks[task, 4]
+        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
+            high = min(low + BLOCK, tasks[task, 3])
+            width = high - low
+            block = taps[:, low:high].copy()
+            own, block_grad = np.empty_like(block), np.zeros_like(block)
+            for sequence in range(tasks[task, 0], tasks[task, 1]):
+                for t in range(length - 1, -1, -1):
+                    row, unseen = sequence * length + t, max(reach - t, 0)
+                    start = (row - reach + unseen) * x_step + low
+                    grad_row = read(grad[row * grad_step + low : row * grad_step + high], wide[0])
+                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width], wide[1])
+                    _activate_back(grad_row, total[:width], own[t % len(own)], grad_bias[part, low:high])
+                    _taps_back(x, start, x_step, unseen, own[t % len(own)], block_grad, wide[1])
+                    by_x = grad_x[row, low:high]
+                    to_x = target(by_x, wide[2])
+                    _token_back(own, t, min(reach, length - 1 - t), block, to_x)
+                    settle(to_x, by_x)
+            grad_taps[part, :, low:high] += block_grad

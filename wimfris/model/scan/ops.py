@@ -24,6 +24,18 @@ def _module(backend: str) -> Any:
     return cpu
 
 
+def evenly_spaced(x: Tensor) -> tuple[Tensor, int]:
+    """(batch, L, width) whose tokens all lie at one distance, channels side by side, and that distance; copied only
+    where it must be.
+    """
+    step = x.stride(1)
+    if x.is_contiguous():
+        step = x.shape[2]  # the stride of a dimension of one token says nothing
+    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
+        x, step = x.contiguous(), x.shape[2]
+    return x, step
+
+
 @torch.library.custom_op("wimfris::fused_scan", mutates_args=())
 def _forward(
     u: Tensor,
@@ -147,13 +159,13 @@ def fused_scan(
 
 
 @torch.library.custom_op("wimfris::causal_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    found: Tensor = _module("triton").conv(x, weight, bias, text, cells)
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, backend: str, cells: Tensor | None) -> Tensor:
+    found: Tensor = _module(backend).conv(x, weight, bias, text, cells)
     return found
 
 
 @_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, backend: str, cells: Tensor | None) -> Tensor:
     if cells is None:
         return x.new_empty(x.shape)
     return x.new_empty(len(x) * cells.shape[0], cells.shape[1] + 1, x.shape[2])
@@ -161,43 +173,51 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tenso
 
 @torch.library.custom_op("wimfris::causal_conv_backward", mutates_args=())
 def _conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, backend: str, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by x, weight, bias and text; the last is of size 0 where there is none."""
-    found: Any = _module("triton").conv_backward(grad, x, weight, bias, text, cells)
+    found: Any = _module(backend).conv_backward(grad, x, weight, bias, text, cells)
     return found
 
 
 @_conv_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, backend: str, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     by_text = x.new_empty(0) if text is None else text.new_empty(text.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), by_text
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.backend, cells = inputs
+    ctx.save_for_backward(*tensors, cells)
 
 
 def _conv_derive(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, text, cells = ctx.saved_tensors
-    *others, by_text = _conv_backward(grad, x, weight, bias, text, cells)
-    return *others, None if text is None else by_text, None
+    *tensors, text, cells = ctx.saved_tensors
+    *others, by_text = _conv_backward(grad, *tensors, text, ctx.backend, cells)
+    return *others, None if text is None else by_text, None, None
 
 
 _conv.register_autograd(_conv_derive, setup_context=_conv_setup)
 
 
 def causal_conv_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None = None, cells: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    text: Tensor | None = None,
+    *,
+    backend: str,
+    cells: Tensor | None = None,
 ) -> Tensor:
-    """SiLU(causal depthwise convolution) by Triton: x (batch, L, D), weight (D, 1, K), bias (D,) -> (batch, L, D).
+    """SiLU(causal depthwise convolution) by a fused backend: x (batch, L, D), weight (D, 1, K), bias (D,) -> (batch, L,
+    D).
 
-    With `cells` (see `fused_scan`) x is a map (images, H * W, D) and text (images, 1, D) the token before every window:
-    -> (images * n_win, M + 1, D), the windows cut and led by their text.
+    With `cells` (see `fused_scan`), Triton alone, x is a map (images, H * W, D) and text (images, 1, D) the token
+    before every window: -> (images * n_win, M + 1, D), the windows cut and led by their text.
     """
-    return _conv(x, weight, bias, text, cells)
+    return _conv(x, weight, bias, text, backend, cells)
 
 
 # --- operations -------------------------------------------------------------------------------------------------------

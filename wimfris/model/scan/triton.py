@@ -10,21 +10,11 @@ import triton
 from torch import Tensor
 
 from wimfris.model.scan import triton_kernels as kernels
-from wimfris.model.scan.ops import CHUNK
+from wimfris.model.scan.ops import CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BLOCK = 4 if INTERPRETED else 64  # channels of a tile; small under the interpreter, where every element costs
 GROUPS = 128  # groups of sequences at most, each with a part of the sums over sequences
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """(batch, L, width) whose tokens lie at one distance, which comes with it; copied only where it must be."""
-    step = x.stride(1)
-    if x.is_contiguous():
-        step = x.shape[2]  # the stride of a dimension of one token says nothing
-    elif x.stride(2) != 1 or x.stride(0) != x.shape[1] * step or step < x.shape[2]:
-        x, step = x.contiguous(), x.shape[2]
-    return x, step
 
 
 def _cut(length: int) -> tuple[int, int]:
@@ -51,22 +41,22 @@ def scan(
     cells: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, shaped as z, in u's dtype; and the states that enter every chunk but the first. All of it in float32
-    inside. Windows (`cells`) must fit into one chunk.
+    inside.
     """
     (batch, length, width), states = u.shape, A.shape[1]
     tokens, chunks = _cut(length)
     out = torch.empty(z.shape, dtype=u.dtype, device=u.device)
     starts = torch.empty(batch, chunks - 1, states, width, dtype=torch.float32, device=u.device)
     cell, windows, area = _windows(cells, u, z)
-    (u, u_step), (delta, delta_step), (z, z_step), (B, B_step), (C, C_step) = map(_rows, (u, delta, z, B, C))
+    (u, u_step), (delta, delta_step), (z, z_step), (B, B_step), (C, C_step) = map(evenly_spaced, (u, delta, z, B, C))
     A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
     blocks = triton.cdiv(width, BLOCK)
     if chunks > 1:
         ends, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            u, u, delta, z, B, C, A, delta_bias, ends, sums,
-            length, width, chunks, u_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, REVERSE=False,
+            u, u, delta, z, B, C, A, delta_bias, ends, sums, cell,
+            length, width, chunks, windows, area, u_step, u_step, delta_step, z_step, B_step, C_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=False,
         )  # fmt: skip
         _pass_on(ends, sums, A, starts, reverse=False)
     if batch:
@@ -112,16 +102,16 @@ def scan_backward(
     grad_D, grad_bias = (starts.new_empty(groups, width) for _ in range(2))
     dtypes = A.dtype, B.dtype, C.dtype, D.dtype, delta_bias.dtype
     (grad, grad_step), (u, u_step), (delta, delta_step), (z, z_step), (B, B_step), (C, C_step) = map(
-        _rows, (grad, u, delta, z, B, C)
+        evenly_spaced, (grad, u, delta, z, B, C)
     )
     A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
     ends = torch.empty_like(starts)
     if chunks > 1:
         alone, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            grad, u, delta, z, B, C, A, delta_bias, alone, sums,
-            length, width, chunks, grad_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, REVERSE=True,
+            grad, u, delta, z, B, C, A, delta_bias, alone, sums, cell,
+            length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step, B_step, C_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=True,
         )  # fmt: skip
         _pass_on(alone, sums, A, ends, reverse=True)
     kernels.scan_backward[(groups, blocks)](
@@ -145,11 +135,11 @@ def scan_backward(
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
     """See `wimfris.model.scan.ops.causal_conv_silu`."""
-    (x, x_step), taps = _rows(x), weight.shape[-1]
+    (x, x_step), taps = evenly_spaced(x), weight.shape[-1]
     width = x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
     tokens, chunks = _cut(length)
-    lead, text_step = (x, 0) if text is None else _rows(text)
+    lead, text_step = (x, 0) if text is None else evenly_spaced(text)
     out = torch.empty(batch, length, width, dtype=x.dtype, device=x.device)
     if batch:
         kernels.conv_forward[(batch * chunks, triton.cdiv(width, BLOCK))](
@@ -171,11 +161,11 @@ def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by x, weight, bias and text (of size 0 where there is none), each in its dtype."""
-    (x, x_step), (grad, grad_step), taps = _rows(x), _rows(grad), weight.shape[-1]
+    (x, x_step), (grad, grad_step), taps = evenly_spaced(x), evenly_spaced(grad), weight.shape[-1]
     images, width = x.shape[0], x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
     tokens, chunks = _cut(length)
-    lead, text_step = (x, 0) if text is None else _rows(text)
+    lead, text_step = (x, 0) if text is None else evenly_spaced(text)
     total = batch * chunks
     group = triton.cdiv(total, GROUPS)
     groups = triton.cdiv(total, group)

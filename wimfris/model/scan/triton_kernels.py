@@ -1,7 +1,7 @@
 """The selective scan and the causal convolution before it as Triton kernels, channels-last, float32 inside.
 
-A program holds a tile of `T` tokens and `BLOCK` channels. A window is one tile. A longer sequence is cut into chunks of
-T tokens, each a tile of its own with the state that enters it: `chunk_ends` and `pass_on` find those states, and in
+A program holds a tile of `T` tokens and `BLOCK` channels. A short sequence is one tile. A longer one is cut into chunks
+of T tokens, each a tile of its own with the state that enters it: `chunk_ends` and `pass_on` find those states, and in
 the backward the adjoints that enter a chunk from behind. The recurrence within a tile is an associative scan in
 registers, a state at a time; the backward recomputes it. Sums over tokens and channels that several programs share are
 stored in parts and added outside, in a fixed order: there are no atomics.
@@ -181,9 +181,9 @@ def scan_backward(
 
 @triton.jit
 def chunk_ends(
-    grad, u, delta, z, B, C, A, bias, ends, sums,
-    length, width, chunks, grad_step_, u_step, delta_step, z_step, B_step, C_step,
-    N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+    grad, u, delta, z, B, C, A, bias, ends, sums, cells,
+    length, width, chunks, windows, area, grad_step_, u_step, delta_step, z_step, B_step, C_step,
+    N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WINDOWED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What leaves a chunk that nothing enters: its last state, or with `REVERSE` the adjoint before its first token;
     and the sum of its steps. Grid (batch * (chunks - 1), blocks): all chunks but the last, or but the first.
@@ -198,8 +198,9 @@ def chunk_ends(
     shift = tl.load(bias + d, mask=wide, other=0.0)
     step, _ = _steps(delta, rows, delta_step, d, shift, inside, wide)
     if REVERSE:
-        gate = _tile(z, rows, z_step, d, inside, wide)
-        value = _tile(grad, rows, grad_step_, d, inside, wide) * gate * _sigmoid(gate)
+        map_rows, there = _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED)
+        gate = _tile(z, map_rows, z_step, d, there, wide)
+        value = _tile(grad, map_rows, grad_step_, d, there, wide) * gate * _sigmoid(gate)
         passed = tl.cumsum(step, 0)
     else:
         value = step * _tile(u, rows, u_step, d, inside, wide)
