@@ -36,7 +36,7 @@ from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
 from wimfris.manifest import _processor
 from wimfris.model import mamba
-from wimfris.model.scan import fused_scan
+from wimfris.model.scan import fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
