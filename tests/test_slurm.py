@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from wimfris import slurm
 from wimfris.cli import app
 from wimfris.errors import UserError
+from wimfris.matrix import Stop
 from wimfris.slurm import Task, read_options, run_on_slurm
 
 _spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))
@@ -193,9 +194,7 @@ def test_preempted_tasks_go_on(cluster: Path, sequential: Path) -> None:
     }
 
 
-def test_interrupted_cancels_and_the_next_waits_for_what_is_left(
-    cluster: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_cancels_and_the_same_command_goes_on(cluster: Path) -> None:
     (cluster / "seconds").write_text("300")
     process = start(1, *RUNS[:2])
     pids = process_of("full-0")
@@ -208,7 +207,6 @@ def test_interrupted_cancels_and_the_next_waits_for_what_is_left(
     assert "Traceback" not in told
     (cluster / "seconds").write_text("0")
     assert run_on_slurm(PARAMS, RUNS[:1], 1, []) == []
-    assert "wimfris: waiting for what an earlier command left in Slurm's queue" in capsys.readouterr().err
     assert_gone(pids)
     assert trained("begin") == ["full-0", "full-0"] and trained("end") == ["full-0"]
 
@@ -216,6 +214,17 @@ def test_interrupted_cancels_and_the_next_waits_for_what_is_left(
 def test_what_slurm_refuses_is_told(cluster: Path) -> None:
     with pytest.raises(UserError, match=r"^--launcher slurm: sbatch: error: .*[Ii]nvalid partition.*$"):
         run_on_slurm(PARAMS, RUNS[:1], 1, ["partition=nowhere"])
+
+
+def test_what_an_earlier_command_left_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = iter([{"7_0": "COMPLETING", "7_1": "CANCELLED"}, None, {"7_0": "PENDING"}, {"7_0": "CANCELLED"}])
+    monkeypatch.setattr(slurm, "_states", lambda: next(told))
+    monkeypatch.setattr(slurm, "POLL", 0.0)
+    slurm._wait_for_earlier(Stop())
+    assert list(told) == []
+    assert capsys.readouterr().err.count("waiting for what an earlier command left in Slurm's queue; `scancel 7`") == 1
 
 
 # --- one task ---------------------------------------------------------------------------------------------------------
