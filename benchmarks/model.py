@@ -10,10 +10,11 @@ held before the model was built. A round measures each model once, one after the
 all of them; a ratio is the median over rounds of the ratio within one. On a CPU with one thread a time is processor
 time, which other processes lengthen little; otherwise it is wall time.
 
-Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it,
-adapters apart from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is
-the kernels' time. Utilisation is the model's operations (`wimfris.efficiency`) over the time, as a share of the rate of
-a large matrix product in the same precision, timed in the same process.
+Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it
+(for `rest` where the profiler does not link the two: on a CPU, torch 2.13, that was most of backward), adapters apart
+from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is the kernels'
+time. Utilisation is the model's operations (`wimfris.efficiency`) over the time, as a share of the rate of a large
+matrix product in the same precision, timed in the same process.
 """
 
 import argparse
