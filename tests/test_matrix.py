@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -75,7 +76,8 @@ stages:
     outs: ["runs/records/${item.variant}-${item.seed}.txt"]
 """
 
-# A stage: `seconds` holds how long a run takes, `fail-<run>` makes one fail; each leaves its lines in `trained`.
+# A stage: `seconds` holds how long a run takes if nobody makes a file `release`, `fail-<run>` makes one fail; each leaves
+# its lines in `trained`.
 WORK = """
 import os, sys, time
 from pathlib import Path
@@ -91,7 +93,9 @@ def note(word):
 
 seconds = float(Path("seconds").read_text())
 note("begin")
-time.sleep(seconds)
+until = time.monotonic() + seconds
+while time.monotonic() < until and not Path("release").exists():
+    time.sleep(0.02)
 if Path(f"fail-{run}").exists():
     sys.exit("wimfris: no luck with " + run)
 for path, text in ((f"runs/records/{run}.txt", run), (f"runs/manifests/{run}.json", '{"wall_seconds": 60}')):
@@ -307,16 +311,25 @@ def test_killed_trainer_and_its_killed_parents(project: Path, sequential: Path, 
 
 
 def test_killed_matrix_leaves_workers_that_another_waits_for(project: Path, sequential: Path) -> None:
-    (project / "seconds").write_text("3")
+    (project / "seconds").write_text("120")
     process = start(2, *RUNS)
     for run in RUNS[:2]:
         process_of(run)
     process.kill()
     process.wait()
     (project / "seconds").write_text("0")
+    log = Path(".checkpoints/logs/full-0.log")
+
+    def release() -> None:
+        until = time.monotonic() + 100
+        while "is busy" not in log.read_text() and time.monotonic() < until:
+            time.sleep(0.05)
+        (project / "release").touch()
+
+    threading.Thread(target=release).start()
     assert run_matrix(PARAMS, RUNS, 2) == []
     assert sorted(trained("begin")) == RUNS, "a run was trained twice"
-    assert "is busy" in Path(".checkpoints/logs/full-0.log").read_text()
+    assert "is busy" in log.read_text()
     assert_as(sequential, project)
 
 
