@@ -76,7 +76,7 @@ stages:
     outs: ["runs/records/${item.variant}-${item.seed}.txt"]
 """
 
-# A stage: `seconds` holds how long a run takes if nobody makes a file `release`, `fail-<run>` makes one fail; each leaves
+# A stage: `seconds` holds how long a run takes without a file `release`, `fail-<run>` makes one fail; each leaves
 # its lines in `trained`.
 WORK = """
 import os, sys, time
