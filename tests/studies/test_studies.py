@@ -7,7 +7,9 @@ import pytest
 
 from wimfris.params import read_params
 from wimfris.results.published import read_published
+from wimfris.results.search import load_evidence
 from wimfris.results.study import Study
+from wimfris.search.promote import promoted
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -53,10 +55,11 @@ def test_a_study_names_what_there_is(name: str) -> None:
         assert len({(row.block, row.label) for row in family.rows}) == len(family.rows)
 
 
-def test_every_variant_is_in_a_study() -> None:
+def test_every_variant_is_in_a_study_or_was_found_by_a_search() -> None:
     params = read_params(ROOT / "params.yaml")
     used = {variant for name in NAMES for variant in study(name).variants}
-    assert used == params.variants.keys() | params.extended.keys()
+    searches = [load_evidence(path) for path in (ROOT / "reports" / "search").glob("*/*.json")]
+    assert used == (params.variants.keys() | params.extended.keys()) - promoted(params, searches).keys()
 
 
 def test_windows_as_large_as_the_grid_are_left_out() -> None:
