@@ -28,7 +28,8 @@ def compile_segmenter(segmenter: Segmenter, settings: Settings, device: torch.de
     # tables of indices and positions, which are cached by their shapes and never change
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
     devices = [device] if device.type == "cuda" else []
-    segmenter.forward = torch.compile(eager, backend=backend)  # type: ignore[method-assign]
+    # by fixed shapes: sizes left open, torch 2.13 stumbles over
+    segmenter.forward = torch.compile(eager, backend=backend, dynamic=False)  # type: ignore[method-assign]
     try:
         with torch.random.fork_rng(devices), kept_statistics(segmenter):
             segmenter.train()

@@ -157,8 +157,8 @@ class Evaluator:
             protocol=settings.evaluate.protocol,
         )
 
-    def cases(self, splits: Iterable[str] | None = None, conditions: Iterable[str] = CONDITIONS) -> int:
+    def cases(self, splits: Iterable[str] | None = None, conditions: Iterable[str] | None = None) -> int:
         """Sentences that this process evaluates; by default those of `report`."""
         rows = [self.split(split) for split in splits or self.settings.data.splits]
-        found = ((part, CONDITIONS[condition](part)) for part in rows for condition in conditions)
+        found = ((part, CONDITIONS[condition](part)) for part in rows for condition in conditions or CONDITIONS)
         return sum(len(numbers) for part, cases in found for numbers in self._share(_passes(part, cases)))
