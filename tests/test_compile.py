@@ -58,9 +58,8 @@ def assert_equivalent(project: Any, backend: str, **train: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_traced_model_computes_the_same(project: Any, checkpointing: bool) -> None:
-    assert_equivalent(project, WITHOUT_CODE, gradient_checkpointing=checkpointing)
+def test_a_traced_model_that_computes_layers_again_computes_the_same(project: Any) -> None:
+    assert_equivalent(project, WITHOUT_CODE, gradient_checkpointing=True)
 
 
 @pytest.mark.slow
