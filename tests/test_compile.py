@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from typing import Any
 
@@ -16,6 +17,10 @@ from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings
 
 CPU = torch.device("cpu")
+ALONE = pytest.mark.skipif(
+    "WIMFRIS_TEST_COMPILE" not in os.environ,
+    reason="minutes, in a process that has compiled nothing else: WIMFRIS_TEST_COMPILE=1 pytest tests/test_compile.py",
+)
 WITHOUT_CODE = "aot_eager_decomp_partition"  # traces and differentiates as inductor does, and compiles no C++
 
 
@@ -57,11 +62,13 @@ def assert_equivalent(project: Any, backend: str, **train: Any) -> None:
         torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@ALONE
 @pytest.mark.slow
 def test_a_traced_model_that_computes_layers_again_computes_the_same(project: Any) -> None:
     assert_equivalent(project, WITHOUT_CODE, gradient_checkpointing=True)
 
 
+@ALONE
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_a_compiled_model_computes_the_same(project: Any) -> None:
