@@ -18,7 +18,6 @@ matrix product in the same precision, timed in the same process.
 """
 
 import argparse
-import csv
 import json
 import platform
 import statistics
@@ -31,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
@@ -302,10 +302,7 @@ def over_reference(rounds: list[dict[str, dict[str, Any] | None]], model: str) -
 
 
 def write(rows: list[dict[str, object]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows, dtype=object).to_csv(path, index=False, lineterminator="\n")
 
 
 def main() -> None:

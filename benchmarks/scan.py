@@ -19,7 +19,6 @@ and measured of the scan alone, at the least batch but for `cpu`.
 """
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -34,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -397,10 +397,7 @@ def roofline() -> list[dict[str, object]]:
 
 
 def write(rows: list[dict[str, object]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows, dtype=object).to_csv(path, index=False, lineterminator="\n")
 
 
 def main() -> None:
