@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_text, load_vision, weights_hash
@@ -105,16 +106,27 @@ def build_neck(settings: Settings) -> nn.Module:
 
 
 def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
-    """The whole model, backbones loaded and frozen (or made ready for a rival's way of tuning), everything else fresh
-    from torch's global random state.
-    """
-    vision, text_width, width = settings.encoders.vision, settings.encoders.text.width, settings.model.hmf.width
-    decoder, checkpointing = settings.model.decoder, settings.train.gradient_checkpointing
+    """The whole model, backbones loaded, everything else fresh from torch's global random state."""
     backbones = load_text(settings, tokenizer), load_vision(settings)
     loaded = {name: weights_hash(backbone) for name, backbone in zip(("text", "vision"), backbones, strict=True)}
+    return assemble(settings, *backbones, loaded)
+
+
+def assemble(
+    settings: Settings,
+    text: CLIPTextModelWithProjection,
+    vision: Dinov2WithRegistersModel,
+    loaded: dict[str, str] | None = None,
+) -> Segmenter:
+    """The model around its two backbones, which it freezes, or makes ready for a rival's way of tuning; `loaded` are
+    their hashes, where they were loaded.
+    """
+    text_width, width = settings.encoders.text.width, settings.model.hmf.width
+    decoder, checkpointing = settings.model.decoder, settings.train.gradient_checkpointing
+    taps = settings.encoders.vision.taps
     segmenter = Segmenter(
-        TextEncoder(backbones[0], build_text_adapters(settings), checkpointing=checkpointing),
-        VisionEncoder(backbones[1], build_vision_adapters(settings), vision.taps, checkpointing=checkpointing),
+        TextEncoder(text, build_text_adapters(settings), checkpointing=checkpointing),
+        VisionEncoder(vision, build_vision_adapters(settings), taps, checkpointing=checkpointing),
         build_neck(settings),
         Decoder(
             width,
@@ -132,7 +144,7 @@ def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
     if settings.model.adapters != "wimfris":
         from wimfris.model.baselines import build as baselines
 
-        baselines.tune_backbones(settings, *backbones)
+        baselines.tune_backbones(settings, text, vision)
     return segmenter
 
 

@@ -4,13 +4,12 @@ import torch
 from torch import nn
 from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
-from wimfris.build import build_neck, build_text_adapters, build_vision_adapters
+from wimfris.build import assemble
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders.load import new_text, new_vision
-from wimfris.encoders.text import TextEncoder, text_backbone
-from wimfris.encoders.vision import VisionEncoder, vision_backbone
-from wimfris.model.decoder import Decoder, Projector
+from wimfris.encoders.text import text_backbone
+from wimfris.encoders.vision import vision_backbone
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings
 
@@ -22,36 +21,8 @@ def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
     """The model as `wimfris.build` makes it, with fresh weights everywhere: nothing is loaded. On `meta` it has shapes
     alone, takes no memory and computes nothing.
     """
-    decoder, text_width, width = settings.model.decoder, settings.encoders.text.width, settings.model.hmf.width
-    checkpointing = settings.train.gradient_checkpointing
     with torch.device(device):
-        text, vision = _text(settings), _vision(settings)
-        segmenter = Segmenter(
-            TextEncoder(text, build_text_adapters(settings), checkpointing=checkpointing),
-            VisionEncoder(
-                vision,
-                build_vision_adapters(settings),
-                settings.encoders.vision.taps,
-                checkpointing=checkpointing,
-            ),
-            build_neck(settings),
-            Decoder(
-                width,
-                text_width,
-                layers=decoder.layers,
-                heads=decoder.heads,
-                ffn=decoder.ffn,
-                dropout=decoder.dropout,
-                checkpointing=checkpointing,
-            ),
-            Projector(width, text_width),
-            nn.Linear(text_width, width),
-        )
-        if settings.model.adapters != "wimfris":
-            from wimfris.model import baselines
-
-            baselines.tune_backbones(settings, text, vision)
-    return segmenter
+        return assemble(settings, _text(settings), _vision(settings))
 
 
 def _text(settings: Settings) -> CLIPTextModelWithProjection:
