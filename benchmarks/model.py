@@ -10,11 +10,10 @@ held before the model was built. A round measures each model once, one after the
 all of them; a ratio is the median over rounds of the ratio within one. On a CPU with one thread a time is processor
 time, which other processes lengthen little; otherwise it is wall time.
 
-Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it
-(for `rest` where the profiler does not link the two: on a CPU, torch 2.13, that was most of backward), adapters apart
-from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is the kernels'
-time. Utilisation is the model's operations (`wimfris.efficiency`) over the time, as a share of the rate of a large
-matrix product in the same precision, timed in the same process.
+Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it,
+adapters apart from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is
+the kernels' time. Utilisation is the model's operations (`wimfris.efficiency`) over the time, as a share of the rate of
+a large matrix product in the same precision, timed in the same process.
 """
 
 import argparse
@@ -56,6 +55,7 @@ PASSES = ("training step", "inference")
 PARTS = ("text encoder", "vision encoder", "adapters", "neck", "decoder", "rest")
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product whose rate is the device's
 MARK = "part: "
+ENGINE = "autograd::engine::evaluate_function"  # around a node of backward, with the number of its forward operation
 
 
 def settings_of(variant: str, scale: str, device: str, threads: int, *, checkpointing: bool) -> Settings:
@@ -158,7 +158,7 @@ def time_by_part(events: list[FunctionEvent], device: str) -> dict[str, float]:
     owner: dict[int, str] = {}
     for event in events:  # in order of start: parents before children
         part = _within(event)
-        if event.scope != 1 and event.sequence_nr >= 0:
+        if not _is_node(event) and event.sequence_nr >= 0:
             start = event.time_range.start
             if event.sequence_nr not in forward or start >= forward[event.sequence_nr][0]:
                 forward[event.sequence_nr] = (start, part)
@@ -183,12 +183,16 @@ def _within(event: FunctionEvent) -> str:
     return "rest"
 
 
+def _is_node(event: FunctionEvent) -> bool:
+    return bool(event.scope == 1 or event.name.startswith(ENGINE))
+
+
 def _node(event: FunctionEvent) -> FunctionEvent | None:
     """The node of backward that an event is part of."""
     around: FunctionEvent | None = event
     found = None
     while around is not None:
-        if around.scope == 1 and around.sequence_nr >= 0:
+        if _is_node(around) and around.sequence_nr >= 0:
             found = around
         around = around.cpu_parent
     return found

@@ -36,7 +36,7 @@ from wimfris.predict import Predictor
 from wimfris.results.figures import _figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
-from wimfris.study import REPORTS, Found, main, write_report
+from wimfris.study import REPORTS, Found, main, outs_of, write_report
 
 STUDY = Study(
     name="decay",
@@ -169,7 +169,7 @@ def report(found: Found) -> None:
     settings = found.settings
     index = read_index(settings.folder / "index" / "index.parquet")
     rows, images = index[index["split"] == SPLIT], source_images(settings)
-    trained = [run for run in found.runs if (found.outs(run) / "weights" / f"{run}.safetensors").is_file()]
+    trained = [run for run in found.runs if (outs_of(found.params, run) / "weights" / f"{run}.safetensors").is_file()]
     if not trained:
         raise UserError(f"{settings.outs / 'weights'}: no weights of {', '.join(found.runs)}; train with `dvc repro`")
     names = {row.variant: row.label for row in found.study.rows}

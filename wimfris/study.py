@@ -32,6 +32,30 @@ Picture = Callable[["Found", Path], None]
 """A further picture: from what was found of the study, to a PNG."""
 
 
+def outs_of(params: Params, run: str) -> Path:
+    """The folder of a run's outs."""
+    return params.settings(run.rpartition("-")[0]).outs
+
+
+def _left_here(params: Params, run: str) -> bool:
+    return (outs_of(params, run) / "records" / f"{run}.parquet").is_file()
+
+
+def found_records(params: Params, runs: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The records of these runs, of one that left none under runs/ from the committed evidence; and the runs that
+    neither has.
+    """
+    parts = [read_runs(outs_of(params, run), [run]) for run in runs if _left_here(params, run)]
+    rest = {run for run in runs if not _left_here(params, run)}
+    name = params.settings().folder.name
+    if rest and evidence_path(name, False, REPORTS).is_file():
+        evidence = read_evidence(name, REPORTS)
+        parts.append(evidence[evidence["run"].isin(rest)])
+        rest -= set(evidence["run"])
+    records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return records, [run for run in runs if run in rest]
+
+
 class Found:
     """What there is of a study at one data set and scale: its runs' records and logs, its tables."""
 
@@ -52,33 +76,20 @@ class Found:
         self.records = pd.DataFrame()
         self.missing: list[str] = []
 
-    def outs(self, run: str) -> Path:
-        """The folder of a run's outs."""
-        return self.params.settings(run.rpartition("-")[0]).outs
-
     def finished(self) -> list[str]:
         """The runs whose records lie under runs/."""
-        return [run for run in self.runs if (self.outs(run) / "records" / f"{run}.parquet").is_file()]
+        return [run for run in self.runs if _left_here(self.params, run)]
 
     def read(self) -> None:
-        """Read the records, of a run that left none here from the committed evidence; note what neither has."""
-        here = self.finished()
-        parts = [read_runs(self.outs(run), [run]) for run in here]
-        rest = set(self.runs) - set(here)
-        name = self.settings.folder.name
-        if rest and evidence_path(name, False, REPORTS).is_file():
-            evidence = read_evidence(name, REPORTS)
-            parts.append(evidence[evidence["run"].isin(rest)])
-            rest -= set(evidence["run"])
-        self.missing = [run for run in self.runs if run in rest]
-        self.records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        """Read the records; note the runs that have none."""
+        self.records, self.missing = found_records(self.params, self.runs)
 
     def emphasis(self, variant: str) -> dict[str, list[dict[str, Any]]]:
         """Run -> its epochs with the emphasis learned, as in its log, or as gathered where the log is not here."""
         here, found = set(self.finished()), {}
         for run in (run for run in self.runs if run.rpartition("-")[0] == variant):
             if run in here:
-                found[run] = read_log(self.outs(run) / "logs" / f"{run}.jsonl")
+                found[run] = read_log(outs_of(self.params, run) / "logs" / f"{run}.jsonl")
                 continue
             gathered = read_emphasis(self.settings.folder.name, REPORTS)
             epochs = gathered[gathered["run"] == run].groupby("epoch")

@@ -6,17 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import pandas as pd
+from typing import NoReturn
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix import PARENTS, default_jobs, duration, interruptible, outdated, reproduce_parents
 from wimfris.params import Params, read_params
-from wimfris.results.evidence import evidence_path as records_path
-from wimfris.results.evidence import read_evidence
-from wimfris.results.records import read_runs
 from wimfris.results.search import (
     confirmed_sections,
     draw,
@@ -29,7 +24,7 @@ from wimfris.results.search import (
 from wimfris.search.promote import promoted
 from wimfris.search.space import Search, Space, read_search
 from wimfris.search.study import AGAINST, SAMPLERS, Plan, evidence, run_search
-from wimfris.study import scale_set
+from wimfris.study import found_records, scale_set
 
 QUESTION = "Which settings does a search pick, and do they hold where it did not choose by them?"
 PAPER = "Window, kernels, widths, placement and loss weights are picked by hand; no search."
@@ -105,7 +100,9 @@ def report(params: Params, space: str, write: Callable[..., None]) -> None:
     folder = params.settings().folder.name
     searches = read_searches(folder, space)
     named = promoted(params, searches)
-    shown = report_sections(searches, confirmed_sections(searches, named, _records(params, named)))
+    compared = [run for variant in ("full", *named) for run in params.runs_of(variant)] if named else []
+    records, _ = found_records(params, compared)
+    shown = report_sections(searches, confirmed_sections(searches, named, records))
     intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"
     write(
         folder,
@@ -117,21 +114,6 @@ def report(params: Params, space: str, write: Callable[..., None]) -> None:
         intro,
         LEFT_TO_THE_FILES,
     )
-
-
-def _records(params: Params, variants: Any) -> pd.DataFrame:
-    """The records of these variants and of `full`, of runs that are here and else as they were gathered."""
-    name = params.settings().folder.name
-    gathered = read_evidence(name) if records_path(name, False, Path("reports")).is_file() else pd.DataFrame()
-    parts = []
-    for variant in ("full", *variants) if variants else ():
-        outs = params.settings(variant).outs
-        for run in params.runs_of(variant):
-            if (outs / "records" / f"{run}.parquet").is_file():
-                parts.append(read_runs(outs, [run]))
-            elif not gathered.empty:
-                parts.append(gathered[gathered["run"] == run])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _tell_plan(space: Space, search: Search, options: argparse.Namespace, trials: int, jobs: int) -> None:
