@@ -439,6 +439,8 @@ def test_costs_are_the_variant_s_then_all_runs(measured: Callable[[str, float], 
     assert [costs.of(run) for run in ("full-9", "plain-9", "odd-0")] == [110, 400, 120]
     costs.ended("odd-0", 7)
     assert costs.of("odd-1") == 7
+    costs.ended("full-9", 55)
+    assert [costs.of(run) for run in ("full-8", "plain-9")] == [55, 200], "what was measured before, at this pace"
     assert Costs(PARAMS, ["full-0", "full-1"]).of("full-0") == 110, "what is out of date is better than nothing"
     assert Costs(PARAMS, ["full-1"]).of("full-1") == 100
     cost = estimate(PARAMS, ["full-8", "full-9", "plain-9"], 2)

@@ -164,11 +164,15 @@ def _graphs(stages: Sequence[str]) -> list[str]:
 
 
 class Costs:
-    """Seconds that runs take, from those that are measured: the median of the same variant, else of all."""
+    """Seconds that runs take, from those that are measured: the median of the same variant, else of all. What was
+    measured before counts by the pace of the runs that have ended since: another machine, or a busier one.
+    """
 
     def __init__(self, params: Params, waiting: Sequence[str]) -> None:
+        self._now: dict[str, float] = {}
         self._fresh: dict[str, float] = {}
         self._stale: dict[str, float] = {}  # of runs that are out of date: better than nothing
+        self._paces: list[float] = []
         folder = params.settings().folder  # the core's manifests, and the extended runs' in a folder of their own
         for path in sorted([*folder.glob("manifests/*.json"), *folder.glob("*/manifests/*.json")]):
             seconds = _wall_seconds(path)
@@ -177,18 +181,25 @@ class Costs:
 
     def ended(self, run: str, seconds: float) -> None:
         """A run that ended just now."""
-        self._fresh[run] = seconds
-        self._stale.pop(run, None)
+        before = _alike(self._fresh, run) or _alike(self._stale, run)
+        if before:
+            self._paces.append(seconds / statistics.median(before))
+        self._now[run] = seconds
 
     def of(self, run: str) -> float | None:
         """Seconds that the run will take; None where nothing has been measured."""
-        variant = run.rpartition("-")[0]
-        measured = self._fresh, self._stale
-        like = [[cost for name, cost in part.items() if name.rpartition("-")[0] == variant] for part in measured]
-        for part in (*like, *(list(part.values()) for part in measured)):
-            if part:
-                return statistics.median(part)
+        pace = statistics.median(self._paces) if self._paces else 1.0
+        measured = (self._now, 1.0), (self._fresh, pace), (self._stale, pace)
+        like = [(_alike(part, run), factor) for part, factor in measured]
+        for costs, factor in (*like, *((list(part.values()), factor) for part, factor in measured)):
+            if costs:
+                return factor * statistics.median(costs)
         return None
+
+
+def _alike(measured: dict[str, float], run: str) -> list[float]:
+    """What was measured of runs of the same variant."""
+    return [cost for name, cost in measured.items() if name.rpartition("-")[0] == run.rpartition("-")[0]]
 
 
 def _wall_seconds(manifest: Path) -> float | None:
