@@ -357,6 +357,15 @@ def test_built_in_encoders_are_what_was_saved(builtin: Settings) -> None:
         assert all(torch.equal(saved[key], state[key]) for key in saved)
 
 
+@pytest.mark.parametrize("scale", ["tiny", "small"])
+def test_encoders_of_the_repository_load(scale: str) -> None:
+    settings = read_params(ROOT / "params.yaml").model_copy(update={"scale": scale}).settings()
+    sides = {"tiny": 8, "small": 16}
+    vision = load_vision(settings)
+    assert vision.embeddings.position_embeddings.shape[1] == sides[scale] ** 2 + 1
+    assert load_text(settings, load_tokenizer(settings)).config.eos_token_id == load_tokenizer(settings).eot_id
+
+
 def test_built_in_encoder_of_other_words(builtin: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """One word replaced by another: the sizes agree, and the ids would mean something else."""
     words = [*vocabulary()[:-1], "zebra"]
