@@ -340,7 +340,8 @@ class _Live:
 def _be_deterministic(threads: int) -> None:
     torch.set_num_threads(threads)  # their number changes the order of sums, and so the last bits
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a twentieth of a step, for memory that nobody reads
+    # a twentieth of a step, for memory that nobody reads
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

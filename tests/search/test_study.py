@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from wimfris.errors import UserError
@@ -275,6 +278,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"postgresql+psycopg://me:secret@127.0.0.1:{port}/postgres"
     run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
     shutil.rmtree(folder)
+
+
+def test_two_that_begin_at_once_on_an_empty_database(postgres: str) -> None:
+    """Each would make the tables; the one that comes too late takes the other's."""
+    at_once = threading.Barrier(4)
+
+    def begin(_: int) -> BaseStorage:
+        at_once.wait()
+        return kept.open_storage(postgres)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(storage.get_all_studies() == [] for storage in pool.map(begin, range(4)))
 
 
 def test_two_searches_share_a_database(project: Any, postgres: str) -> None:

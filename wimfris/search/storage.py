@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from wimfris.files import write_text
 
 HEARTBEAT, GRACE = 15, 90  # seconds between two signs of life in a database, and without one until a trial is given up
 RETRIES = 3  # of a trial whose search was killed; more often, it may be the trial that kills it
+ATTEMPTS = 5  # at the tables of a new database, which another search may be making
 STARTUP = 6  # trials drawn at random before TPE has anything to go by
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -61,17 +63,33 @@ def open_storage(place: str) -> BaseStorage:
     with clear_errors(place):
         if "://" not in place:
             return JournalStorage(JournalFileBackend(place))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(
-                place,
-                engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-                if place.startswith("postgresql")
-                else None,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=retry,
-            )
+        return _database(place)
+
+
+def _database(url: str) -> RDBStorage:
+    """Optuna makes its tables where there are none: of two searches that begin at once on an empty database the later
+    one fails at those of the other, and looks again.
+    """
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return RDBStorage(
+                    url,
+                    engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+                    if url.startswith("postgresql")
+                    else None,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=GRACE,
+                    heartbeat_stale_trial_callback=retry,
+                )
+        except (IntegrityError, ProgrammingError):
+            if not left:
+                raise
+            time.sleep(1)
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
