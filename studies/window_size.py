@@ -4,8 +4,8 @@ The scan of the neck sees one window at a time. The paper: 4x4 is the best of 2,
 1.3 points of mIoU on RefCOCO val. In its way the alignment loss uses the scan's windows, so that its rows differ in
 their loss as well; the second block holds the loss's window at 4 for every row.
 
-    python studies/window_size.py                 # 16 runs at scale tiny, 12 of them the core's: 45 minutes on 2 cores
-    python studies/window_size.py --scale small   # grid 16x16, where 8x8 is a window too: an hour a run on a CPU
+    python studies/window_size.py                 # 16 runs at scale tiny, 12 of them the core's: 40 minutes on 2 cores
+    python studies/window_size.py --scale small   # grid 16x16, where 8x8 is a window too: ten minutes of a core a run
 """
 
 from wimfris.results.study import Row, Study
