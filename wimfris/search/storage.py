@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +72,23 @@ def _database(url: str) -> RDBStorage:
     """
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return RDBStorage(
-                    url,
-                    engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-                    if url.startswith("postgresql")
-                    else None,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                    heartbeat_stale_trial_callback=retry,
-                )
-        except (IntegrityError, ProgrammingError):
-            if not left:
-                raise
-            time.sleep(1)
-    raise AssertionError("the last attempt returns or raises")
+    def opened() -> RDBStorage:
+        postgresql = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url,
+                engine_kwargs=postgresql if url.startswith("postgresql") else None,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=retry,
+            )
+
+    for _ in range(ATTEMPTS - 1):
+        with suppress(IntegrityError, ProgrammingError):
+            return opened()
+        time.sleep(1)
+    return opened()
 
 
 @contextmanager
