@@ -16,12 +16,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
 
-# The full model first, and its table at once; then the other runs; `dvc repro` finds all of them done and makes the tables.
-MATRIX = $(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
+# The matrix shows the full model's table as soon as its runs have ended, the first; `dvc repro` finds all runs done and makes the tables.
 repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table; JOBS=... runs at once, as many as fit by default
-	$(MATRIX) --variants full
-	@$(BIN)/wimfris report --variants full
-	$(MATRIX)
+	$(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
 	$(BIN)/dvc repro
 	@$(BIN)/wimfris report
 

@@ -36,7 +36,7 @@ from wimfris.predict import Predictor
 from wimfris.results.figures import _figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
-from wimfris.study import REPORTS, Found, main, outs_of, write_report
+from wimfris.study import REPORTS, Found, main, write_report
 
 STUDY = Study(
     name="decay",
@@ -169,14 +169,15 @@ def report(found: Found) -> None:
     settings = found.settings
     index = read_index(settings.folder / "index" / "index.parquet")
     rows, images = index[index["split"] == SPLIT], source_images(settings)
-    trained = [run for run in found.runs if (outs_of(found.params, run) / "weights" / f"{run}.safetensors").is_file()]
+    of_runs = {run: found.params.settings_of(run) for run in found.runs}
+    trained = [run for run in found.runs if (of_runs[run].outs / "weights" / f"{run}.safetensors").is_file()]
     if not trained:
         raise UserError(f"{settings.outs / 'weights'}: no weights of {', '.join(found.runs)}; train with `dvc repro`")
     names = {row.variant: row.label for row in found.study.rows}
     curves = pd.concat(
         [
-            measure(found.params.settings(run.rpartition("-")[0]), run, scan, rows, images)
-            for run in sorted(found.runs, key=lambda run: list(names).index(run.rpartition("-")[0]))
+            measure(of_runs[run], run, scan, rows, images)
+            for run in sorted(found.runs, key=lambda run: list(names).index(of_runs[run].variant))
             for scan in SCANS
             if scan == "untrained" or run in trained
         ],

@@ -21,22 +21,11 @@ import psutil  # type: ignore[import-untyped]  # DVC's own dependency
 import pytest
 import yaml
 
-from wimfris import matrix
+from wimfris import matrix, repro
 from wimfris.checkpoint import CHECKPOINTS
 from wimfris.errors import UserError
-from wimfris.matrix import (
-    Costs,
-    LockFiles,
-    Stop,
-    Work,
-    duration,
-    estimate,
-    outdated,
-    reproduce,
-    run_matrix,
-    select_runs,
-    wall_seconds,
-)
+from wimfris.matrix import Costs, duration, estimate, run_matrix, select_runs, wall_seconds
+from wimfris.repro import LockFiles, Stop, Work, outdated, reproduce
 
 ROOT = Path(__file__).parents[1]
 RUNS = ["full-0", "full-1", "plain-0", "plain-1"]
@@ -119,6 +108,12 @@ class Fake:
     def settings(self, variant: str = "full") -> Any:
         train = SimpleNamespace(threads=1, workers=0, device="cpu", epochs=2, steps=lambda objects: objects // 8)
         return SimpleNamespace(folder=Path("runs"), outs=Path("runs"), train=train)
+
+    def settings_of(self, run: str) -> Any:
+        return self.settings(run.rpartition("-")[0])
+
+    def runs_of(self, variant: str) -> list[str]:
+        return [f"{variant}-{seed}" for seed in self.seeds]
 
 
 PARAMS: Any = Fake()
@@ -224,7 +219,7 @@ def start(jobs: int, *runs: str) -> "subprocess.Popen[str]":
 
 def assert_gone(pids: list[int]) -> None:
     until = time.monotonic() + 5
-    while living := [pid for pid in pids if matrix._lives(pid)]:
+    while living := [pid for pid in pids if repro._lives(pid)]:
         assert time.monotonic() < until, living
         time.sleep(0.05)
 
@@ -376,7 +371,7 @@ def test_what_another_process_holds_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: int, ends_well: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(matrix, "ATTEMPTS", 3)
+    monkeypatch.setattr(repro, "ATTEMPTS", 3)
     (tmp_path / "fake" / "dvc").mkdir(parents=True)
     (tmp_path / "fake" / "dvc" / "__main__.py").write_text(BUSY_DVC)
     (tmp_path / "fake" / "dvc" / "__init__.py").touch()
@@ -505,12 +500,12 @@ def test_jobs_by_default_fill_the_machine(monkeypatch: pytest.MonkeyPatch) -> No
     settings.train.device = "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     assert matrix.default_jobs(params) == 2
-    assert matrix.environment("3")["CUDA_VISIBLE_DEVICES"] == "3"
+    assert repro.environment("3")["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_progress_is_read_from_checkpoints_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert matrix.CHECKPOINTS == CHECKPOINTS
+    assert repro.CHECKPOINTS == CHECKPOINTS
     seen = matrix.Matrix.__new__(matrix.Matrix)
     seen.params, seen._train_rows = PARAMS, 85
     work = Work("full-0", tmp_path / "log", started=time.time() - 1)
@@ -524,6 +519,21 @@ def test_progress_is_read_from_checkpoints_and_lines(tmp_path: Path, monkeypatch
     assert seen._steps(work) == (13, 20)
     work.started += 60
     assert seen._steps(work) == (10, 20), "a checkpoint of before"
+
+
+def test_the_full_model_s_table_does_not_wait_for_the_others(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(_: Any) -> None:
+        shown.append((project / "trained").read_text())
+
+    shown: list[str] = []
+    monkeypatch.setattr("wimfris.results.records.read_runs", lambda _, runs: shown.append(str(runs)))
+    monkeypatch.setattr("wimfris.results.tables.main_table", lambda records: records)
+    monkeypatch.setattr("wimfris.results.tables.print_table", show)
+    assert run_matrix(PARAMS, RUNS, 1) == []
+    runs, trained = shown
+    assert runs == "['full-0', 'full-1']"
+    assert "end full-1" in trained
+    assert "end plain-0" not in trained
 
 
 def test_a_worker_that_breaks_is_a_failure(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

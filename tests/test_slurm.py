@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from wimfris import slurm
 from wimfris.cli import app
 from wimfris.errors import UserError
-from wimfris.matrix import Stop
+from wimfris.repro import Stop
 from wimfris.slurm import Task, read_options, run_on_slurm
 
 _spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))

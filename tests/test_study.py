@@ -10,8 +10,8 @@ import pytest
 
 import wimfris.study
 from wimfris.errors import UserError
-from wimfris.matrix import Failed
 from wimfris.params import Params, read_params
+from wimfris.repro import Failed
 from wimfris.results.records import write_records
 from wimfris.results.study import Row, Study
 from wimfris.study import main, scale_set

@@ -477,6 +477,10 @@ class Params(Section):
         variant = run.rpartition("-")[0]
         return f"studies/dvc.yaml:train@{run}" if variant in self.extended else f"train@{run}"
 
+    def settings_of(self, run: str) -> Settings:
+        """The resolved settings of a run, <variant>-<seed>. Raises as `settings` does."""
+        return self.settings(run.rpartition("-")[0])
+
     def settings(self, variant: str = "full") -> Settings:
         """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
         fault.

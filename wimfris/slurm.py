@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix import (
+from wimfris.matrix import Board, run_matrix
+from wimfris.params import Params
+from wimfris.repro import (
     CHECKPOINTS,
     LOGS,
-    Board,
     Failed,
     Stop,
     Work,
@@ -35,9 +36,7 @@ from wimfris.matrix import (
     interruptible,
     locked_project,
     reproduce,
-    run_matrix,
 )
-from wimfris.params import Params
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job

@@ -32,21 +32,19 @@ Picture = Callable[["Found", Path], None]
 """A further picture: from what was found of the study, to a PNG."""
 
 
-def outs_of(params: Params, run: str) -> Path:
-    """The folder of a run's outs."""
-    return params.settings(run.rpartition("-")[0]).outs
-
-
-def _left_here(params: Params, run: str) -> bool:
-    return (outs_of(params, run) / "records" / f"{run}.parquet").is_file()
+def _records_here(params: Params, runs: Sequence[str]) -> dict[str, Path]:
+    """Those of the runs that left records under runs/, and the folder of their outs."""
+    outs = {run: params.settings_of(run).outs for run in runs}
+    return {run: folder for run, folder in outs.items() if (folder / "records" / f"{run}.parquet").is_file()}
 
 
 def found_records(params: Params, runs: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The records of these runs, of one that left none under runs/ from the committed evidence; and the runs that
     neither has.
     """
-    parts = [read_runs(outs_of(params, run), [run]) for run in runs if _left_here(params, run)]
-    rest = {run for run in runs if not _left_here(params, run)}
+    here = _records_here(params, runs)
+    parts = [read_runs(folder, [run]) for run, folder in here.items()]
+    rest = set(runs) - here.keys()
     name = params.settings().folder.name
     if rest and evidence_path(name, False, REPORTS).is_file():
         evidence = read_evidence(name, REPORTS)
@@ -78,7 +76,7 @@ class Found:
 
     def finished(self) -> list[str]:
         """The runs whose records lie under runs/."""
-        return [run for run in self.runs if _left_here(self.params, run)]
+        return list(_records_here(self.params, self.runs))
 
     def read(self) -> None:
         """Read the records; note the runs that have none."""
@@ -89,7 +87,7 @@ class Found:
         here, found = set(self.finished()), {}
         for run in (run for run in self.runs if run.rpartition("-")[0] == variant):
             if run in here:
-                found[run] = read_log(outs_of(self.params, run) / "logs" / f"{run}.jsonl")
+                found[run] = read_log(self.params.settings_of(run).outs / "logs" / f"{run}.jsonl")
                 continue
             gathered = read_emphasis(self.settings.folder.name, REPORTS)
             epochs = gathered[gathered["run"] == run].groupby("epoch")

@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix import PARENTS, default_jobs, duration, interruptible, outdated, reproduce_parents
+from wimfris.matrix import default_jobs, duration
 from wimfris.params import Params, read_params
+from wimfris.repro import PARENTS, interruptible, outdated, reproduce_parents
 from wimfris.results.search import (
     confirmed_sections,
     draw,

@@ -25,9 +25,10 @@ from wimfris.checkpoint import code_hash, fingerprint
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.manifest import code_revision
-from wimfris.matrix import Stop, duration, environment, gpus, interruptible
+from wimfris.matrix import duration, gpus
 from wimfris.params import Settings
 from wimfris.profile import trained_parameters
+from wimfris.repro import Stop, environment, interruptible
 from wimfris.search import storage as kept
 from wimfris.search.space import Space
 from wimfris.search.trial import MEMORY, PRUNED, STORAGE
