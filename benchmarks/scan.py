@@ -5,8 +5,8 @@
     python benchmarks/scan.py --roofline           # the estimate for an H200 alone -> scan_roofline.csv
 
 `scan` is the scan alone, `WMF` the window Mamba fusion around it, `neck` all of HMF, beside DETRIS's neck of equal
-width. `loop` is the plain loop over tokens, in WMF and neck too. To save time WMF, neck, bfloat16 and two threads are
-measured at some of the shapes alone.
+width. `loop` is the plain loop over tokens, in WMF and neck too. To save time WMF, neck and bfloat16 are measured at
+some of the shapes alone, bfloat16 at the least batch.
 
 Every repetition runs each backend once, one after the other, so that a busy machine slows all of them; a ratio is the
 median over repetitions of the ratio within one. With one thread on a CPU a time is that thread's processor time, which
@@ -82,7 +82,7 @@ SHAPES = {  # scale tiny's batch; the paper's widths and grid
     "paper 16x16": Shape(16),
     "paper, no window": Shape(32),
 }
-SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured at the least batch in every way
+SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured in every way
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ class Case:
 
 def cases(names: list[str], images: list[int] | None, threads: int) -> Iterator[Case]:
     """All that is measured with so many threads."""
-    batches = {name: images or list(SHAPES[name].images) for name in names}
-    some = [(name, batches[name][0]) for name in names if name in SOME]
+    batches = {name: images or SHAPES[name].images for name in names}
     all_of_them = [(name, batch) for name in names for batch in batches[name]]
+    some = [(name, batch) for name, batch in all_of_them if name in SOME] if threads == 1 else []
+    least = [(name, batch) for name, batch in some if batch == batches[name][0]]
     for what, dtype, chosen in (
-        ("scan", torch.float32, all_of_them if threads == 1 else some),
-        ("scan", torch.bfloat16, some if threads == 1 else []),
-        ("WMF", torch.float32, some if threads == 1 else []),
-        ("neck", torch.float32, some if threads == 1 else []),
+        ("scan", torch.float32, all_of_them),
+        ("scan", torch.bfloat16, least),
+        ("WMF", torch.float32, some),
+        ("neck", torch.float32, some),
     ):
         for name, batch in chosen:
             for backward in (False, True):
