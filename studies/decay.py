@@ -33,7 +33,7 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.params import Settings
 from wimfris.predict import Predictor
-from wimfris.results.figures import _figure
+from wimfris.results.figures import saved_figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
 from wimfris.study import REPORTS, Found, main, write_report
@@ -135,7 +135,7 @@ def draw(curves: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     scans = [scan for scan in SCANS if (curves["scan"] == scan).any()]
     variants = [variant for variant in names if (curves["variant"] == variant).any()]
     colours = dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
-    with _figure(path, (7.2, 3.6)) as figure:
+    with saved_figure(path, (7.2, 3.6)) as figure:
         axes = figure.subplots(1, len(scans), sharey=True, sharex=True, squeeze=False)[0]
         for axis, scan in zip(axes, scans, strict=True):
             axis.axvspan(0.5, curves["fitted_from"].iloc[0] - 0.5, color="0.95", zorder=0, linewidth=0)

@@ -27,7 +27,7 @@ from wimfris.efficiency import BATCHES, PARTS, TRAIN_BATCH, Measured, count_flop
 from wimfris.errors import UserError
 from wimfris.params import Params, Settings, read_params
 from wimfris.profile import blank_segmenter, parameters
-from wimfris.results.figures import _figure
+from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section
 from wimfris.study import write_report
 
@@ -178,7 +178,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     parts = {"adapters": "adapters", "neck": "neck", "decoder": "decoder", "projector": "projector"}
     colours = dict(zip(parts, sns.color_palette("colorblind", len(parts)), strict=True))
     heights = np.arange(len(frame))
-    with _figure(path, (7.2, 1.0 + 0.24 * len(frame))) as figure:
+    with saved_figure(path, (7.2, 1.0 + 0.24 * len(frame))) as figure:
         axes = figure.subplots(1, 1 + taken, sharey=True, squeeze=False)[0]
         left = np.zeros(len(frame))
         for part in parts:

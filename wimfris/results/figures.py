@@ -100,7 +100,7 @@ def learning_curves(logs: Logs, path: Path) -> None:
     hue = "variant" if epochs["variant"].nunique() > 1 else "run"
     names = list(dict.fromkeys(epochs[hue]))
     colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-    with _figure(path, (7.2, 4.6)) as figure:
+    with saved_figure(path, (7.2, 4.6)) as figure:
         axes = figure.subplot_mosaic("aaabbb;ccddee")
         line: dict[str, Any] = {
             "hue": hue,
@@ -150,7 +150,7 @@ def emphasis(logs: Logs, path: Path, scale: str = "") -> None:
     last = course[course["epoch"] == course.groupby("run")["epoch"].transform("max")]
     layers = sorted(set(course["layer"]))
     runs = list(dict.fromkeys(pd.DataFrame(rows)["run"]))
-    with _figure(path, (7.2, 3.2)) as figure:
+    with saved_figure(path, (7.2, 3.2)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         handles: list[Artist] = []
         if scale == _PUBLISHED_SCALE:
@@ -206,7 +206,7 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
         )
         for row in rows
     ]
-    with _figure(path, (0.4 + _PANEL * columns, 0.5 + sum(heights) + 0.4 * len(rows))) as figure:
+    with saved_figure(path, (0.4 + _PANEL * columns, 0.5 + sum(heights) + 0.4 * len(rows))) as figure:
         figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
         axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         for row, drawn in zip(axes, rows, strict=True):
@@ -223,7 +223,7 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 
 
 @contextmanager
-def _figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure in this module's style, apart from pyplot's state, saved to `path` atomically when the block ends."""
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True

@@ -15,9 +15,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from wimfris.errors import UserError
-from wimfris.results.figures import _figure
+from wimfris.results.figures import saved_figure
 from wimfris.results.study import Row, Study, sections
 from wimfris.results.tables import DASH, METRICS, Section, built_in_note
 
@@ -341,7 +342,7 @@ def draw(searches: Sequence[Evidence], path: Path) -> None:
     panels += [*settings, *(f"front {k}" for k in range(len(weighed)))]
     rows = -(-len(panels) // _PANELS)
     colours = {name: sns.color_palette("colorblind")[k] for k, name in enumerate(SAMPLERS)}
-    with _figure(path, (7.2, 0.5 + 2.1 * rows)) as figure:
+    with saved_figure(path, (7.2, 0.5 + 2.1 * rows)) as figure:
         axes = figure.subplots(rows, _PANELS, squeeze=False).ravel()
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
@@ -388,6 +389,7 @@ def _draw_history(axis: Axes, searches: Sequence[Evidence], colours: Mapping[str
             axis.step([k for k, _ in whole], np.maximum.accumulate([s for _, s in whole]), where="post", color=colour)
     axis.axhline(100 * searches[0]["reference"]["metrics"]["val"]["miou"], color="0.3", linewidth=1)
     axis.set(title="Course, and best so far", xlabel="trial", ylabel="mIoU on val (%)")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _draw_importances(axis: Axes, searches: Sequence[Evidence], colours: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from wimfris.data.index import decode_mask
 from wimfris.data.scenes import CANVAS, SPLITS_WRITTEN, Description, World, draw_scene
 from wimfris.errors import UserError
-from wimfris.results.figures import _figure
+from wimfris.results.figures import saved_figure
 from wimfris.results.records import CONDITIONS, SPLITS
 from wimfris.results.statistics import (
     _PR_THRESHOLD,
@@ -346,7 +346,7 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     heights = [len(levels[name]) + 0.3 for name in strata]
     ends = table[["gain_miou_these_low", "gain_miou_these_high"]].abs().to_numpy()
     reach = 250 * float(np.nanmax(ends))  # points; any-seed intervals of two or three seeds would hide all else
-    with _figure(path, (7.2, 1.0 + 0.33 * sum(heights) + 0.25 * len(strata))) as figure:
+    with saved_figure(path, (7.2, 1.0 + 0.33 * sum(heights) + 0.25 * len(strata))) as figure:
         axes = figure.subplots(len(strata), len(systems), sharex=True, squeeze=False, height_ratios=heights)
         for row, name in zip(axes, strata, strict=True):
             for axis, system in zip(row, systems, strict=True):

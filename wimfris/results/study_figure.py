@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
-from wimfris.results.figures import _figure as saved_figure
+from wimfris.results.figures import saved_figure
 from wimfris.results.records import CONDITIONS
 from wimfris.results.study import PAPERS_SET
 from wimfris.results.tables import BUILT_IN
