@@ -81,6 +81,8 @@ def test_a_search_finds_what_is_good(project: Any, capsys: pytest.CaptureFixture
     assert first["overrides"] == {"model": {"hmf": {"window": "grid"}}, "train": {"learning_rate": 3e-5}}
     assert first["values"] == [first["metrics"]["val"]["miou"]] and first["metrics"]["testA"]["n"] == 10
     assert max(trial["values"][0] for trial in found["trials"]) > first["values"][0] + 0.1
+    rates = {trial["overrides"]["train"]["learning_rate"] for trial in found["trials"]}
+    assert len(rates) == 12, "trials that run side by side are not drawn alike"
     assert set(found["importances"]) == {"model.hmf.window", "train.learning_rate"}
     assert sum(found["importances"].values()) == pytest.approx(1, abs=1e-4)
     run_search(of, 12, 2)

@@ -35,11 +35,12 @@ STARTUP = 6  # trials drawn at random before TPE has anything to go by
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def make_sampler(kind: str, seed: int, finished: int) -> BaseSampler:
-    """The sampler of the next trial: seed and the number of finished trials alone decide what it draws by chance, so
-    that a search that was killed goes on as if it had not been.
+def make_sampler(kind: str, seed: int, begun: int) -> BaseSampler:
+    """The sampler of the next trial: seed and the number of trials that have finished or are running alone decide what
+    it draws by chance, so that a search that was killed goes on as if it had not been, and that trials which run side
+    by side are not drawn alike.
     """
-    number = int(np.random.SeedSequence([seed, finished]).generate_state(1)[0])
+    number = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
     if kind == "random":
         return RandomSampler(number)
     with warnings.catch_warnings():

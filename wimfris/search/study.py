@@ -222,10 +222,10 @@ class _Searching:
         """Start trials where there is room and any are missing."""
         while len(self.working) < self.jobs and not self.stop.is_set():
             trials = self.study.get_trials(deepcopy=False)
-            done = len(kept.finished(trials))
-            if done + sum(trial.state == TrialState.RUNNING for trial in trials) >= self.trials:
+            begun = len(kept.finished(trials)) + sum(trial.state == TrialState.RUNNING for trial in trials)
+            if begun >= self.trials:
                 return
-            self.study.sampler = kept.make_sampler(self.plan.sampler, self.plan.seed, done)
+            self.study.sampler = kept.make_sampler(self.plan.sampler, self.plan.seed, begun)
             trial = self.study.ask()
             kept.sign(self.study, trial._trial_id)
             overrides = self.plan.space.draw(trial)
