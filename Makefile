@@ -16,7 +16,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
 
-# The matrix shows the full model's table as soon as its runs have ended, the first; `dvc repro` finds all runs done and makes the tables.
+# The full model's runs go first, and their table is shown as soon as they have ended; `dvc repro` finds all runs done and makes the tables.
 repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table; JOBS=... runs at once, as many as fit by default
 	$(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
 	$(BIN)/dvc repro

@@ -25,7 +25,7 @@ from wimfris import matrix, repro
 from wimfris.checkpoint import CHECKPOINTS
 from wimfris.errors import UserError
 from wimfris.matrix import Costs, duration, estimate, run_matrix, select_runs, wall_seconds
-from wimfris.repro import LockFiles, Stop, Work, outdated, reproduce
+from wimfris.repro import LockFiles, Work, outdated
 
 ROOT = Path(__file__).parents[1]
 RUNS = ["full-0", "full-1", "plain-0", "plain-1"]
@@ -353,37 +353,7 @@ def test_interrupted_ends_its_workers_and_says_how_to_go_on(project: Path) -> No
     assert not any(rwlock.values()), "dvc gave back its locks"
 
 
-# --- one dvc process --------------------------------------------------------------------------------------------------
-
-BUSY_DVC = """
-import sys
-from pathlib import Path
-left = int(Path("busy").read_text())
-Path("busy").write_text(str(left - 1))
-if left > 0:
-    sys.exit("ERROR: failed to reproduce 'x': 'out' is busy, it is being blocked by:\\n  (PID 999999999): dvc")
-print(" ".join(sys.argv[1:]))
-"""
-
-
-@pytest.mark.parametrize(("busy", "ends_well"), [(1, True), (9, False)])
-def test_what_another_process_holds_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: int, ends_well: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(repro, "ATTEMPTS", 3)
-    (tmp_path / "fake" / "dvc").mkdir(parents=True)
-    (tmp_path / "fake" / "dvc" / "__main__.py").write_text(BUSY_DVC)
-    (tmp_path / "fake" / "dvc" / "__init__.py").touch()
-    (tmp_path / "busy").write_text(str(busy))
-    work = Work("full-0", tmp_path / "logs" / "full-0.log")
-    failed = reproduce(work, ["-s", "train@full-0"], environment() | {"PYTHONPATH": str(tmp_path / "fake")}, Stop())
-    assert (failed is None) == ends_well
-    assert int((tmp_path / "busy").read_text()) == busy - (2 if ends_well else 3)
-    if ends_well:
-        assert work.text() == "--wait-for-lock repro -s train@full-0\n"
-    else:
-        assert "is busy" in work.text() and "PID 999999999" in str(failed)
+# --- DVC's record -----------------------------------------------------------------------------------------------------
 
 
 def test_lock_file_that_is_cut_off_or_shortened_is_brought_back(
