@@ -184,6 +184,15 @@ def test_settings_of_another_variant_are_not_promoted(project: Path) -> None:
     assert Path("params.yaml").read_text() == before
 
 
+def test_a_trial_of_the_cores_settings_is_told_by_the_core() -> None:
+    """However it words them, and if it finished: `window_1` leaves the alignment's window at its default."""
+    params = read_params(ROOT / "params.yaml")
+    worded = {"model": {"hmf": {"window": 1}}, "loss": {"align_window": "scan"}}
+    trials = [trial(0, 0.5, {}), trial(1, 0.6, worded), trial(2, None, {"model": {"hmf": {"window": 2}}})]
+    trials.append(trial(3, 0.5, {"model": {"hmf": {"wide": 1}}}))  # of a params.yaml of before
+    assert promoted(params, [evidence(trials)]) == {"window_1": "window_tpe_0001"}
+
+
 def test_confirmed_beside_full(project: Path) -> None:
     rows = []
     for variant, hit in (("full", 50), ("found", 60)):

@@ -299,8 +299,8 @@ def _trial_cells(search: Evidence) -> pd.DataFrame:
 def confirmed_sections(
     searches: Sequence[Evidence], promoted: Mapping[str, str], records: pd.DataFrame
 ) -> list[Section]:
-    """The trials that were promoted (variant -> the trial's name), trained whole with fresh seeds, beside `full`: with
-    intervals, on every split. Empty where none has records.
+    """The trials whose settings are a variant's (variant -> the trial's name), trained whole with fresh seeds, beside
+    `full`: with intervals, on every split. Empty where none has records.
     """
     there = {
         variant: trial
@@ -317,7 +317,7 @@ def confirmed_sections(
         question="",
         paper="",
         rows=(Row("full", "full"), *rows),
-        note="What the search found, trained as long as any run and from seeds that it has not seen.",
+        note="Trials whose settings are a variant's, trained as long as any run, from seeds that no search has seen.",
     )
     return sections(study, study.tables(records, {}))
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,25 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params, read_params
+from wimfris.params import Params, Settings, read_params
 from wimfris.results.search import FOLDER, Evidence, load_evidence
 
 
 def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
-    """Extended variant -> the trial whose settings it has: the first of equals."""
-    found = {}
-    for variant, overrides in params.extended.items():
-        for trial in (trial for search in searches for trial in search["trials"]):
-            if trial["overrides"] == overrides:
-                found[variant] = trial["name"]
-                break
-    return found
+    """Variant -> the finished trial whose settings it has, however it came to be declared: the first of equals. `full`
+    is what trials are measured by, and none of them.
+    """
+    trials = {}
+    for trial in (trial for search in searches for trial in search["trials"] if trial["state"] == "complete"):
+        with suppress(UserError):  # of another space, or of a params.yaml of before
+            trials.setdefault(_bare(params.resolve("", trial["overrides"], group="")), trial["name"])
+    found = {name: trials.get(_bare(params.settings(name))) for name in (*params.variants, *params.extended)}
+    return {variant: trial for variant, trial in found.items() if trial is not None and variant != "full"}
+
+
+def _bare(settings: Settings) -> str:
+    """All that decides a run but its name."""
+    return settings.model_copy(update={"variant": ""}).model_dump_json()
 
 
 def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Path = Path("reports")) -> Params:
