@@ -1,6 +1,6 @@
 """The scan's backends side by side, alone and inside the neck: time, memory, and what a GPU needs at least.
 
-    python benchmarks/scan.py                      # this CPU, five minutes or more -> scan_cpu.csv beside this file
+    python benchmarks/scan.py                      # this CPU, a quarter of an hour -> scan_cpu.csv beside this file
     python benchmarks/scan.py --device cuda        # a GPU, with Triton's kernels and mamba_ssm -> scan_cuda.csv
     python benchmarks/scan.py --roofline           # the estimate for an H200 alone -> scan_roofline.csv
 
