@@ -2,14 +2,14 @@
 
 A claim is *reproduced* where every one of its comparisons is separated in its favour, *contradicted* where one is
 separated against it, and *undecided* otherwise, also where a run that it needs is not there. Separated means a p value
-for any seed below 5% after Holm's correction over the claim's own comparisons (`wimfris.results.statistics`). A verdict
-holds for the data set and scale of its runs: only those at the paper's scale, on its data, speak for the paper.
+for any seed below 5% after Holm's correction over the comparisons of all claims (`wimfris.results.statistics`). A
+verdict holds for the data set and scale of its runs: only those at the paper's scale, on its data, speak for the paper.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from tabulate import tabulate
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.published import PUBLISHED, TRUST, Figure, published
-from wimfris.results.statistics import compare, power_line, separated
+from wimfris.results.statistics import compare, holm, power_line, separated
 from wimfris.results.tables import interval, p_value
 
 CLAIMS = Path("reports/claims.yaml")
@@ -148,8 +148,9 @@ def judge(
     `wimfris.results.evidence.EMPHASIS`, of the same runs. The comparisons of a `better` claim are rows of
     `wimfris.results.statistics.compare` turned round: `difference`, its intervals and `improvement` are the system's
     over the rival, which is named in `rival`; all are fractions. Those of a `falls` claim are one row: `difference`,
-    `any_low`, `any_high` (95% t interval over seeds) of alpha's fitted change from the first to the last layer,
-    `alpha`, a mapping of layer to mean alpha after the last epoch, and `seeds`.
+    `any_low`, `any_high` (95% t interval over seeds) and `p` of alpha's fitted change from the first to the last layer,
+    `alpha`, a mapping of layer to mean alpha after the last epoch, and `seeds`. `p_holm` is corrected over all claims'
+    comparisons of mIoU and alpha; other metrics have none.
 
     Raises `UserError` where a claim names a published figure that is not there, or the records are of several data sets
     or scales or not comparable.
@@ -161,22 +162,42 @@ def judge(
             "for a verdict holds at the scale of its runs"
         )
     dataset, scale = told.index[0]
+    measured = [_measure(claim, records, emphasis, resamples) for claim in claims]
+    family = [(rows, index) for rows in measured for index in _primary(rows).index]
+    corrected = holm(np.array([rows.at[index, "p"] for rows, index in family], dtype=float))
+    for (rows, index), p in zip(family, corrected, strict=True):
+        rows.at[index, "p_holm"] = p
     verdicts = []
-    for claim in claims:
+    for claim, rows in zip(claims, measured, strict=True):
         if isinstance(claim, Better):
-            outcome = _judge_better(claim, records, resamples)
+            decision, reason = _decide_better(claim, rows, records)
         elif isinstance(claim, Falls):
-            outcome = _judge_falls(claim, emphasis)
+            decision, reason = _decide_falls(claim, rows)
         else:
-            outcome = _Outcome("true by construction", f"{claim.value:g}{claim.unit}")
-        verdicts.append(Verdict(claim, _figures(claim, figures), dataset, scale, *outcome))
+            decision, reason = "true by construction", f"{claim.value:g}{claim.unit}"
+        verdicts.append(Verdict(claim, _figures(claim, figures), dataset, scale, decision, reason, rows))
     return verdicts
 
 
-class _Outcome(NamedTuple):
-    decision: Decision
-    reason: str
-    comparisons: pd.DataFrame = pd.DataFrame()
+def _measure(
+    claim: Better | Falls | Construction, records: pd.DataFrame, emphasis: pd.DataFrame, resamples: int
+) -> pd.DataFrame:
+    """The comparisons of a claim, not yet corrected; empty where nothing can be tested."""
+    if isinstance(claim, Falls):
+        return _change(emphasis[emphasis["variant"] == claim.system])
+    rivals = _comparable(claim, records) if isinstance(claim, Better) else []
+    if not isinstance(claim, Better) or not rivals:
+        return pd.DataFrame()
+    there = set(records["variant"])
+    pool = [name for name in (*claim.rivals, *claim.pool) if name in there]
+    rows = compare(records, rivals, claim.system, split=SPLIT, resamples=resamples, pool=pool)
+    return _turned(rows).assign(p_holm=np.nan)
+
+
+def _comparable(claim: Better, records: pd.DataFrame) -> list[str]:
+    """The rivals that have a seed in common with the system."""
+    seeds = {str(variant): set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
+    return [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
 
 
 def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figure]:
@@ -193,19 +214,17 @@ def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figu
     return found
 
 
-def _judge_better(claim: Better, records: pd.DataFrame, resamples: int) -> _Outcome:
-    seeds = {str(variant): set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
-    there = [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
-    missing = [name for name in (claim.system, *claim.rivals) if name not in seeds]
-    apart = [name for name in claim.rivals if name not in there and name in seeds and claim.system in seeds]
+def _decide_better(claim: Better, rows: pd.DataFrame, records: pd.DataFrame) -> tuple[Decision, str]:
+    there, ran = _comparable(claim, records), set(records["variant"])
+    missing = [name for name in (claim.system, *claim.rivals) if name not in ran]
+    apart = [name for name in claim.rivals if name not in there and {name, claim.system} <= ran]
     gaps = [f"not run: {', '.join(missing)}"] if missing else []
     gaps += [f"no seed in common: {', '.join(apart)}"] if apart else []
     if not there:
-        return _Outcome("undecided", "; ".join(gaps))
-    rows = _turned(compare(records, there, claim.system, split=SPLIT, resamples=resamples, pool=sorted(seeds)))
-    primary = rows[rows["metric"] == "miou"]
-    against = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] < 0]
-    favour = [row["rival"] for _, row in primary.iterrows() if separated(row) and row["difference"] > 0]
+        return "undecided", "; ".join(gaps)
+    found = [row for _, row in _primary(rows).iterrows() if separated(row)]
+    against = [row["rival"] for row in found if row["difference"] < 0]
+    favour = [row["rival"] for row in found if row["difference"] > 0]
     if against:
         decision: Decision = "contradicted"
         reason = f"worse than {', '.join(against)}"
@@ -215,7 +234,7 @@ def _judge_better(claim: Better, records: pd.DataFrame, resamples: int) -> _Outc
         decision = "undecided"
         unclear = [rival for rival in there if rival not in favour]
         reason = f"not separated from {', '.join(unclear)}" if unclear else f"better than {', '.join(favour)}"
-    return _Outcome(decision, "; ".join([reason, *gaps]), rows)
+    return decision, "; ".join([reason, *gaps])
 
 
 def _turned(rows: pd.DataFrame) -> pd.DataFrame:
@@ -235,25 +254,36 @@ def _turned(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _judge_falls(claim: Falls, emphasis: pd.DataFrame) -> _Outcome:
-    course = emphasis[emphasis["variant"] == claim.system]
+def _change(course: pd.DataFrame) -> pd.DataFrame:
+    """Alpha's fitted change from the first to the last layer after the last epoch, over the runs of one variant: one
+    row, see `judge`; none without runs.
+    """
     if course.empty:
-        return _Outcome("undecided", f"not run: {claim.system}")
+        return pd.DataFrame()
     last = course[course["epoch"] == course.groupby("seed")["epoch"].transform("max")]
     alphas = last.pivot(index="layer", columns="seed", values="alpha")
     depth = alphas.index.to_numpy(dtype=float)
     seeds = alphas.shape[1]
-    row = {"seeds": seeds, "alpha": dict(alphas.mean(axis=1))}
+    row = {"seeds": seeds, "alpha": dict(alphas.mean(axis=1)), "p_holm": np.nan}
     if len(depth) < 2 or seeds < 2:
-        unknown = {"difference": np.nan, "any_low": np.nan, "any_high": np.nan}
-        return _Outcome("undecided", "one layer or one seed alone", pd.DataFrame([row | unknown]))
+        return pd.DataFrame([row | dict.fromkeys(("difference", "any_low", "any_high", "p"), np.nan)])
     changes = np.polyfit(depth, alphas.to_numpy(), 1)[0] * (depth[-1] - depth[0])  # fitted line, last minus first layer
-    half = float(stats.t.ppf(0.975, seeds - 1) * changes.std(ddof=1) / np.sqrt(seeds))
+    error = changes.std(ddof=1) / np.sqrt(seeds)
+    half = float(stats.t.ppf(0.975, seeds - 1) * error)
     low, high = changes.mean() - half, changes.mean() + half
-    row |= {"difference": changes.mean(), "any_low": low, "any_high": high}
-    decision: Decision = "reproduced" if high < 0 else "contradicted" if low > 0 else "undecided"
-    reason = {"reproduced": "falls", "contradicted": "rises", "undecided": "neither falls nor rises for any seed"}
-    return _Outcome(decision, reason[decision], pd.DataFrame([row]))
+    p = 2 * float(stats.t.sf(abs(changes.mean()) / error, seeds - 1))
+    return pd.DataFrame([row | {"difference": changes.mean(), "any_low": low, "any_high": high, "p": p}])
+
+
+def _decide_falls(claim: Falls, rows: pd.DataFrame) -> tuple[Decision, str]:
+    if rows.empty:
+        return "undecided", f"not run: {claim.system}"
+    row = rows.iloc[0]
+    if np.isnan(row["p"]):
+        return "undecided", "one layer or one seed alone"
+    if not separated(row):
+        return "undecided", "not separated from no change"
+    return ("reproduced", "falls") if row["difference"] < 0 else ("contradicted", "rises")
 
 
 def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -274,14 +304,12 @@ def details(verdict: Verdict) -> pd.DataFrame:
 
     Of a `falls` claim the row is alpha's change; no row where nothing was tested.
     """
-    return pd.DataFrame([_detail(verdict, row) for row in _primary(verdict)])
+    return pd.DataFrame([_detail(verdict, row) for _, row in _primary(verdict.comparisons).iterrows()])
 
 
-def _primary(verdict: Verdict) -> list[pd.Series]:
-    rows = verdict.comparisons
-    if "metric" in rows:
-        rows = rows[rows["metric"] == "miou"]
-    return [row for _, row in rows.iterrows()]
+def _primary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of a claim's comparisons that decide it."""
+    return rows[rows["metric"] == "miou"] if "metric" in rows else rows
 
 
 def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
@@ -290,6 +318,7 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
             "mean alpha by layer": ", ".join(f"{layer}: {alpha:.2f}" for layer, alpha in row["alpha"].items()),
             "change, first to last layer": f"{row['difference']:+.2f}",
             "any seed": interval(row["any_low"], row["any_high"], "+.2f"),
+            "p, Holm": p_value(row["p_holm"]),
             "seeds": f"{row['seeds']}",
         }
     rows = verdict.comparisons
@@ -325,16 +354,11 @@ def _paper(verdict: Verdict) -> str:
 
 
 def footer(verdict: Verdict) -> str:
-    """What a reader of `details` needs: the family of the correction, and the power of the comparisons."""
+    """What a reader of `details` needs: whose seeds the intervals rest on, and the power of the comparisons."""
     if not isinstance(verdict.claim, Better) or verdict.comparisons.empty:
         return ""
-    count = len(_primary(verdict))
-    family = f"these {count} comparisons" if count > 1 else "this one comparison"
     table = ", pooled over the table of its study" if verdict.claim.pool else ""
-    return (
-        f"The family of Holm's correction is {family}; the variance between seeds is that of these systems{table}. "
-        f"{power_line(verdict.comparisons)}"
-    )
+    return f"The variance between seeds is that of these systems{table}. {power_line(verdict.comparisons)}"
 
 
 def write_claims(
@@ -348,13 +372,15 @@ def write_claims(
     first = verdicts[0]
     protocols = ", ".join(sorted(set(records["protocol"])))
     paper = (first.dataset, first.scale) == PAPER
+    family = sum(len(_primary(verdict.comparisons)) for verdict in verdicts)
     parts = [
         "# The paper's claims",
         f"*Made from the evidence and [claims.yaml](claims.yaml): data set {first.dataset}, scale {first.scale}, "
         f"protocol {protocols}, split {SPLIT}.*",
-        "**Reproduced**: every comparison is separated in the claim's favour, for any seed, after Holm's correction "
-        "over the comparisons of the claim. **Contradicted**: one is separated against it. **Undecided**: neither, "
-        "which is no evidence of no effect: the last sentence under a table tells what could have been shown.",
+        "**Reproduced**: every comparison is separated in the claim's favour, for any seed. **Contradicted**: one is "
+        "separated against it. **Undecided**: neither, which is no evidence of no effect: the last sentence under a "
+        f"table tells what could have been shown. The family of Holm's correction is all {family} comparisons below: "
+        "that any of them is separated by chance has a probability below 5%.",
     ]
     if not paper:
         parts.append(
