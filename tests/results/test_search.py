@@ -103,7 +103,7 @@ def test_tables() -> None:
         "1",
         "1",
     )
-    assert cost["seconds"] == "260" and cost["saved by pruning"] == "60 (19%)" and cost["of a finished trial"] == "100"
+    assert cost["seconds"] == "260" and cost["saved by pruning"] == "40 (13%)" and cost["of a finished trial"] == "100"
     came = list(cells(shown, "All trials")["came to"])
     assert came[1:] == ["finished", "pruned after epoch 1", "as window_tpe_0001", "failed: the loss is nan"]
     frame = report.trials_frame([SEARCH])

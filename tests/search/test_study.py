@@ -225,13 +225,110 @@ def test_journal_that_a_kill_cut_off(project: Any, capsys: pytest.CaptureFixture
     assert drawn(of)[:2] == before and len(drawn(of)) == 3
 
 
-def test_journal_that_is_none(project: Any) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"no journal\nat all\n", b"no line", b"5\n", b"[1]\n", b'"x"\n', b'{"op_code": 99}\n', b'{"op_code"\xff\n{'],
+)
+def test_journal_that_is_none(project: Any, content: bytes) -> None:
     of = plan(project)
     of.home.mkdir(parents=True)
-    Path(of.place).write_text("no journal\nat all\n")
-    with pytest.raises(UserError, match=r"journal\.log: not a journal of Optuna .*move it away to begin anew"):
+    Path(of.place).write_bytes(content)
+    with pytest.raises(UserError, match=r"journal\.log: not a journal of Optuna .*move it away to begin anew") as error:
         run_search(of, 1, 1)
-    assert Path(of.place).read_text() == "no journal\nat all\n"
+    assert Path(of.place).read_bytes() == content and "\n" not in str(error.value)
+
+
+def test_a_fault_of_the_code_is_not_blamed_on_the_journal(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(searching, "trained_parameters", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        run_search(plan(project), 1, 1)
+
+
+# --- trials that were left --------------------------------------------------------------------------------------------
+
+
+def opened(of: Plan) -> Any:
+    of.home.mkdir(parents=True)
+    return of.open()
+
+
+def test_a_search_that_is_killed_again_and_again_gives_the_trial_up(project: Any) -> None:
+    """Kills count, orderly ends do not."""
+    study = opened(plan(project))
+    study.ask()
+    for number in range(kept.RETRIES + 1):
+        assert kept.finished(study.get_trials()) == []
+        kept.give_up(study, study.get_trials()[-1], killed=False)
+        study.ask()
+        kept.give_up(study, study.get_trials()[-1])
+        last = study.get_trials()[-1]
+        assert kept.original(last) == 0 and last.user_attrs["kills"] == number + 1
+        if last.state == TrialState.WAITING:
+            study.ask()
+    [given_up] = kept.finished(study.get_trials())
+    assert given_up.user_attrs["failure"] == "its search was killed 4 times while it ran"
+
+
+def test_given_up_by_two_it_is_asked_again_once(project: Any) -> None:
+    study = opened(plan(project))
+    study.ask()
+    [seen] = study.get_trials()
+    kept.give_up(study, seen)
+    kept.give_up(study, seen)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_orphans_of_a_shared_study(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = opened(plan(project))
+    asked = study.ask()
+
+    def orphan() -> bool:
+        return kept.is_orphan(study.get_trials()[0], True)
+
+    assert not orphan(), "about to be signed"
+    monkeypatch.setattr(kept, "GRACE", -1)
+    assert orphan(), "killed before it was signed"
+    kept.sign(study, asked._trial_id)
+    assert not orphan(), "this process lives"
+
+
+def test_killed_between_a_failure_and_its_record(project: Any) -> None:
+    of = plan(project)
+    study = opened(of)
+    study.ask().set_user_attr("failure", "the loss is nan")
+    assert kept.finished(study.get_trials()) == []
+    run_search(of, 2, 1)
+    assert [trial["state"] for trial in evidence(of)["trials"]] == ["fail", "complete"]
+
+
+def test_a_draw_that_cannot_be_is_a_failed_trial(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Space.draw
+
+    def once(space: Space, trial: Any) -> Any:
+        if trial.number == 1:
+            raise UserError("params.yaml: model: cannot be")
+        return draw(space, trial)
+
+    monkeypatch.setattr(Space, "draw", once)
+    of = plan(project)
+    run_search(of, 3, 1)
+    trials = evidence(of)["trials"]
+    assert [trial["state"] for trial in trials] == ["complete", "fail", "complete"]
+    assert trials[1]["failure"] == "params.yaml: model: cannot be"
+
+
+def test_trials_of_equal_settings_side_by_side_are_trained_once(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Space, "draw", lambda *_: {"model": {"hmf": {"window": 2}}})
+    Path("seconds").write_text("1")
+    of = plan(project, "window", "random")
+    run_search(of, 4, 2)
+    trials = evidence(of)["trials"]
+    assert len(begun()) == 2, "one, and the reference"
+    assert [trial["same_as"] for trial in trials] == [None, *["window_random_0000"] * 3]
+    assert len({trial["values"][0] for trial in trials}) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,6 +337,8 @@ def test_journal_that_is_none(project: Any) -> None:
         ("postgresql+psycopg://me:secret@127.0.0.1:1/none", r"--storage postgresql\+psycopg://me:\*\*\*@127.*refused"),
         ("nosuch://me:secret@host/none", "the driver is not installed"),
         ("://", "not the URL of a database"),
+        ("journal.log", "not the URL of a database; .*a journal file serves one machine"),
+        ("sqlite:///a.db", "SQLite is not made for several that write"),
     ],
 )
 def test_database_out_of_reach(project: Any, url: str, told: str) -> None:

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from wimfris.checkpoint import CHECKPOINTS
 from wimfris.search import trial as worker
+from wimfris.search.sampler import make_pruner
 from wimfris.search.space import Space, read_search
-from wimfris.search.storage import make_pruner
 from wimfris.search.study import Plan
 from wimfris.train import RunFiles
 

@@ -223,7 +223,9 @@ def _cost_cells(searches: Sequence[Evidence]) -> pd.DataFrame:
         trained = [trial for trial in search["trials"] if not trial["same_as"]]
         seconds = {s: [t["seconds"] for t in trained if t["state"] == s and t["seconds"]] for s in _STATES}
         whole = float(np.median(seconds["complete"])) if seconds["complete"] else np.nan
-        saved = sum(max(whole - one, 0) for one in seconds["pruned"])
+        epochs = search["train"]["epochs"]
+        cut = [trial for trial in trained if trial["state"] == "pruned" and trial["seconds"] and trial["epochs"]]
+        saved = sum(trial["seconds"] * (epochs / len(trial["epochs"]) - 1) for trial in cut)  # at its own pace
         total = sum(map(sum, seconds.values()))
         rows.append(
             {

@@ -18,7 +18,7 @@ def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
     """Variant -> the finished trial whose settings it has, however it came to be declared: the first of equals. `full`
     is what trials are measured by, and none of them.
     """
-    trials = {}
+    trials: dict[str, str] = {}
     for trial in (trial for search in searches for trial in search["trials"] if trial["state"] == "complete"):
         with suppress(UserError):  # of another space, or of a params.yaml of before
             trials.setdefault(_bare(params.resolve("", trial["overrides"], group="")), trial["name"])

@@ -4,7 +4,6 @@ Trials that were running when their search was killed are failed and asked again
 that has a checkpoint goes on from it.
 """
 
-import json
 import os
 import socket
 import sys
@@ -12,17 +11,16 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
@@ -30,38 +28,13 @@ from wimfris.files import write_text
 HEARTBEAT, GRACE = 15, 90  # seconds between two signs of life in a database, and without one until a trial is given up
 RETRIES = 3  # of a trial whose search was killed; more often, it may be the trial that kills it
 ATTEMPTS = 5  # at the tables of a new database, which another search may be making
-STARTUP = 6  # trials drawn at random before TPE has anything to go by
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def make_sampler(kind: str, seed: int, begun: int) -> BaseSampler:
-    """The sampler of the next trial: seed and the number of trials that have finished or are running alone decide what
-    it draws by chance, so that a search that was killed goes on as if it had not been, and that trials which run side
-    by side are not drawn alike.
-    """
-    number = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
-    if kind == "random":
-        return RandomSampler(number)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=number, n_startup_trials=STARTUP, multivariate=True, constant_liar=True)
-
-
-def make_pruner(epochs: int, prunes: bool) -> BasePruner:
-    """Hyperband over the second half of a trial's epochs; nothing is pruned where there are several objectives.
-
-    Before its half a trial says little of its end: high learning rates start behind and end ahead. At tiny, of trials
-    that were pruned after a third of 120 steps, those were lost whose like came to the best scores.
-    """
-    if not prunes:
-        return NopPruner()
-    return HyperbandPruner(min_resource=-(-epochs // 2), max_resource=epochs, reduction_factor=2)
-
-
 def open_storage(place: str) -> BaseStorage:
     """The storage at a path (a journal file) or a URL of SQLAlchemy's. Raises UserError where it cannot be used."""
-    with clear_errors(place):
+    with clear_errors(place, opening=True):
         if "://" not in place:
             return JournalStorage(JournalFileBackend(place))
         return _database(place)
@@ -92,18 +65,29 @@ def _database(url: str) -> RDBStorage:
     return opened()
 
 
+def check_url(url: str) -> None:
+    """Raises UserError where several machines cannot share what lies there."""
+    if "://" not in url or url.startswith("sqlite"):
+        told = "SQLite is not made for several that write" if url.startswith("sqlite") else "not the URL of a database"
+        raise UserError(
+            f"--storage {hidden(url)}: {told}; for example postgresql+psycopg://user@host/name, or leave it out: a "
+            "journal file serves one machine"
+        )
+
+
 @contextmanager
-def clear_errors(place: str) -> Iterator[None]:
-    """What can be wrong with a storage, in one line."""
+def clear_errors(place: str, *, opening: bool = False) -> Iterator[None]:
+    """What can be wrong with a storage, in one line; that a file is no journal shows when it is opened."""
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
     try:
         yield
-    except (json.JSONDecodeError, KeyError, ValueError) as error:
-        if "://" in place or isinstance(error, UserError):
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        if not opening or "://" in place:
             raise
         raise UserError(
-            f"{place}: not a journal of Optuna ({error}); move it away to begin anew, its trials' outs lie beside it"
+            f"{place}: not a journal of Optuna ({type(error).__name__}: {error}); move it away to begin anew, its "
+            "trials' outs lie beside it"
         ) from None
     except (ImportError, NoSuchModuleError):
         raise UserError(
@@ -113,11 +97,12 @@ def clear_errors(place: str) -> Iterator[None]:
         raise UserError(
             f"--storage {hidden(place)}: not the URL of a database; for example postgresql+psycopg://user@host/name"
         ) from None
-    except SQLAlchemyError as error:
-        told = str(getattr(error, "orig", None) or error.args[0]).strip().splitlines()[0]
+    except (SQLAlchemyError, StorageInternalError) as error:
+        of = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        told = str(getattr(of, "orig", None) or of.args[0]).strip().splitlines()[0]
         raise UserError(f"--storage {hidden(place)}: {told}") from None
     except OSError as error:
-        raise UserError(f"{hidden(place)}: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or hidden(place)}: {error.strerror or error}") from None
 
 
 def hidden(place: str) -> str:
@@ -134,14 +119,17 @@ def hidden(place: str) -> str:
 
 
 def mend_journal(path: Path) -> None:
-    """Drop a last line that a kill cut off: what is appended to it would make the whole unreadable."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
+    """Drop a last line that a kill cut off: what is appended to it would make the whole unreadable. Raises ValueError
+    where it does not begin as a journal does.
+    """
+    content = path.read_bytes() if path.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if content and not content.startswith(b"{"):
+        raise ValueError("its first line is none")
+    if len(whole) < len(content) and content.startswith(b'{"op_code"'):
+        text = whole.decode()
         print(f"wimfris: {path}: its last line was cut off by a kill, and is dropped", file=sys.stderr, flush=True)
-        write_text(path, whole.decode())
+        write_text(path, text)
 
 
 # --- orphans ----------------------------------------------------------------------------------------------------------
@@ -162,11 +150,24 @@ def fail_stale(study: Study) -> None:
         optuna.storages.fail_stale_trials(study)
 
 
-def retry(study: Study, trial: FrozenTrial) -> None:
-    """Ask a failed trial again, with the same parameters, if that has not been done too often."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(max_retry=RETRIES, inherit_intermediate_values=True)(study, trial)
+def retry(study: Study, trial: FrozenTrial, *, killed: bool = True) -> None:
+    """Ask a failed trial again, with the same parameters; if its search was killed too often beside it, it has failed
+    for good, and counts.
+    """
+    attrs = {key: value for key, value in trial.user_attrs.items() if key != "by"}
+    kills = trial.user_attrs.get("kills", 0) + killed
+    spent = kills > RETRIES
+    told = {"kills": kills} | ({"failure": f"its search was killed {kills} times while it ran"} if spent else {})
+    study.add_trial(
+        create_trial(
+            state=TrialState.FAIL if spent else TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attrs | told,
+            system_attrs=trial.system_attrs | {"failed_trial": original(trial)},
+            intermediate_values=trial.intermediate_values,
+        )
+    )
 
 
 def original(trial: FrozenTrial) -> int:
@@ -176,26 +177,37 @@ def original(trial: FrozenTrial) -> int:
 
 def is_orphan(trial: FrozenTrial, shared: bool) -> bool:
     """Whether the search that started a running trial is gone. In a journal, which one search at a time uses, any that
-    runs at its start is; in a database, this machine's whose process is gone: other machines' tell by their heartbeat.
+    runs at its start is; in a database, this machine's whose process is gone, and one that nobody has signed in time:
+    other machines' tell by their heartbeat.
     """
     import psutil  # type: ignore[import-untyped]
 
     if not shared:
         return True
-    host, _, process = str(trial.user_attrs.get("by", "")).rpartition(":")
+    if "by" not in trial.user_attrs:
+        begun = trial.datetime_start
+        return begun is not None and datetime.now() - begun > timedelta(seconds=GRACE)
+    host, _, process = str(trial.user_attrs["by"]).rpartition(":")
     return host == socket.gethostname() and not psutil.pid_exists(int(process))
 
 
-def give_up(study: Study, trial: FrozenTrial) -> None:
-    """Fail a running trial, and ask it again."""
-    study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    retry(study, study._storage.get_trial(trial._trial_id))
+def give_up(study: Study, trial: FrozenTrial, *, killed: bool = True) -> None:
+    """Fail a running trial, and ask it again, unless another search has just done so."""
+    try:
+        study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return
+    retry(study, study._storage.get_trial(trial._trial_id), killed=killed)
 
 
 def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Trials that count: scored, pruned, or failed for a reason of their own. Those of a killed search do not."""
     done = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [trial for trial in trials if trial.state in done or "failure" in trial.user_attrs]
+
+    def counts(trial: FrozenTrial) -> bool:
+        return trial.state in done or (trial.state == TrialState.FAIL and "failure" in trial.user_attrs)
+
+    return list(filter(counts, trials))
 
 
 def describe(trial: FrozenTrial, name: str) -> dict[str, Any]:

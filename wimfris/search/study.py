@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from wimfris.params import Settings
 from wimfris.profile import trained_parameters
 from wimfris.repro import Stop, environment, interruptible
 from wimfris.search import storage as kept
+from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.space import Space
 from wimfris.search.trial import MEMORY, PRUNED, STORAGE
 from wimfris.train import RunFiles, what_decides
@@ -66,8 +67,8 @@ class Plan:
             {
                 "trial": what_decides(self.settings(REFERENCE, {}, ""), self.seed),
                 "space": self.space.search.spaces[self.space.name],
-                "how": [self.sampler, self.against, kept.STARTUP],
-                "code": code_hash(["search/space.py", "search/storage.py"]),
+                "how": [self.sampler, self.against],
+                "code": code_hash(["search/space.py", "search/sampler.py"]),
             }
         )[:8]
 
@@ -103,12 +104,12 @@ class Plan:
         """The study in its storage, made where it is not there. Raises UserError where the storage cannot be used."""
         epochs = self.settings(REFERENCE, {}, "").train.epochs
         directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.against else [])]
-        with kept.clear_errors(self.place):
+        with kept.clear_errors(self.place, opening=True):
             return optuna.create_study(
                 storage=kept.open_storage(self.place),
                 study_name=self.study,
                 directions=directions,
-                pruner=kept.make_pruner(epochs, self.against is None),
+                pruner=make_pruner(epochs, self.against is None),
                 load_if_exists=True,
             )
 
@@ -123,6 +124,7 @@ class _Work:
     slot: int
     log: Path
     process: "subprocess.Popen[bytes]"
+    twins: list[FrozenTrial] = field(default_factory=list)  # trials of the same settings, asked meanwhile
 
 
 def run_search(plan: Plan, trials: int, jobs: int) -> None:
@@ -137,6 +139,8 @@ def run_search(plan: Plan, trials: int, jobs: int) -> None:
         raise UserError(f"--jobs {jobs}: needs at least one")
     if plan.against == "latency" and jobs > 1:
         raise UserError("--against latency: a time is taken on a machine that does nothing else; use --jobs 1")
+    if plan.url is not None:
+        kept.check_url(plan.url)
     plan.home.mkdir(parents=True, exist_ok=True)
     (plan.home.parent / ".gitignore").write_text("*\n")
     with _alone(plan), interruptible() as stop, kept.clear_errors(plan.place):
@@ -160,7 +164,8 @@ def _alone(plan: Plan) -> Iterator[None]:
             "database with --storage"
         ) from None
     try:
-        kept.mend_journal(Path(plan.place))
+        with kept.clear_errors(plan.place, opening=True):
+            kept.mend_journal(Path(plan.place))
         yield
     finally:
         lock.release()
@@ -201,13 +206,13 @@ class _Searching:
             if not kept.is_orphan(trial, self.plan.url is not None):
                 continue
             settings = self._settings_of(trial)
-            if settings is not None and self._files(settings).manifest.is_file():
+            if "failure" in trial.user_attrs:
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            elif settings is not None and self._files(settings).manifest.is_file():
                 self._tell_value(trial, settings)
             else:
                 kept.give_up(self.study, trial)
-                print(
-                    f"{self.plan.name(trial.number)}: was running when its search was killed; asked again", flush=True
-                )
+                print(f"{self.plan.name(kept.original(trial))}: was running when its search was killed", flush=True)
 
     def _train_reference(self) -> None:
         """`full` for as long as a trial: what the trials are measured by."""
@@ -225,38 +230,53 @@ class _Searching:
             begun = len(kept.finished(trials)) + sum(trial.state == TrialState.RUNNING for trial in trials)
             if begun >= self.trials:
                 return
-            self.study.sampler = kept.make_sampler(self.plan.sampler, self.plan.seed, begun)
+            self.study.sampler = make_sampler(self.plan.sampler, self.plan.seed, begun)
             trial = self.study.ask()
             kept.sign(self.study, trial._trial_id)
-            overrides = self.plan.space.draw(trial)
             frozen = self.study._storage.get_trial(trial._trial_id)
-            settings = self.plan.settings(self.plan.name(kept.original(frozen)), overrides)
-            counts = trained_parameters(settings)
+            try:
+                overrides = self.plan.space.draw(trial)
+                settings = self.plan.settings(self.plan.name(kept.original(frozen)), overrides)
+                counts = trained_parameters(settings)
+            except UserError as error:  # a combination that the space's own checks did not come to
+                trial.set_user_attr("failure", str(error))
+                self.study.tell(trial, state=TrialState.FAIL)
+                print(f"{self.plan.name(frozen.number)}: FAILED, {error}", flush=True)
+                continue
             for key, value in (
                 ("overrides", overrides),
                 ("adapters", counts["adapters"]),
                 ("trained", counts["total"]),
             ):
                 trial.set_user_attr(key, value)
+            frozen = self.study._storage.get_trial(trial._trial_id)
+            beside = next((work for work in self.working if _same(work.settings, settings)), None)
+            if beside is not None:
+                beside.twins.append(frozen)
+                continue
             scored = [one for one in trials if one.state == TrialState.COMPLETE]
-            twin = next((one for one in scored if one.user_attrs["overrides"] == overrides), None)
+            twin = next((one for one in scored if self._same_as(one, settings)), None)
             if twin is not None:
                 self._repeat(frozen, twin)
                 continue
             taken = {work.slot for work in self.working}
             self._start(settings.variant, settings, trial, min(set(range(self.jobs)) - taken))
 
+    def _same_as(self, trial: FrozenTrial, settings: Settings) -> bool:
+        of = self._settings_of(trial)
+        return of is not None and _same(of, settings)
+
     def _repeat(self, trial: FrozenTrial, twin: FrozenTrial) -> None:
         """Tell a trial of settings that have been tried what came of them: training would give the same bits again."""
         store = self.study._storage
-        for key in ("metrics", "latency_ms"):
+        for key in ("metrics", "latency_ms", "failure"):
             if key in twin.user_attrs:
                 store.set_trial_user_attr(trial._trial_id, key, twin.user_attrs[key])
         name = twin.user_attrs.get("same_as", self.plan.name(kept.original(twin)))
         store.set_trial_user_attr(trial._trial_id, "same_as", name)
         for epoch, value in twin.intermediate_values.items():
             store.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        self.study.tell(trial.number, twin.values)
+        self.study.tell(trial.number, twin.values, state=twin.state)
         print(f"{self.plan.name(trial.number)}: the settings of {name}, not trained again", flush=True)
 
     def _start(self, name: str, settings: Settings, trial: optuna.Trial | None, slot: int) -> None:
@@ -295,21 +315,27 @@ class _Searching:
                 print(f"{work.name}: `full`, trained as a trial: mIoU {percent(self._miou(work.settings))}", flush=True)
                 continue
             frozen = self.study._storage.get_trial(work.trial._trial_id)
-            if code == 0:
-                self._tell_value(frozen, work.settings)
-            elif code == PRUNED:
-                self.study.tell(frozen.number, state=TrialState.PRUNED, skip_if_finished=True)
-            else:
-                self.study._storage.set_trial_user_attr(frozen._trial_id, "failure", _reason(code, work.log))
-                self.study.tell(frozen.number, state=TrialState.FAIL, skip_if_finished=True)
-            self._say(work)
-            self._check_failures(work)
+            if not frozen.state.is_finished():  # else it was taken for dead, and asked again
+                self._tell(frozen, work, code)
+                self._say(work)
+                self._check_failures(work)
+            came = self.study._storage.get_trial(work.trial._trial_id)
+            for twin in work.twins:
+                self._repeat(twin, came)
+
+    def _tell(self, trial: FrozenTrial, work: _Work, code: int) -> None:
+        """What came of a trial whose trainer has ended with this exit code."""
+        if code == 0:
+            self._tell_value(trial, work.settings)
+        elif code == PRUNED:
+            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            self.study._storage.set_trial_user_attr(trial._trial_id, "failure", _reason(code, work.log))
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _tell_value(self, trial: FrozenTrial, settings: Settings) -> None:
         """The score of a trial whose run has ended: mIoU over all validation sentences, at its best epoch."""
         metrics = json.loads(self._files(settings).metrics.read_text())
-        if trial.state.is_finished():
-            return  # taken for dead, and asked again
         self.study._storage.set_trial_user_attr(
             trial._trial_id, "metrics", {split: of["sentence"] for split, of in metrics.items()}
         )
@@ -357,10 +383,10 @@ class _Searching:
             except subprocess.TimeoutExpired:
                 work.process.kill()
                 work.process.wait()
-            if work.trial is not None:
-                trial = self.study._storage.get_trial(work.trial._trial_id)
+            asked = [] if work.trial is None else [work.trial._trial_id, *(twin._trial_id for twin in work.twins)]
+            for trial in map(self.study._storage.get_trial, asked):
                 if not trial.state.is_finished():
-                    kept.give_up(self.study, trial)
+                    kept.give_up(self.study, trial, killed=False)
         self.working.clear()
 
     # --- what is seen ---
@@ -396,6 +422,11 @@ class _Searching:
 
     def _miou(self, settings: Settings) -> float:
         return float(json.loads(self._files(settings).metrics.read_text())["val"]["sentence"]["miou"])
+
+
+def _same(one: Settings, other: Settings) -> bool:
+    """Whether two runs of one seed come to the same bits: equal but for their names."""
+    return one.model_copy(update={"variant": other.variant}) == other
 
 
 def percent(value: float | None) -> str:

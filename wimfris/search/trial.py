@@ -23,7 +23,8 @@ from wimfris.data.source import source_images
 from wimfris.efficiency import latency
 from wimfris.errors import UserError
 from wimfris.params import Settings
-from wimfris.search.storage import HEARTBEAT, make_pruner, make_sampler, open_storage
+from wimfris.search.sampler import make_pruner, make_sampler
+from wimfris.search.storage import HEARTBEAT, open_storage
 from wimfris.train import train_run, what_decides
 
 PRUNED, MEMORY = 64, 65
@@ -70,14 +71,18 @@ def _train(settings: Settings, job: dict[str, Any], storage: BaseStorage | None)
     study = load_study(study_name=job["study"], storage=storage, pruner=pruner, sampler=make_sampler("random", 0, 0))
 
     def after_epoch(epoch: int, score: float) -> None:
-        with suppress(Exception):  # a trial that was taken for dead goes on to its end all the same
+        pruned = False
+        with suppress(Exception):  # one that was taken for dead, or whose database is away, goes on to its end
             storage.set_trial_intermediate_value(number, epoch, score)
-        if job["prunes"] and epoch < settings.train.epochs and pruner.prune(study, storage.get_trial(number)):
+            pruned = job["prunes"] and epoch < settings.train.epochs and pruner.prune(study, storage.get_trial(number))
+        if pruned:
             raise _Pruned
 
     train_run(settings, job["seed"], source_images(settings), after_epoch)
     if job["latency"]:
-        storage.set_trial_user_attr(number, "latency_ms", 1000 * latency(settings, REPETITIONS))
+        measured = 1000 * latency(settings, REPETITIONS)
+        with suppress(Exception):  # the search asks again what it is not told
+            storage.set_trial_user_attr(number, "latency_ms", measured)
 
 
 def _forget(settings: Settings, seed: int) -> None:
