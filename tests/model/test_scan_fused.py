@@ -151,9 +151,14 @@ def test_cpu_keeps_rates_and_steps_of_every_size() -> None:
 
 
 def test_cpu_of_an_empty_batch_is_empty() -> None:
-    values, _ = single((1, 3, 4, 2))
+    values, weight = single((1, 3, 4, 2))
     empty = {name: value[:0] if name in PER_TOKEN else value for name, value in values.items()}
-    assert selective_scan(**empty, backend="cpu").shape == (0, 3, 4)
+    found = derive(empty, "cpu", weight[:0])
+    assert found["y"].shape == (0, 3, 4)
+    assert all(found[name].shape == value.shape and not found[name].any() for name, value in empty.items())
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((0, 3, 4), (4, 1, 2), (4,)))
+    grads = torch.autograd.grad(causal_conv_silu(x, weight, bias, backend="cpu").sum(), [x, weight, bias])
+    assert not any(grad.any() for grad in grads)
 
 
 def test_cpu_keeps_nothing_of_the_size_of_the_states() -> None:

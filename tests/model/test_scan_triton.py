@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed")
@@ -89,6 +91,43 @@ def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, i
 
 
 @kernels
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 65),
+    st.integers(1, 2 * BLOCK + 1),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_any_shape_and_dtype(batch: int, length: int, width: int, states: int, dtype: torch.dtype) -> None:
+    values, weight = fused.single((batch, length, width, states))
+    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    tolerance = 1e-5 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
+    fused.assert_close(found, fused.expected(values, weight.to(dtype).double()), tolerance)
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(5, 3, BLOCK + 1, 4), (3, 40, 2, 4)])
+def test_several_sequences_share_a_part_of_the_sums(
+    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do where there are more than `GROUPS`; the last group is not full."""
+    monkeypatch.setattr("wimfris.model.scan.triton.GROUPS", 2)
+    values, weight = fused.single(shape)
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    fused.assert_close(found, fused.expected(values, weight), 1e-5)
+
+
+@kernels
+def test_an_empty_batch_has_no_derivatives() -> None:
+    values, weight = fused.single((1, 3, 4, 4))
+    empty = {name: value[:0] if name in fused.PER_TOKEN else value for name, value in values.items()}
+    found = fused.derive(on_device(empty), "triton", weight[:0].to(DEVICE))
+    assert found["y"].shape == (0, 3, 4) and not any(value.any() for value in found.values())
+
+
+@kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_borders_alone(dtype: torch.dtype) -> None:
     values, weight = fused.single((2, 9, 3, 4))
@@ -120,6 +159,16 @@ def test_steps_of_every_size() -> None:
 
 
 @kernels
+def test_small_steps_behind_large_ones_across_chunks() -> None:
+    """What passes from a token to its chunk's end is the sum of the steps behind it, however large its own."""
+    values, weight = fused.single((1, 40, 2, 2))
+    values["A"] = -torch.logspace(-6, 2, 4).view(2, 2)
+    values["delta"] = torch.linspace(-40, 40, 80)[torch.randperm(80)].view(1, 40, 2)
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    fused.assert_close(found, fused.expected(values, weight), 1e-5)
+
+
+@kernels
 @pytest.mark.parametrize("length", [1, 5, 34])
 def test_a_block_says_the_same_as_with_the_reference(length: int, stir: Any) -> None:
     block = stir(Mamba(2, state=2, backend="reference"))
@@ -133,10 +182,12 @@ def test_a_block_says_the_same_as_with_the_reference(length: int, stir: Any) -> 
 
 
 @kernels
+@pytest.mark.parametrize("groups", [128, 3])
 @pytest.mark.parametrize(("grid", "window"), [((2, 4), (2, 2)), ((3, 3), (2, 2))])
 def test_windows_cut_inside_the_kernels_are_those_cut_before(
-    grid: tuple[int, int], window: tuple[int, int], stir: Any
+    grid: tuple[int, int], window: tuple[int, int], groups: int, stir: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wimfris.model.scan.triton.GROUPS", groups)
     block = stir(Mamba(2, state=2, backend="reference"))
     tokens, text = torch.randn(2, grid[0] * grid[1], 2), torch.randn(2, 1, 2)
 

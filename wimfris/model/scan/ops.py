@@ -90,7 +90,11 @@ def _backward(
     cells: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by the eight inputs, each in its input's dtype."""
-    found: Any = _module(backend).scan_backward(grad, u, delta, A, B, C, D, z, delta_bias, starts, cells)
+    found: Any
+    if not len(u):
+        found = tuple(torch.zeros_like(x) for x in (u, delta, A, B, C, D, z, delta_bias))
+        return found
+    found = _module(backend).scan_backward(grad, u, delta, A, B, C, D, z, delta_bias, starts, cells)
     return found
 
 
@@ -176,7 +180,11 @@ def _conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, backend: str, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by x, weight, bias and text; the last is of size 0 where there is none."""
-    found: Any = _module(backend).conv_backward(grad, x, weight, bias, text, cells)
+    found: Any
+    if not len(x):
+        found = tuple(x.new_empty(0) if of is None else torch.zeros_like(of) for of in (x, weight, bias, text))
+        return found
+    found = _module(backend).conv_backward(grad, x, weight, bias, text, cells)
     return found
 
 

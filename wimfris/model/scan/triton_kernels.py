@@ -204,7 +204,9 @@ def chunk_ends(
         passed = tl.cumsum(step, 0)
     else:
         value = step * _tile(u, rows, u_step, d, inside, wide)
-        passed = tl.cumsum(step, 0, reverse=True) - step
+        later = inside & (t + 1 < tl.minimum((chunk + 1) * T, length))
+        after, _ = _steps(delta, rows + 1, delta_step, d, shift, later, wide)
+        passed = tl.cumsum(after, 0, reverse=True)  # sums of small steps, which a large one would have rounded
     for n in range(N):
         rate = tl.load(A + d * N + n, mask=wide, other=0.0)
         if REVERSE:
@@ -292,10 +294,11 @@ def conv_backward(
     taps = tl.arange(0, PADDED)
     sum_weight = tl.zeros((PADDED, BLOCK), tl.float32)
     for member in range(GROUP):
-        index = group * GROUP + member
+        there_is = group * GROUP + member < total
+        index = tl.minimum(group * GROUP + member, total - 1)  # of the last group some members may be none
         sequence, chunk = index // chunks, index % chunks
         t = chunk * T + tl.arange(0, T)
-        active = t < tl.where(index < total, length, 0)
+        active = t < tl.where(there_is, length, 0)
         by_x = tl.zeros((T, BLOCK), tl.float32)
         for ahead in tl.static_range(K):  # the token `ahead` of t sees it through tap K - 1 - ahead
             later = t + ahead
@@ -322,7 +325,7 @@ def conv_backward(
         tl.store(grad_x + rows[:, None] * width + d[None, :], by_x, mask=there[:, None] & wide[None, :])
         if WINDOWED:
             lead = tl.sum(tl.where((active & (t == 0))[:, None], by_x, 0.0), 0)
-            first = d < tl.where((chunk == 0) & (index < total), width, 0)
+            first = d < tl.where((chunk == 0) & there_is, width, 0)
             tl.store(grad_text + sequence.to(tl.int64) * width + d, lead, mask=first)
     place = (group * K + taps[:, None]) * width + d[None, :]
     tl.store(grad_weight + place, sum_weight, mask=(taps[:, None] < K) & wide[None, :])
