@@ -267,7 +267,43 @@ def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
     fused.assert_close(found, wanted, 1e-4)
 
 
-@pytest.mark.slow  # a minute or two
+SIZES: dict[str, Any] = {"N": 16, "PADDED": 16, "K": 4, "T": 32, "BLOCK": 64, "GROUP": 16, "WINDOWED": True}
+HALF = ("u", "delta", "z", "B", "C", "out", "grad", "x", "text", "grad_u", "grad_delta", "grad_z", "grad_x")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
+@pytest.mark.parametrize(
+    "name", ["scan_forward", "scan_backward", "chunk_ends", "pass_on", "conv_forward", "conv_backward"]
+)
+def test_compiles_for_a_gpu_that_need_not_be_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter accepts what the compiler does not: at the paper's sizes, bf16, for compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from wimfris.model.scan import triton_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(triton_kernels, name)
+    fixed = SIZES | {"CHUNKED": name == "scan_forward", "REVERSE": True}
+    fixed |= {"PADDED": 4} if name == "conv_backward" else {}
+    constants = {key: value for key, value in fixed.items() if key in kernel.arg_names}
+    numbers = ("length", "width", "chunks", "windows", "area", "total", "between")
+
+    def told(argument: str) -> str:
+        if argument in constants:
+            return "constexpr"
+        if argument in numbers or argument.rstrip("_").endswith("_step"):
+            return "i32"
+        return "*i32" if argument == "cells" else "*bf16" if argument in HALF else "*fp32"
+
+    source = ASTSource(kernel, {argument: told(argument) for argument in kernel.arg_names}, constants)
+    options = {"num_warps": 8} if name == "scan_backward" else {}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert len(compiled.asm["cubin"]) > 1000
+
+
+@pytest.mark.slow  # two minutes
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests above run here")
 def test_all_of_these_by_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

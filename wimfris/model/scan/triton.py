@@ -120,6 +120,7 @@ def scan_backward(
         total, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step, B_step, C_step,
         N=states, PADDED=triton.next_power_of_2(states), T=tokens, BLOCK=BLOCK, GROUP=group,
         WINDOWED=cells is not None, CHUNKED=chunks > 1,
+        num_warps=8,  # with Triton's four, each thread would spill 840 bytes (compiled for sm_90)
     )  # fmt: skip
     return (
         grad_u,
