@@ -4,9 +4,12 @@
     python benchmarks/scan.py --device cuda        # a GPU, with Triton's kernels and mamba_ssm -> scan_cuda.csv
     python benchmarks/scan.py --roofline           # the estimate for an H200 alone -> scan_roofline.csv
 
-`scan` is the scan alone, `WMF` the window Mamba fusion around it, `neck` all of HMF, beside DETRIS's neck of equal
-width. `loop` is the plain loop over tokens, in WMF and neck too. To save time WMF, neck and bfloat16 are measured at
-some of the shapes alone, bfloat16 at the least batch.
+`scan` is the scan alone, `conv + scan` with the convolution before it (on a GPU), `WMF` the window Mamba fusion around
+both, `neck` all of HMF, beside DETRIS's neck of equal width. `loop` is the plain loop over tokens, in WMF and neck too.
+On a CPU, to save time, WMF, neck and bfloat16 are measured at some of the shapes alone, bfloat16 at the least batch. On
+a GPU a batch is the paper's, 32 images, in both precisions (WMF and neck under autocast); what does not fit has no row;
+and a copy of a gigabyte, timed first, is what bandwidth is told by: `share_of_copy` is the bytes that the convolution
+and the scan must move (`roofline`) over the time of their row, as a share of the copy's.
 
 Every repetition runs each backend once, one after the other, so that a busy machine slows all of them; a ratio is the
 median over repetitions of the ratio within one. With one thread on a CPU a time is that thread's processor time, which
@@ -19,6 +22,7 @@ and measured of the scan alone, at the least batch but for `cpu`.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -28,8 +32,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from unittest import mock
 
@@ -40,11 +46,12 @@ from torch.nn import functional as F
 
 from wimfris.efficiency import Memory
 from wimfris.errors import UserError
-from wimfris.manifest import _processor
+from wimfris.manifest import _processor, code_revision
 from wimfris.model import mamba
 from wimfris.model.baselines.detris import GatedNeck
 from wimfris.model.hmf import Neck, WindowMambaFusion
-from wimfris.model.scan import choose_backend, selective_scan
+from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan
+from wimfris.model.scan.cuda import causal_conv1d_silu
 from wimfris.model.scan.ops import CHUNK
 
 HERE = Path(__file__).parent
@@ -67,6 +74,10 @@ class Shape:
     vision: int = 768
     images: tuple[int, ...] = (1, 2)
 
+    def batches(self, device: str) -> tuple[int, ...]:
+        """The batches that are measured by default."""
+        return (32,) if device == "cuda" else self.images
+
     def of_scan(self, images: int) -> tuple[int, int, int, int]:
         """(batch, L, D, N)."""
         return images * (self.grid // self.window) ** 2, self.window**2 + 1, self.expand * self.width, self.states
@@ -81,7 +92,9 @@ SHAPES = {  # scale tiny's batch; the paper's widths and grid
     "paper 8x8": Shape(8),
     "paper 16x16": Shape(16),
     "paper, no window": Shape(32),
+    "twice the side, no window": Shape(64, grid=64),
 }
+ON_GPU = "twice the side, no window"  # 4,097 tokens: minutes a call for the loop on a CPU
 SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured in every way
 
 
@@ -89,7 +102,7 @@ SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured 
 class Case:
     """What is measured."""
 
-    what: str  # scan | WMF | neck
+    what: str  # scan | conv + scan | WMF | neck
     shape: str
     images: int
     dtype: torch.dtype
@@ -111,18 +124,17 @@ class Case:
         }
 
 
-def cases(names: list[str], images: list[int] | None, threads: int) -> Iterator[Case]:
+def cases(names: list[str], images: list[int] | None, threads: int, device: str) -> Iterator[Case]:
     """All that is measured with so many threads."""
-    batches = {name: images or SHAPES[name].images for name in names}
+    batches = {name: images or SHAPES[name].batches(device) for name in names}
     all_of_them = [(name, batch) for name in names for batch in batches[name]]
     some = [(name, batch) for name, batch in all_of_them if name in SOME] if threads == 1 else []
     least = [(name, batch) for name, batch in some if batch == batches[name][0]]
-    for what, dtype, chosen in (
-        ("scan", torch.float32, all_of_them),
-        ("scan", torch.bfloat16, least),
-        ("WMF", torch.float32, some),
-        ("neck", torch.float32, some),
-    ):
+    single, half = torch.float32, torch.bfloat16
+    plan = [("scan", single, all_of_them), ("scan", half, least), ("WMF", single, some), ("neck", single, some)]
+    if device == "cuda":
+        plan = [(what, of, all_of_them) for what in ("scan", "conv + scan", "WMF", "neck") for of in (half, single)]
+    for what, dtype, chosen in plan:
         for name, batch in chosen:
             for backward in (False, True):
                 yield Case(what, name, batch, dtype, backward)
@@ -178,10 +190,18 @@ def prepare(case: Case, backend: str, device: str) -> Work:
     """A case by a backend, on the same random numbers whichever it is."""
     torch.manual_seed(0)
     shape = SHAPES[case.shape]
-    if case.what == "scan":
+    if "scan" in case.what:
         values = scan_inputs(shape.of_scan(case.images), case.dtype, device)
         scan = plain_loop if backend == "loop" else partial(selective_scan, backend=backend)
-        return Work(partial(scan, **values), list(values.values()))
+        if case.what == "scan":
+            return Work(partial(scan, **values), list(values.values()))
+        taps = torch.randn(values["u"].shape[2], 1, 4, device=device, requires_grad=True)
+        bias = torch.zeros(values["u"].shape[2], device=device, requires_grad=True)
+
+        def both() -> Tensor:
+            return scan(**values | {"u": convolve(values["u"], taps, bias, backend)})
+
+        return Work(both, [*values.values(), taps, bias])
     module = build(case.what, shape, backend).to(device).train(case.backward)
     cells = 1 if case.what == "WMF" else 3
     channels = shape.width if case.what == "WMF" else shape.vision
@@ -192,12 +212,23 @@ def prepare(case: Case, backend: str, device: str) -> Work:
 
     def call() -> Tensor:
         visual = maps if case.what == "neck" else maps[0]
-        if backend != "loop":
-            return module(visual, words, sentence, padding)
-        with mock.patch.object(mamba, "selective_scan", lambda *values, backend: plain_loop(*values)):
-            return module(visual, words, sentence, padding)
+        with torch.autocast(device, case.dtype, enabled=case.dtype != torch.float32):
+            if backend != "loop":
+                return module(visual, words, sentence, padding)
+            with mock.patch.object(mamba, "selective_scan", lambda *values, backend: plain_loop(*values)):
+                return module(visual, words, sentence, padding)
 
     return Work(call, reads + list(module.parameters()))
+
+
+def convolve(x: Tensor, taps: Tensor, bias: Tensor, backend: str) -> Tensor:
+    """The causal convolution and its SiLU as `backend` has them: x (batch, L, D), taps (D, 1, K), bias (D,)."""
+    if backend == "mamba_ssm":
+        return causal_conv1d_silu(x, taps, bias)
+    if backend in ("cpu", "triton"):
+        return causal_conv_silu(x, taps, bias, backend=backend)
+    convolved = F.conv1d(x.mT, taps.to(x.dtype), bias.to(x.dtype), padding=taps.shape[2] - 1, groups=x.shape[2])
+    return F.silu(convolved[..., : x.shape[1]].mT)
 
 
 def build(what: str, shape: Shape, backend: str) -> nn.Module:
@@ -246,9 +277,14 @@ def seconds(work: Work, device: str, *, backward: bool) -> float:
 
 
 def times(works: dict[str, Work], case: Case, device: str, most: int, enough: float) -> dict[str, list[float]]:
-    """Of every backend and repetition: `most` repetitions, or when `enough` seconds have gone by fewer, but two."""
-    for work in works.values():
-        seconds(work, device, backward=case.backward)
+    """Of every backend and repetition: `most` repetitions, or when `enough` seconds have gone by fewer, but two. What
+    does not fit into a GPU's memory is left out.
+    """
+    for backend, work in list(works.items()):
+        try:
+            seconds(work, device, backward=case.backward)
+        except torch.OutOfMemoryError:
+            works.pop(backend)
     found: dict[str, list[float]] = {backend: [] for backend in works}
     started = time.perf_counter()
     for number in range(most):
@@ -260,14 +296,22 @@ def times(works: dict[str, Work], case: Case, device: str, most: int, enough: fl
 
 
 def memory(case: Case, backend: str, device: str) -> tuple[int, int]:
-    """Bytes: inputs and outputs, and the most that is held."""
-    work = prepare(case, backend, device)
+    """Bytes: inputs and outputs, and the most that is held; zeros for what does not fit."""
+    try:
+        return _memory(prepare(case, backend, device), case, device)
+    except torch.OutOfMemoryError:
+        return 0, 0
+
+
+def _memory(work: Work, case: Case, device: str) -> tuple[int, int]:
     output = work.run(backward=case.backward)
     reads = sum(x.nbytes for x in work.reads)
     io = (reads + output.nbytes) * (2 if case.backward else 1)
     del output
     work.forget()
     gc.collect()
+    if device == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)  # what others left, and would serve without new pages
     held = Memory(torch.device(device))
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     work.run(backward=case.backward)
@@ -278,9 +322,10 @@ def memories(options: argparse.Namespace) -> list[tuple[Case, str]]:
     """What `memory` is measured of."""
     return [
         (case, backend)
-        for case in cases(options.shapes, options.images, 1)
+        for case in cases(options.shapes, options.images, 1, options.device)
         for backend in backends(case, options.device)
-        if case.what == "scan" and (backend == "cpu" or case.images == (options.images or SHAPES[case.shape].images)[0])
+        if case.what == "scan"
+        and (backend == "cpu" or case.images == (options.images or SHAPES[case.shape].batches(options.device))[0])
     ]
 
 
@@ -300,18 +345,22 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     of = memories(options)
     peaks = memories_apart(options) if device == "cpu" else [memory(case, backend, device) for case, backend in of]
     held = dict(zip(of, peaks, strict=True))
+    copied = copy_bandwidth() if device == "cuda" else 0.0
     rows: list[dict[str, object]] = []
     for threads in options.threads if device == "cpu" else [1]:
         torch.set_num_threads(threads)
-        for case in cases(options.shapes, options.images, threads):
+        for case in cases(options.shapes, options.images, threads, device):
             works = {backend: prepare(case, backend, device) for backend in backends(case, device)}
             taken = times(works, case, device, options.repetitions, options.seconds)
             for backend, own in taken.items():
                 io, peak = held.get((case, backend), (0, 0))
                 ratios = {
                     f"{other}_over_this": statistics.median(a / b for a, b in zip(taken[other], own, strict=True))
-                    for other in ("loop", "reference")
+                    for other in ("loop", "reference", *(["mamba_ssm"] if device == "cuda" else []))
+                    if other in taken
                 }
+                if device == "cuda":
+                    ratios |= shares(case, statistics.median(own), copied)
                 rows.append(
                     {
                         **case.label,
@@ -326,54 +375,92 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
                         "torch": torch.__version__,
                         "python": platform.python_version(),
+                        **(gpu_versions() if device == "cuda" else {}),
                     }
                 )
             print(*case.label.values(), f"{threads} threads", sep=", ", flush=True)
             for row in rows[-len(works) :]:
-                print("   ", *(row[key] for key in ("backend", "milliseconds", "loop_over_this", "peak_over_io")))
+                told = (
+                    "backend",
+                    "milliseconds",
+                    "loop_over_this",
+                    "mamba_ssm_over_this",
+                    "share_of_copy",
+                    "peak_over_io",
+                )
+                print("   ", *(row[key] for key in told if key in row))
             write(rows, path)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy of a gigabyte reads and writes on this GPU, the median of ten."""
+    source = torch.empty(2**29, dtype=torch.bfloat16, device="cuda")
+    target, taken = torch.empty_like(source), []
+    for _ in range(12):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return 2 * source.nbytes / statistics.median(taken[2:])
+
+
+def shares(case: Case, seconds_: float, copied: float) -> dict[str, float]:
+    """Of convolution and scan in half precision: gigabytes a second that must move, and as a share of a copy's."""
+    if case.what != "conv + scan" or case.dtype != torch.bfloat16:
+        return {}
+    of = needs(SHAPES[case.shape], case.images)
+    moved = sum(need[0] for kernel, need in of.items() if case.backward or kernel.endswith("forward"))
+    return {"gigabytes_per_second": moved / seconds_ / 1e9, "share_of_copy": moved / seconds_ / copied}
+
+
+def gpu_versions() -> dict[str, str]:
+    """Of what the numbers of a GPU depend on besides torch."""
+    found = {"cuda": torch.version.cuda or "", "commit": str(code_revision()["commit"])[:12]}
+    for name in ("triton", "mamba-ssm", "causal-conv1d"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 # --- what a GPU needs at least ----------------------------------------------------------------------------------------
 
 
-def roofline() -> list[dict[str, object]]:
-    """What each of Triton's kernels must move and compute at batch 32 in bf16, and the least time on an H200.
+def needs(shape: Shape, images: int) -> dict[str, tuple[float, float, float]]:
+    """Of each of Triton's kernels in bf16: bytes, exponentials and other float32 instructions.
 
-    Per token and channel: bytes of what is read and written once (2 a number; parts of sums and states 4), exponentials
-    and other float32 instructions, about; a tile has T tokens, of which L are real.
+    Bytes are of what is read and written once (2 a number; parts of sums and states 4). Instructions are about so many
+    a token and channel; a tile has T tokens, of which L are real.
+    """
+    batch, length, width, states = shape.of_scan(images)
+    tile = min(1 << (length - 1).bit_length(), CHUNK)
+    chunks = -(-length // tile)
+    places = batch * chunks * tile * width  # of all tiles
+    numbers, narrow, blocks = batch * length * width, batch * length * states, width // 64
+    kept = 4 * batch * (chunks - 1) * states * width
+    each: dict[str, tuple[float, float, float]] = {
+        # bytes; exponentials and instructions a place: the scan composes log2(T) times at worst, once at best
+        "convolution, forward": (4 * numbers, 1, 2 * 4 + 4),
+        "convolution, backward": (6 * numbers, 4, 4 * (2 * 4 + 10)),
+        "scan, forward": (8 * numbers + 4 * narrow + kept, states + 3, states * 8 + 12),
+        "scan, backward": (14 * numbers + (4 + 8 * blocks) * narrow + 2 * kept, 2 * states + 5, states * 24 + 30),
+    }
+    if chunks > 1:
+        each["chunks, forward"] = (4 * numbers + 2 * narrow + 3 * kept, states + 2, states * 4 + 6)
+        each["chunks, backward"] = (6 * numbers + 2 * narrow + 3 * kept, states + 3, states * 4 + 9)
+    return {kernel: (moved, exps * places, others * places) for kernel, (moved, exps, others) in each.items()}
+
+
+def roofline() -> list[dict[str, object]]:
+    """What each of Triton's kernels must move and compute at batch 32 in bf16, and the least time on an H200: that of
+    its scarcest resource, the others hidden behind it, nothing read twice and nothing spilled.
     """
     rows: list[dict[str, object]] = []
     for name, shape in SHAPES.items():
-        if not name.startswith("paper"):
+        if name.startswith("tiny"):
             continue
-        batch, length, width, states = shape.of_scan(32)
-        tile = min(1 << (length - 1).bit_length(), CHUNK)
-        chunks = -(-length // tile)
-        places = batch * chunks * tile * width  # of all tiles
-        numbers, narrow, blocks = batch * length * width, batch * length * states, width // 64
-        kept = 4 * batch * (chunks - 1) * states * width
-        kernels = {
-            # bytes, exponentials and instructions a place; the scan composes log2(T) times at worst, once at best
-            "convolution, forward": (4 * numbers, 1, 2 * 4 + 4),
-            "convolution, backward": (6 * numbers, 4, 4 * (2 * 4 + 10)),
-            "scan, forward": (8 * numbers + 4 * narrow + kept, states + 3, states * 8 + 12),
-            "scan, backward": (
-                14 * numbers + 4 * narrow + 8 * narrow * blocks + 2 * kept,
-                2 * states + 5,
-                states * 24 + 30,
-            ),
-            "chunks, forward": (4 * numbers + 2 * narrow + 3 * kept, states + 2, states * 4 + 6)
-            if chunks > 1
-            else None,
-            "chunks, backward": (6 * numbers + 2 * narrow + 3 * kept, states + 3, states * 4 + 9)
-            if chunks > 1
-            else None,
-        }
-        for kernel, needs in kernels.items():
-            if needs is None:
-                continue
-            moved, exps, instructions = needs[0], needs[1] * places, needs[2] * places
+        batch, length, _, _ = shape.of_scan(32)
+        for kernel, (moved, exps, instructions) in needs(shape, 32).items():
             bounds = {
                 "memory": moved / H200["bandwidth"],
                 "exp": exps / H200["exp"],
@@ -391,7 +478,7 @@ def roofline() -> list[dict[str, object]]:
                     "giga_float32": f"{instructions / 1e9:.1f}",
                     **{f"ms_{key}": f"{1e3 * value:.3f}" for key, value in bounds.items()},
                     "limit": limit,
-                    "expected_ms": f"{1e3 * bounds[limit]:.3f}",
+                    "at_least_ms": f"{1e3 * bounds[limit]:.3f}",
                 }
             )
     return rows
@@ -407,11 +494,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7, help="at most")
     parser.add_argument("--seconds", type=float, default=3, help="of a case, after which two repetitions are enough")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES), metavar="SHAPE")
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), metavar="SHAPE", help="by default all that fit")
     parser.add_argument("--images", nargs="*", type=int, help="in a batch")
     parser.add_argument("--memory", action="store_true", help="print bytes of inputs and outputs, and peaks, as JSON")
     parser.add_argument("--roofline", action="store_true")
     options = parser.parse_args()
+    if options.shapes is None:
+        options.shapes = [name for name in SHAPES if options.device == "cuda" or name != ON_GPU]
     if options.roofline:
         write(roofline(), HERE / "scan_roofline.csv")
     elif options.memory:

@@ -48,6 +48,17 @@ def test_what_a_paper_s_scale_lacks_is_named_with_its_fix(
     assert stop.value.exit_code == 1
 
 
+def test_asked_about_a_data_set_that_is_not_the_one_in_use(
+    project: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "IMAGES", 10**9)
+    with pytest.raises(typer.Exit) as stop:
+        command(scale="base", data="refcoco")
+    told = " ".join(capsys.readouterr().out.split())
+    assert stop.value.exit_code == 1 and "data set refcoco at scale base" in told and "missing data/" in told
+    assert "1000000000 are needed" in told, "room for the images"
+
+
 def backend_that(does: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Finding:
     """The finding on a backend of this kind."""
     real = scan.selective_scan

@@ -1,5 +1,7 @@
 """`wimfris estimate`: what a run costs, from a timed handful of steps and the size of the data."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from wimfris.errors import UserError
 from wimfris.estimate import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 from wimfris.params import MIXED
 from wimfris.profile import blank_segmenter, count
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_volume_is_the_index_s_or_the_published_one(project: Any) -> None:
@@ -73,6 +77,10 @@ def test_small_models_are_timed_as_they_are(project: Any, capsys: pytest.Capture
     command(batch=4)
     out = " ".join(capsys.readouterr().out.split())
     assert "scenes at scale smoke" in out and "one run" in out and "at batch 4" in out
+    assert "studies/neck.py" not in out, "there are no studies in this folder"
+    shutil.copytree(ROOT / "studies", "studies")
+    command(batch=4)
+    assert "studies/neck.py, " in " ".join(capsys.readouterr().out.split())
     torch.set_num_threads(threads)
 
 

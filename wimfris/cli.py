@@ -27,10 +27,13 @@ app.add_typer(encoders_app, name="encoders")
 REPORTS = Path("reports")
 RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
 ScaleOption = Annotated[str | None, typer.Option(help="Another scale than params.yaml's.")]
+DataOption = Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")]
 
 
-def _params(scale: str | None = None) -> Params:
+def _params(scale: str | None = None, data: str | None = None) -> Params:
     params = read_params()
+    if data is not None:
+        params = params.model_copy(update={"data": params.data | {"name": data}})
     return params if scale is None else params.model_copy(update={"scale": scale})
 
 
@@ -69,7 +72,7 @@ def data_prepare() -> None:
     """Check every annotation and image, and write the index: one row per referred object; and its audit."""
     import pandas as pd
 
-    from wimfris.data.audit import audit
+    from wimfris.data.audit import audit, shared_images
     from wimfris.data.index import prepare
     from wimfris.data.mixed import COUNTS, prepare_mixed, told
     from wimfris.data.source import source_root
@@ -83,6 +86,8 @@ def data_prepare() -> None:
         print(f"{data.name}: {notes}")
     else:
         index = prepare(source_root(settings), data.name, folder)
+        if notes := shared_images(index):
+            print(f"{data.name}: {notes}")
     frames = {str(name): part for name, part in index.groupby("dataset", sort=False)}
     (folder / "audit.md").write_text(audit(frames, notes))
     sentences = int(index["sentences"].map(len).sum())
@@ -167,13 +172,13 @@ def encoders_pretrain(scale: ScaleOption = None) -> None:
 
 
 @app.command()
-def doctor(scale: ScaleOption = None) -> None:
+def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
     """Say on one screen what is here and what works: versions, devices, scan backends, disk, encoders, data; what to
     install for what is missing. Exit code 1 where the scale in use lacks something.
     """
     from wimfris.doctor import examine
 
-    params = _params(scale)
+    params = _params(scale, data)
     marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "-"}
     table = Table(
         "", "part", "what", "", box=None, title=f"data set {params.settings().data.name} at scale {params.scale}"
@@ -326,16 +331,15 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
 @app.command()
 def estimate(
     scale: ScaleOption = None,
-    data: Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")] = None,
+    data: DataOption = None,
     batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
 ) -> None:
     """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
     from wimfris import estimate as of
     from wimfris.matrix import duration
+    from wimfris.results.notebook import load_studies
 
-    params = _params(scale)
-    if data is not None:
-        params = params.model_copy(update={"data": params.data | {"name": data}})
+    params = _params(scale, data)
     settings = of.at_batch(params.settings(), batch)
     volume = of.volume(settings)
     timed = of.time_steps(settings)
@@ -343,7 +347,11 @@ def estimate(
     size = settings.train.batch_size
     table = Table("", "time", "disk", box=None, title=f"{settings.data.name} at scale {settings.scale}: {timed.device}")
     core, beyond = len(params.runs()), len(params.extended_runs())
-    for name, runs in (("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)):
+    told = [("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)]
+    for study in (found.study.at_grid(settings.grid) for found in load_studies() if found.study):
+        runs = sum(len(params.runs_of(name)) for name in study.variants)
+        told.append((f"studies/{study.name}.py, {runs} runs, some shared", runs))
+    for name, runs in told:
         table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")
     for name, held in shared.items():
         table.add_row(f"{name}, once", "", f"{held / 1e9:.1f} GB")
@@ -517,5 +525,6 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"wimfris: {error}", file=sys.stderr)
+        # one that a process of a data loader raised comes with that process's traceback before it
+        print(f"wimfris: {str(error).rpartition('wimfris.errors.UserError: ')[2].strip()}", file=sys.stderr)
         sys.exit(2)

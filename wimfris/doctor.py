@@ -27,6 +27,7 @@ OPTIONAL = {  # package -> what it is for, and how it is installed
 }
 TOLERANCE = 1e-4  # of a scan backend against the reference, relative to the output's scale, float32
 GIGABYTE = 1e9
+ROOM, IMAGES = 5, 27  # gigabytes: of a few runs or the encoders; of COCO's train2014.zip beside what it unpacks to
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def examine(params: Params) -> list[Finding]:
         *versions(),
         *devices(settings),
         *scans(),
-        *disk(),
+        *disk(settings),
         *encoders(settings),
         *data(settings),
     ]
@@ -132,14 +133,18 @@ def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def disk() -> Iterator[Finding]:
-    """Free space where runs, DVC's cache and the hub's cache lie."""
+def disk(settings: Settings) -> Iterator[Finding]:
+    """Free space where runs and DVC's cache, the images that are not here yet, and the hub's cache lie."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    for name, place in (("here", Path()), ("hub cache", Path(HF_HUB_CACHE))):
+    images = images_folder(Path(settings.data.root))
+    places = [("here", Path(), ROOM), ("hub cache", Path(HF_HUB_CACHE), ROOM)]
+    if settings.data.name != "scenes" and not images.is_dir():
+        places.append(("images", images, IMAGES))
+    for name, place, room in places:
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free / GIGABYTE
-        yield Finding("disk", name, free > 5, f"{free:.0f} GB free at {existing}")
+        yield Finding("disk", name, free > room, f"{free:.0f} GB free at {existing}, {room} are needed")
 
 
 def encoders(settings: Settings) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from wimfris import cli
 from wimfris.data import refer
 from wimfris.data.dataset import (
     Case,
@@ -163,3 +164,16 @@ def test_images_are_rgb(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "red.png") == [255, 0, 0]).all()
     cv2.imwrite(str(tmp_path / "grey.png"), red[..., 2])
     assert read_image(tmp_path / "grey.png").shape == (4, 5, 3)
+
+
+def test_what_a_loaders_process_finds_wrong_is_one_line(
+    root: Path, index: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes with the traceback of that process; the command shows its last line alone."""
+    tokenizer, nowhere = WordTokenizer(vocabulary(), 16), root / "nowhere"
+    dataset = ReferDataset(index, every_sentence(index), nowhere, tokenizer, SIZE, with_mask=True)
+    monkeypatch.setattr(cli, "app", lambda: next(iter(DataLoader(dataset, num_workers=1))))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith(f"wimfris: {nowhere}") and told.count("\n") == 1

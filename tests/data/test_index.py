@@ -152,3 +152,10 @@ def test_the_audit_tells_repeated_from_ambiguous(tmp_path: Path) -> None:
     one_image = frame[frame["image_id"] == frame["image_id"].iloc[0]].head(2).copy()
     one_image["sentences"] = [["Left  man", "left man"], ["LEFT MAN"]]
     assert "| refcoco train | 1 | 1 | 1 |" in audit.audit({"refcoco": one_image})
+
+
+def test_images_that_are_trained_on_and_evaluated_are_told() -> None:
+    frame = pd.DataFrame({"image_id": [1, 1, 2, 3], "split": ["train", "train", "train", "val"]})
+    assert audit.shared_images(frame) == ""
+    told = audit.shared_images(frame.assign(image_id=[1, 1, 2, 1]))
+    assert told.startswith("1 of 2 training images (2 of 3 objects) are also in the val or test split")

@@ -10,6 +10,19 @@ AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LENGTH_QUANTILES = (0.05, 0.5, 0.95)
 
 
+def shared_images(index: pd.DataFrame) -> str:
+    """One sentence where images of val or test are trained on too, as in RefCOCOg's google split; else empty."""
+    train = index["split"] == "train"
+    shared = index[train & index["image_id"].isin(index.loc[~train, "image_id"])]
+    if shared.empty:
+        return ""
+    return (
+        f"{shared['image_id'].nunique()} of {index.loc[train, 'image_id'].nunique()} training images "
+        f"({len(shared)} of {train.sum()} objects) are also in the val or test split, by the set's own design: "
+        "**results there are of images that were trained on**."
+    )
+
+
 def audit(frames: Mapping[str, pd.DataFrame], notes: str = "") -> str:
     """The audit of data sets, given as index frames by name: one Markdown text. `notes` stands at its head."""
     splits = [(f"{name} {split}", part) for name, part in frames.items() for split, part in _splits(part)]
