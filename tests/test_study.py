@@ -1,6 +1,7 @@
 """The runner of studies: what it trains, what it writes, what it refuses, and that params.yaml is left as it was."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 import wimfris.study
 from wimfris.errors import UserError
+from wimfris.files import write_text
 from wimfris.params import Params, read_params
 from wimfris.repro import Failed
+from wimfris.results.evidence import current
 from wimfris.results.records import write_records
 from wimfris.results.study import Row, Study
 from wimfris.study import main, scale_set
@@ -165,6 +168,25 @@ def test_no_train_takes_what_is_missing_from_the_evidence(folder: Path, matrix: 
         Path("runs/scenes-tiny", path).unlink()
     assert ran("--no-train") == 0
     assert Path("reports/tables/scenes-tiny/neckless.csv").read_bytes() == expected
+
+
+def test_runs_of_other_settings_are_no_evidence(folder: Path, matrix: Matrix, capsys) -> None:
+    """Whoever edits a number and trains the core alone must not see it beside runs of the number before."""
+    params = read_params()
+    for run in RUNS:
+        leave(params, run)
+        settings = params.settings_of(run)
+        told = settings.model_dump(mode="json")
+        if run == "lora-1":
+            told["train"]["epochs"] += 1
+        write_text(settings.outs / "manifests" / f"{run}.json", json.dumps({"settings": told}))
+    assert ran("--no-train", "--gaps") == 0
+    assert "left out, trained with other settings than params.yaml has now: lora-1\n" in capsys.readouterr().err
+    table = pd.read_csv("reports/tables/scenes-tiny/neckless.csv").set_index(["split", "label"])
+    assert table.loc[("val", "LoRA"), "seeds"] == 1 and table.loc[("val", "without"), "seeds"] == 3
+    records = pd.concat(map(pd.read_parquet, Path("runs/scenes-tiny").rglob("*.parquet")))
+    assert set(records["run"]) - set(current(params, records)["run"]) == {"lora-1"}
+    assert set(current(params, records.replace("no_neck-1", "gone-1"))["run"]) == set(RUNS) - {"lora-1", "no_neck-1"}
 
 
 def test_dry_run_only_tells(folder: Path, matrix: Matrix, capsys) -> None:

@@ -412,19 +412,13 @@ def gather(
 
 
 def _unchanged(params: Params, run: str) -> bool:
-    """Whether a run's manifest is there and of the settings that params.yaml gives it now."""
+    """Whether a run is declared, and its manifest is there and of the settings that params.yaml gives it now."""
+    from wimfris.results.evidence import changed
+
     variant, _ = _split_run(run)
-    if run not in params.runs_of(variant) or variant not in (*params.variants, *params.extended):
+    if variant not in (*params.variants, *params.extended) or run not in params.runs_of(variant):
         return False
-    settings = params.settings(variant)
-    manifest = settings.outs / "manifests" / f"{run}.json"
-    if not manifest.is_file():
-        return False
-    told = json.loads(manifest.read_text())["settings"]
-    try:  # a key that is newer than the run has the value there that it had by default
-        return Settings.model_validate(told | {"group": settings.group}) == settings
-    except ValueError:
-        return False
+    return (params.settings(variant).outs / "manifests" / f"{run}.json").is_file() and not changed(params, run)
 
 
 @app.command()
@@ -450,11 +444,13 @@ def studies() -> None:
 def page() -> None:
     """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
     from wimfris.results.claims import write_claims
-    from wimfris.results.evidence import read_emphasis, read_evidence
+    from wimfris.results.evidence import current, read_emphasis, read_evidence
     from wimfris.results.notebook import write_page
 
-    name = read_params().settings().folder.name
-    write_claims(read_evidence(name), read_emphasis(name), REPORTS / "claims.md")
+    params = read_params()
+    name = params.settings().folder.name
+    records, emphasis = current(params, read_evidence(name)), read_emphasis(name)
+    write_claims(records, emphasis[emphasis["run"].isin(records["run"])], REPORTS / "claims.md")
     write_page()
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.params import Params, read_params
-from wimfris.results.evidence import evidence_path, read_emphasis, read_evidence
+from wimfris.results.evidence import changed, evidence_path, read_emphasis, read_evidence
 from wimfris.results.figures import read_log
 from wimfris.results.published import read_published
 from wimfris.results.records import read_records, read_runs
@@ -38,20 +38,30 @@ def _records_here(params: Params, runs: Sequence[str]) -> dict[str, Path]:
     return {run: folder for run, folder in outs.items() if (folder / "records" / f"{run}.parquet").is_file()}
 
 
+def _current(params: Params, runs: Sequence[str]) -> list[str]:
+    """The runs without those that were trained with other settings than params.yaml has now, which are told."""
+    stale = [run for run in runs if changed(params, run)]
+    if stale:
+        told = ", ".join(stale)
+        print(f"wimfris: left out, trained with other settings than params.yaml has now: {told}", file=sys.stderr)
+    return [run for run in runs if run not in stale]
+
+
 def found_records(params: Params, runs: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The records of these runs, of one that left none under runs/ from the committed evidence; and the runs that
-    neither has.
+    neither has, or only of other settings.
     """
-    here = _records_here(params, runs)
+    wanted = _current(params, runs)
+    here = _records_here(params, wanted)
     parts = [read_runs(folder, [run]) for run, folder in here.items()]
-    rest = set(runs) - here.keys()
+    rest = set(wanted) - here.keys()
     name = params.settings().folder.name
     if rest and evidence_path(name, False, REPORTS).is_file():
         evidence = read_evidence(name, REPORTS)
         parts.append(evidence[evidence["run"].isin(rest)])
         rest -= set(evidence["run"])
     records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return records, [run for run in runs if run in rest]
+    return records, [run for run in runs if run in rest or run not in wanted]
 
 
 class Found:
@@ -85,7 +95,7 @@ class Found:
     def emphasis(self, variant: str) -> dict[str, list[dict[str, Any]]]:
         """Run -> its epochs with the emphasis learned, as in its log, or as gathered where the log is not here."""
         here, found = set(self.finished()), {}
-        for run in (run for run in self.runs if run.rpartition("-")[0] == variant):
+        for run in (run for run in self.runs if run.rpartition("-")[0] == variant and run not in self.missing):
             if run in here:
                 found[run] = read_log(self.params.settings_of(run).outs / "logs" / f"{run}.jsonl")
                 continue

@@ -5,6 +5,7 @@ reports/records/<set>-<scale>.parquet holds the core's runs and <set>-<scale>-ex
 beside each, <...>-emphasis.csv holds the emphasis alpha that its runs learned.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.params import Params, Settings
 from wimfris.results.figures import read_log
 from wimfris.results.records import SCHEMA, read_records, read_runs
 
@@ -65,6 +67,32 @@ def write_evidence(folder: Path, runs: Sequence[str], path: Path, kept: Sequence
     with replacing(_emphasis_path(path)) as temporary:
         ordered = emphasis.astype({"seed": int}).sort_values(list(EMPHASIS[:5]))
         ordered.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def changed(params: Params, run: str) -> bool:
+    """Whether params.yaml gives a run other settings now than it was trained with, as its manifest tells; False where
+    there is no manifest to tell. The scan's backend is how the same thing is computed, and none of them. Raises
+    UserError as `Params.settings` does.
+    """
+    settings = params.settings_of(run)
+    manifest = settings.outs / "manifests" / f"{run}.json"
+    if not manifest.is_file():
+        return False
+    told = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+    try:  # a key that is newer than the run has the value there that it had by default
+        told["model"]["scan"] = settings.model.scan
+        return Settings.model_validate(told | {"group": settings.group}) != settings
+    except (KeyError, TypeError, ValueError):
+        return True
+
+
+def current(params: Params, records: pd.DataFrame) -> pd.DataFrame:
+    """The records without those of runs that were trained with other settings than params.yaml has now, or that it no
+    longer has: they are no evidence of what is compared with them.
+    """
+    declared = {*params.runs(), *params.extended_runs()}
+    kept = [run for run in records["run"].unique() if run in declared and not changed(params, run)]
+    return records[records["run"].isin(kept)].reset_index(drop=True)
 
 
 def gathered(path: Path) -> list[str]:

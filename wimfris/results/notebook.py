@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.params import Params
-from wimfris.results.evidence import FOLDER, PARTS, read_evidence
+from wimfris.results.evidence import FOLDER, PARTS, current, read_evidence
 from wimfris.results.page import PAGE
 from wimfris.results.study import Study
 from wimfris.results.tables import Section
@@ -87,7 +87,8 @@ def evidence_of(params: Params, reports: Path = Path("reports")) -> dict[str, tu
     for name in (own, *names):
         records = read_evidence(name, reports)
         update = {"scale": records["scale"].iloc[0], "data": params.data | {"name": records["dataset"].iloc[0]}}
-        found[name] = (params.model_copy(update=update), records)
+        at = params.model_copy(update=update)
+        found[name] = (at, current(at, records))
     return found
 
 

@@ -152,7 +152,7 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
 
 _COST = (
     "Seconds are those of all trials together, one after the other; `saved` is what pruned trials would have taken "
-    "beyond that, by the median of the finished ones. Trials whose settings had been tried were not trained again: "
+    "beyond that, at their own pace. Trials whose settings had been tried were not trained again: "
     "repeated."
 )
 _IMPORTANCE = (

@@ -267,7 +267,7 @@ def _power(table: pd.DataFrame) -> str:
     if compared.empty:
         return ""
     frame = compared[["images", "detectable"]].assign(metric=COMPARED[0], seeds=compared["common_seeds"])
-    return f"{len(compared)} comparisons in this family. {power_line(frame)}"
+    return f"{len(compared)} comparison{'s' * (len(compared) != 1)} in this family. {power_line(frame)}"
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
