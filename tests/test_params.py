@@ -318,6 +318,20 @@ def test_variants_that_are_one_and_the_same(tmp_path: Path) -> None:
     assert "variants full and again have equal settings" in message
 
 
+@pytest.mark.parametrize(
+    ("other", "again"),
+    [
+        ({}, {"loss": {"align_window": 4}}),
+        ({"model": {"neck": "none"}}, {"model": {"neck": "none", "hmf": {"window": 2, "gate": "none"}}}),
+        ({"model": {"hmf": {"window": "grid"}}}, {"model": {"hmf": {"window": 8}}, "loss": {"align_window": 4}}),
+    ],
+)
+def test_variants_that_word_the_same_otherwise(other: Any, again: Any, tmp_path: Path) -> None:
+    declared = {"full": {}, **({"other": other} if other else {}), "again": again}
+    message = refusal(tmp_path, variants=declared, extended={})
+    assert f"variants {'other' if other else 'full'} and again have equal settings at scale smoke" in message
+
+
 @pytest.mark.parametrize("model", [{"adapters": "lora"}, {"neck": "detris"}])
 def test_a_rival_is_no_variant_of_the_core(model: dict[str, str], tmp_path: Path) -> None:
     told = "params.yaml: variants.rival: a rival's adapters or neck; declare it under `extended`"

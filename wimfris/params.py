@@ -4,6 +4,7 @@ The settings of one run are the shared sections, overridden by `scales.<scale>`,
 Every number of an experiment is in params.yaml; this module has no defaults of its own.
 """
 
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -569,13 +570,26 @@ def _check_variants(params: Params) -> None:
     """Refuse, before anything trains, a variant that cannot be or that is another one under a second name."""
     names: dict[str, str] = {}
     for variant in (*params.variants, *params.extended):
-        resolved = params.settings(variant).model_copy(update={"variant": ""}).model_dump_json()
+        resolved = plain(params.settings(variant))
         if resolved in names:
             raise UserError(
                 f"params.yaml: variants {names[resolved]} and {variant} have equal settings at scale {params.scale}; "
                 f"remove one, a table can name {names[resolved]} twice"
             )
         names[resolved] = variant
+
+
+def plain(settings: Settings) -> str:
+    """What a variant's settings come to, however they are worded: a window of the whole grid is none, the alignment's
+    window is a number, and of a neck that is not there only the width counts.
+    """
+    content = settings.model_copy(update={"variant": ""}).model_dump(mode="json")
+    content["loss"]["align_window"] = settings.align_window
+    if settings.model.neck != "hmf":
+        content["model"]["hmf"] = {name: content["model"]["hmf"][name] for name in ("width", "heads")}
+    elif settings.scan_window == settings.grid:
+        content["model"]["hmf"]["window"] = "grid"
+    return json.dumps(content)
 
 
 def run_folder(data_name: str, scale: str) -> Path:

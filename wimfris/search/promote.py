@@ -10,7 +10,7 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params, Settings, read_params
+from wimfris.params import Params, plain, read_params
 from wimfris.results.search import FOLDER, Evidence, load_evidence
 
 
@@ -21,14 +21,9 @@ def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
     trials: dict[str, str] = {}
     for trial in (trial for search in searches for trial in search["trials"] if trial["state"] == "complete"):
         with suppress(UserError):  # of another space, or of a params.yaml of before
-            trials.setdefault(_bare(params.resolve("", trial["overrides"], group="")), trial["name"])
-    found = {name: trials.get(_bare(params.settings(name))) for name in (*params.variants, *params.extended)}
+            trials.setdefault(plain(params.resolve("", trial["overrides"], group="")), trial["name"])
+    found = {name: trials.get(plain(params.settings(name))) for name in (*params.variants, *params.extended)}
     return {variant: trial for variant, trial in found.items() if trial is not None and variant != "full"}
-
-
-def _bare(settings: Settings) -> str:
-    """All that decides a run but its name."""
-    return settings.model_copy(update={"variant": ""}).model_dump_json()
 
 
 def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Path = Path("reports")) -> Params:

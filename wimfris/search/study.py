@@ -26,7 +26,7 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.manifest import code_revision
 from wimfris.matrix import duration, gpus
-from wimfris.params import Settings
+from wimfris.params import Settings, plain
 from wimfris.profile import trained_parameters
 from wimfris.repro import Stop, environment, interruptible
 from wimfris.search import storage as kept
@@ -250,7 +250,7 @@ class _Searching:
             ):
                 trial.set_user_attr(key, value)
             frozen = self.study._storage.get_trial(trial._trial_id)
-            beside = next((work for work in self.working if _same(work.settings, settings)), None)
+            beside = next((work for work in self.working if plain(work.settings) == plain(settings)), None)
             if beside is not None:
                 beside.twins.append(frozen)
                 continue
@@ -264,7 +264,7 @@ class _Searching:
 
     def _same_as(self, trial: FrozenTrial, settings: Settings) -> bool:
         of = self._settings_of(trial)
-        return of is not None and _same(of, settings)
+        return of is not None and plain(of) == plain(settings)
 
     def _repeat(self, trial: FrozenTrial, twin: FrozenTrial) -> None:
         """Tell a trial of settings that have been tried what came of them: training would give the same bits again."""
@@ -422,11 +422,6 @@ class _Searching:
 
     def _miou(self, settings: Settings) -> float:
         return float(json.loads(self._files(settings).metrics.read_text())["val"]["sentence"]["miou"])
-
-
-def _same(one: Settings, other: Settings) -> bool:
-    """Whether two runs of one seed come to the same bits: equal but for their names."""
-    return one.model_copy(update={"variant": other.variant}) == other
 
 
 def percent(value: float | None) -> str:
