@@ -425,12 +425,20 @@ def _draw_slice(axis: Axes, searches: Sequence[Evidence], setting: str, colours:
                 markersize=3.5,
                 alpha=0.7,
             )
-    if real and min(v for v in values if v) > 0 and max(v for v in values if v) > 30 * min(v for v in values if v):
+    if _is_log(searches[0], setting):
         axis.set_xscale("log")
     if not sets and not real:
         axis.set_xticks(range(len(names)), names)
     axis.axhline(100 * searches[0]["reference"]["metrics"]["val"]["miou"], color="0.3", linewidth=1)
     axis.set(title=setting.split(".", 1)[1], xlabel="layer that holds one" if sets else "", ylabel="mIoU on val (%)")
+
+
+def _is_log(search: Evidence, setting: str) -> bool:
+    """Whether the space draws a setting on a logarithmic scale."""
+    declared = search["declared"]
+    for key in setting.split("."):
+        declared = declared.get(key, {})
+    return bool(isinstance(declared, dict) and declared.get("log"))
 
 
 def _draw_front(axis: Axes, search: Evidence) -> None:
@@ -442,6 +450,6 @@ def _draw_front(axis: Axes, search: Evidence) -> None:
     axis.plot(xs, [100 * score for score, _ in best_of], "o-", color=sns.color_palette("colorblind")[3], markersize=4)
     axis.set(
         title=f"Front, {SAMPLERS[search['sampler']]}",
-        xlabel={"parameters": "trained parameters, thousands", "latency": "ms for one image"}[search["against"]],
+        xlabel={"parameters": "trained, thousands", "latency": "ms for one image"}[search["against"]],
         ylabel="mIoU on val (%)",
     )
