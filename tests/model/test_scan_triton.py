@@ -91,7 +91,7 @@ def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, i
 
 
 @kernels
-@settings(deadline=None, max_examples=12, derandomize=True)
+@settings(deadline=None, max_examples=8, derandomize=True)
 @given(
     st.integers(1, 3),
     st.integers(1, 65),
