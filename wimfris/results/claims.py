@@ -185,8 +185,7 @@ def _measure(
     """The comparisons of a claim, not yet corrected; empty where nothing can be tested."""
     if isinstance(claim, Falls):
         return _change(emphasis[emphasis["variant"] == claim.system])
-    rivals = _comparable(claim, records) if isinstance(claim, Better) else []
-    if not isinstance(claim, Better) or not rivals:
+    if not isinstance(claim, Better) or not (rivals := _comparable(claim, records)):
         return pd.DataFrame()
     there = set(records["variant"])
     pool = [name for name in (*claim.rivals, *claim.pool) if name in there]
@@ -215,7 +214,7 @@ def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figu
 
 
 def _decide_better(claim: Better, rows: pd.DataFrame, records: pd.DataFrame) -> tuple[Decision, str]:
-    there, ran = _comparable(claim, records), set(records["variant"])
+    there, ran = [] if rows.empty else list(rows["rival"].unique()), set(records["variant"])
     missing = [name for name in (claim.system, *claim.rivals) if name not in ran]
     apart = [name for name in claim.rivals if name not in there and {name, claim.system} <= ran]
     gaps = [f"not run: {', '.join(missing)}"] if missing else []

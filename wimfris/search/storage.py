@@ -90,6 +90,8 @@ def clear_errors(place: str, *, opening: bool = False) -> Iterator[None]:
             "trials' outs lie beside it"
         ) from None
     except (ImportError, NoSuchModuleError):
+        if "://" not in place:
+            raise
         raise UserError(
             f"--storage {hidden(place)}: the driver is not installed; `pip install -e '.[postgres]'`"
         ) from None
