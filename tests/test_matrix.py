@@ -378,6 +378,20 @@ def test_lock_file_that_is_cut_off_or_shortened_is_brought_back(
     assert lock(project)["stages"] == yaml.safe_load(whole)["stages"]
 
 
+def test_list_of_users_that_a_kill_cut_off_is_begun_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = project / ".dvc" / "tmp" / "rwlock"
+    (project / "seconds").write_text("0")
+    for run, cut in ("full-0", ""), ("full-1", '{"write": {"'):
+        users.write_text(cut)
+        assert run_matrix(PARAMS, [run], 1) == []
+        assert capsys.readouterr().err.count("rwlock: cut off by a kill, begun anew") == 1
+    users.write_text(cut)  # while others are at work
+    work = Work("plain-0", Path("plain-0.log"))
+    assert repro.reproduce(work, ["-s", "train@plain-0"], environment(), repro.Stop()) is None
+    assert "Unable to read RWLock-file" in work.log.read_text()
+    assert sorted(trained("end")) == ["full-0", "full-1", "plain-0"]
+
+
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 

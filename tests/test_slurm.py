@@ -230,13 +230,6 @@ def test_what_an_earlier_command_left_is_waited_for(
 # --- one task ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_off_list_of_users_starts_anew(project: Path) -> None:
-    rwlock = project / ".dvc" / "tmp" / "rwlock"
-    rwlock.write_text('{"write": {"')
-    slurm._strike_locks("train@full-0")
-    assert json.loads(rwlock.read_text()) == {"read": {}, "write": {}}
-
-
 def test_a_task_does_not_wait_for_an_earlier_attempt_on_another_node(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

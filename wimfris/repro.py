@@ -5,6 +5,7 @@ from its own checkpoint.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ PATIENCE = 60.0  # seconds between two attempts while the holder lives: it may b
 GRACE = 15.0  # seconds that dvc gets to tell of its trainer's end and to give back its locks
 # DVC's words for: another process holds this, and nothing has been run
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock|already locked|database is locked")
+CUT_OFF = re.compile(r"Unable to read RWLock-file")  # and for: a kill cut off the list of who uses which file
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
@@ -129,8 +131,14 @@ def reproduce(work: Work, arguments: Sequence[str], environment: dict[str, str],
             _signal_group(work.process, signal.SIGTERM)
         if code == 0 or stop.is_set():
             break
-        if not BUSY.search(told := work.text()) or "exited with" in told:
-            break  # in the latter case the command ran and failed, whatever became of DVC's locks after it
+        told = work.text()
+        if "exited with" in told:
+            break  # the command ran and failed, whatever became of DVC's locks after it
+        if CUT_OFF.search(told):
+            with locked_project():  # which begins the list anew
+                pass
+        elif not BUSY.search(told):
+            break
         work.waits = True
         held = _wait_for([int(pid) for pid in re.findall(r"\(PID (\d+)\)", told)], stop)
         work.waits = False
@@ -220,7 +228,19 @@ def locked_project() -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of the locks of killed processes, which it clears away
     with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+        _begin_anew(Path(repo.tmp_dir) / "rwlock")
         yield repo
+
+
+def _begin_anew(users: Path) -> None:
+    """DVC's list of the processes that use a file, if a kill cut it off: no dvc can read it then, nor begin another."""
+    try:
+        json.loads(users.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        print(f"wimfris: {os.path.relpath(users)}: cut off by a kill, begun anew", file=sys.stderr, flush=True)
+        write_text(users, "{}")
 
 
 def outdated(stages: Sequence[str]) -> list[str]:

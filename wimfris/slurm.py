@@ -198,9 +198,7 @@ def _strike_locks(stage: str) -> None:
         path = Path(repo.tmp_dir) / "rwlock"
         if not path.exists():
             return
-        held: dict[str, Any] = {}
-        with contextlib.suppress(json.JSONDecodeError):
-            held = json.loads(path.read_text(encoding="utf-8"))
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         read = {file: [u for u in users if not left_behind(u)] for file, users in held.get("read", {}).items()}
         write = {file: user for file, user in held.get("write", {}).items() if not left_behind(user)}
         write_text(path, json.dumps({"read": read, "write": write}))
