@@ -360,7 +360,9 @@ def test_lock_file_that_is_cut_off_or_shortened_is_brought_back(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = project / "dvc.lock"
-    whole, told = file.read_text(), lock(project)
+    whole = file.read_text().replace("  prepare:\n", "  prepare:\n    params: {params.yaml: {rate: 3e-05}}\n")
+    file.write_text(whole)
+    told = lock(project)
     files = LockFiles(["data", *STAGES])
     files.keep()
     for cut in ("", whole[: len(whole) // 2].rstrip()):
@@ -376,6 +378,7 @@ def test_lock_file_that_is_cut_off_or_shortened_is_brought_back(
     files.keep()
     assert set(lock(project)["stages"]) == {"data", "prepare", "encoders"}
     assert lock(project)["stages"] == yaml.safe_load(whole)["stages"]
+    assert "rate: 3e-05" in file.read_text(), "a number as DVC writes it"
 
 
 def test_list_of_users_that_a_kill_cut_off_is_begun_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

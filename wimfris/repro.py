@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from wimfris.errors import UserError
 from wimfris.files import write_text
 
@@ -298,12 +296,12 @@ class LockFiles:
                 self._keep_stages(file, copy, text or "")
 
     def _keep_stages(self, file: Path, copy: Path, text: str) -> None:
-        from dvc.utils.serialize import dumps_yaml  # type: ignore[import-untyped]
+        from dvc.utils.serialize import ParseError, dumps_yaml, parse_yaml  # type: ignore[import-untyped]
 
         try:
-            content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            content = parse_yaml(text, str(file))  # DVC's own: for others 1e-05 is a string
             found = dict(content["stages"]) if content else {}
-        except (yaml.YAMLError, TypeError, KeyError, ValueError):
+        except (ParseError, TypeError, KeyError, ValueError):
             return  # DVC will tell of it
         lost = {name: told for name, told in self._stages.get(file, {}).items() if name not in found}
         if lost:
