@@ -4,13 +4,14 @@
     python benchmarks/loader.py --time-step --workers 0 4 8  # beside the scale's training step, timed first
     python benchmarks/loader.py --step 0.25 --workers 0 4 8  # beside a step of 0.25 s
 
+Beside the CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+
 Some hundred JPEGs of COCO's commonest size are drawn in a temporary folder: noise and shapes, about half the bytes
 of COCO's. An item is what training reads: JPEG, letterbox to the input's size, mask, token ids. OpenCV's reduced
 decoding would be faster, but gives other pixels than the protocol's, and is not used.
 """
 
 import argparse
-import csv
 import platform
 import tempfile
 import time
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from measured import write
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader
 
@@ -27,7 +29,7 @@ from wimfris.data.dataset import ReferDataset, every_sentence
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.estimate import time_steps
-from wimfris.manifest import _processor
+from wimfris.manifest import platform_of
 from wimfris.params import read_params
 
 HERE = Path(__file__).parent
@@ -113,7 +115,7 @@ def main() -> None:
                 "jpeg_kilobytes": f"{kilobytes:.0f}",
                 "images": options.images,
                 "repetitions": options.repetitions,
-                "device": _processor(),
+                "device": platform_of(torch.device("cpu"))["device"],
                 "opencv": cv2.__version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
@@ -121,10 +123,7 @@ def main() -> None:
             }
         )
         print({key: rows[-1][key] for key in ("workers", "images_per_second", "seconds_per_batch")}, flush=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(rows, options.out, options)
     print(options.out)
 
 

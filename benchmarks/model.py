@@ -3,6 +3,8 @@
     python benchmarks/model.py                     # this machine's CPU, batches 1 and 2 -> model_cpu.csv
     python benchmarks/model.py --device cuda       # a GPU, batches 1, 8 and 32 -> model_cuda.csv
 
+Beside the CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+
 Models of a scale have its real size at 448 pixels and random weights, images are noise: nothing has to be there. A
 training step is forward, losses, backward and update; inference ends with the logits. Every measurement is a process
 of its own, so that its peak memory is too: on a GPU what torch allocated, on a CPU what the process held above what it
@@ -29,8 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from measured import write
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -39,7 +41,7 @@ from wimfris.build import build_device
 from wimfris.efficiency import Memory, count_flops, count_step_flops, example, quartiles, seconds, training_step
 from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
-from wimfris.manifest import _processor
+from wimfris.manifest import platform_of
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
@@ -220,7 +222,7 @@ def measure_apart(*arguments: object) -> dict[str, Any] | None:
 def compare(options: argparse.Namespace, path: Path) -> None:
     """A row a scale, pass, batch and model, into a file that grows by batches."""
     rows: list[dict[str, object]] = []
-    device = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
+    device = platform_of(torch.device(options.device))["device"]
     for scale in options.scales:
         flops = {}
         for model, variant in MODELS.items():
@@ -272,7 +274,7 @@ def compare(options: argparse.Namespace, path: Path) -> None:
                         }
                     )
                     print("   ", {key: rows[-1][key] for key in ("model", "images_per_second", "mfu")}, flush=True)
-                write(rows, path)
+                write(rows, path, options)
 
 
 def summary(rounds: list[dict[str, Any]], batch: int, flops_per_image: int) -> dict[str, object]:
@@ -303,10 +305,6 @@ def over_reference(rounds: list[dict[str, dict[str, Any] | None]], model: str) -
                 memory.append(ours["peak"] / theirs["peak"])
     told = {f"speed_over_{REFERENCE.lower()}": speed, f"memory_over_{REFERENCE.lower()}": memory}
     return {name: f"{statistics.median(ratios):.3f}" if ratios else "" for name, ratios in told.items()}
-
-
-def write(rows: list[dict[str, object]], path: Path) -> None:
-    pd.DataFrame(rows, dtype=object).to_csv(path, index=False, lineterminator="\n")
 
 
 def main() -> None:

@@ -4,6 +4,8 @@
     python benchmarks/scan.py --device cuda        # a GPU, with Triton's kernels and mamba_ssm -> scan_cuda.csv
     python benchmarks/scan.py --roofline           # the estimate for an H200 alone -> scan_roofline.csv
 
+Beside every CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+
 `scan` is the scan alone, `conv + scan` with the convolution before it (on a GPU), `WMF` the window Mamba fusion around
 both, `neck` all of HMF, beside DETRIS's neck of equal width. `loop` is the plain loop over tokens, in WMF and neck too.
 On a CPU, to save time, WMF, neck and bfloat16 are measured at some of the shapes alone, bfloat16 at the least batch. On
@@ -39,14 +41,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from unittest import mock
 
-import pandas as pd
 import torch
+from measured import write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.efficiency import Memory
 from wimfris.errors import UserError
-from wimfris.manifest import _processor, code_revision
+from wimfris.manifest import code_revision, platform_of
 from wimfris.model import mamba
 from wimfris.model.baselines.detris import GatedNeck
 from wimfris.model.hmf import Neck, WindowMambaFusion
@@ -372,7 +374,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                         "peak_mebibytes": f"{peak / 2**20:.1f}" if io else "",
                         "peak_over_io": f"{peak / io:.2f}" if io else "",
                         "repetitions": len(own),
-                        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+                        "device": platform_of(torch.device(device))["device"],
                         "torch": torch.__version__,
                         "python": platform.python_version(),
                         **(gpu_versions() if device == "cuda" else {}),
@@ -389,7 +391,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                     "peak_over_io",
                 )
                 print("   ", *(row[key] for key in told if key in row))
-            write(rows, path)
+            write(rows, path, options)
 
 
 def copy_bandwidth() -> float:
@@ -484,10 +486,6 @@ def roofline() -> list[dict[str, object]]:
     return rows
 
 
-def write(rows: list[dict[str, object]], path: Path) -> None:
-    pd.DataFrame(rows, dtype=object).to_csv(path, index=False, lineterminator="\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -502,7 +500,7 @@ def main() -> None:
     if options.shapes is None:
         options.shapes = [name for name in SHAPES if options.device == "cuda" or name != ON_GPU]
     if options.roofline:
-        write(roofline(), HERE / "scan_roofline.csv")
+        write(roofline(), HERE / "scan_roofline.csv", options)
     elif options.memory:
         torch.set_num_threads(1)
         print(json.dumps([memory(case, backend, options.device) for case, backend in memories(options)]))

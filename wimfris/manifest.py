@@ -22,6 +22,8 @@ PACKAGES = (
     "opencv-python-headless",
     "pycocotools",
     "safetensors",
+    "numba",
+    "triton",
     "mamba-ssm",
     "causal-conv1d",
 )
@@ -63,6 +65,15 @@ def _processor() -> str:
     )
 
 
+def platform_of(device: torch.device) -> dict[str, Any]:
+    """What computes: versions of the packages that decide numbers and speed, the device's name, threads of a CPU."""
+    return {
+        "packages": {"python": platform.python_version(), **_packages()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Bytes: the most this process has held, and of the GPU where it ran on one."""
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -99,10 +110,8 @@ def write_manifest(
         "code": {**code_revision(), "sha256": decisive["code"]},
         "data": {f"{name}_sha256": told for name, told in decisive["data"].items()},
         "encoders": decisive["encoders"],
-        "packages": {"python": platform.python_version(), **_packages()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        **platform_of(device),
         "processes": processes,
-        "threads": torch.get_num_threads(),
         "scan": scan,
         "compiled": compiled,
         "best_epoch": best_epoch,

@@ -2,11 +2,13 @@
 
 import copy
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
 
 from wimfris.model.mamba import Mamba
+from wimfris.model.scan import selective_scan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +36,12 @@ def test_reference_scan_agrees_between_devices():
     _assert_close(_gradients(copy.deepcopy(block).cuda(), x.cuda()), _gradients(block, x), 1e-4)
 
 
-@pytest.mark.skipif(not (find_spec("mamba_ssm") and find_spec("causal_conv1d")), reason="mamba_ssm is not installed")
+needs_mamba_ssm = pytest.mark.skipif(
+    not (find_spec("mamba_ssm") and find_spec("causal_conv1d")), reason="mamba_ssm is not installed"
+)
+
+
+@needs_mamba_ssm
 @pytest.mark.parametrize("length", [2, 17, 257])
 def test_mamba_ssm_agrees_with_the_reference(length):
     torch.manual_seed(0)
@@ -43,3 +50,13 @@ def test_mamba_ssm_agrees_with_the_reference(length):
     other.backend = "mamba_ssm"
     x = torch.randn(4, length, 32, device="cuda")
     _assert_close(_gradients(other, x), _gradients(block, x), 1e-3)
+
+
+@needs_mamba_ssm
+@pytest.mark.parametrize("case", ["scan_window17", "scan_long257", "scan_len1"])
+def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str) -> None:
+    values, weight, wanted = golden_scan(case)
+    leaves = {name: value.cuda().requires_grad_() for name, value in values.items()}
+    y = selective_scan(**leaves, backend="mamba_ssm")
+    (y * weight.cuda()).sum().backward()
+    _assert_close({"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}, wanted, 1e-3)

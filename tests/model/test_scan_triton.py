@@ -253,17 +253,9 @@ def test_the_convolution_is_well_formed() -> None:
 
 @kernels
 @pytest.mark.parametrize("case", ["scan_window17", "scan_len1"] + ["scan_long257"] * CUDA)
-def test_golden_numbers_of_mamba_ssm(golden: Any, case: str) -> None:
-    arrays = golden("mamba_reference.npz", case)
-
-    def ours(name: str) -> torch.Tensor:
-        value = torch.from_numpy(arrays[name])
-        return value.mT.contiguous() if value.dim() == 3 else value
-
-    values = {name: ours(f"in/{name}") for name in fused.NAMES}
-    weight = np.cos(np.arange(arrays["out/y"].size)).reshape(arrays["out/y"].shape).astype(np.float32)
-    found = off_device(fused.derive(on_device(values), "triton", torch.from_numpy(weight).mT.to(DEVICE)))
-    wanted = {"y": ours("out/y")} | {name: ours(f"grad/{name}") for name in fused.NAMES}
+def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str) -> None:
+    values, weight, wanted = golden_scan(case)
+    found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
     fused.assert_close(found, wanted, 1e-4)
 
 
