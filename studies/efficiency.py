@@ -214,9 +214,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.repetitions < 0:
         raise UserError(f"--repetitions {options.repetitions}: at least 0")
-    params = read_params()
-    if options.scale:
-        params = params.model_copy(update={"scale": options.scale})
+    params = read_params().at_scale(options.scale)
     settings = params.settings()
     if options.dry_run:
         there = [variant for variant in ROWS if variant in params.variants | params.extended]

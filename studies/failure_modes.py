@@ -51,7 +51,11 @@ def report(found: Found) -> None:
         landmarks = scene_landmarks(index, settings.data.scenes.model_dump(), settings.data.image_size)
     else:
         intro += "\n\nNo strata of context: the landmarks of this data set's sentences are not known."
-    window = (found.params.settings("full").scan_window or settings.grid) * settings.encoders.vision.patch
+    cells = found.params.settings("full").scan_window or settings.grid
+    window, side = cells * settings.encoders.vision.patch, -(-settings.grid // cells)
+    if side <= 2:
+        intro += f"\n\nThe grid has {side} x {side} windows: no context is farther than the next, and a far window, "
+        intro += "the paper's third way to fail, is not to be had here."
     box = partial(letterbox_mask, size=settings.data.image_size)
     annotation = annotate(index, box, window, landmarks)
     table = strata_table(found.records, annotation, ["full", "window_2"], STUDY.baseline)

@@ -29,6 +29,9 @@ def ten_steps(variant: str, group: Processes) -> dict[str, torch.Tensor]:
     if settings.model.adapters != "wimfris":
         # a bias before a batch norm does nothing, its gradient is rounding, and Adam would make whole steps of it
         trainer.optimizer = torch.optim.SGD(trainer._groups(), lr=0.1)
+    if group.size > 1:
+        exchanged = trainer.model._get_ddp_logging_data()["num_parameter_tensors"]
+        assert exchanged == len(trainer.parameters) < len(list(trainer.segmenter.parameters())) or variant == "finetune"
     trainer.segmenter.train()
     while trainer.step < 10:
         for batch, cases in trainer._batches(trainer.step // trainer.steps_per_epoch, 0):

@@ -90,14 +90,24 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return sorted(found, key=lambda p: int(p.environ()["RANK"]))
 
 
+def wait_for_checkpoint(process: "subprocess.Popen[str]") -> None:
+    until = time.monotonic() + 200
+    while not list(CHECKPOINTS.glob("*/0*")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def two_nodes(torchrun: Any) -> "list[subprocess.Popen[str]]":
+    """One worker on each of two nodes, both on loopback; the first keeps what they meet by."""
+    at = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "run")
+    return [torchrun(TRAIN, "1", "--nnodes", "2", *at) for _ in range(2)]
+
+
 def test_killed_worker_ends_all_and_resumed_is_as_uninterrupted(project: Any, torchrun: Any) -> None:
     """On two nodes, uninterrupted, the bits are the same too."""
     project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=6)
     first = torchrun(TRAIN)
-    until = time.monotonic() + 200
-    while not list(CHECKPOINTS.glob("*/0*")):
-        assert first.poll() is None and time.monotonic() < until, first.communicate()[0]
-        time.sleep(0.05)
+    wait_for_checkpoint(first)
     leader, other = workers(first)
     other.send_signal(signal.SIGKILL)
     told, _ = first.communicate(timeout=60)
@@ -114,11 +124,23 @@ def test_killed_worker_ends_all_and_resumed_is_as_uninterrupted(project: Any, to
 
     for path in project.runs.glob("*/full-0*"):
         path.unlink() if path.is_file() else None
-    at = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "run")
-    nodes = [torchrun(TRAIN, "1", "--nnodes", "2", *at) for _ in range(2)]
-    for node in nodes:
+    for node in two_nodes(torchrun):
         ended(node)
     assert project.outs() == resumed
+
+
+def test_a_node_that_is_gone_ends_the_other(project: Any, torchrun: Any) -> None:
+    """Soon, with an exit code; the same command on both goes on."""
+    project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=20)
+    nodes = two_nodes(torchrun)
+    wait_for_checkpoint(nodes[0])
+    gone = psutil.Process(nodes[1].pid)
+    for process in [gone, *gone.children(recursive=True)]:
+        process.kill()
+    told, _ = nodes[0].communicate(timeout=120)
+    assert nodes[0].returncode != 0, told
+    assert not (project.runs / "records").exists()
+    assert any("goes on from step" in ended(node) for node in two_nodes(torchrun))
 
 
 def test_parts_are_equal_and_whole() -> None:

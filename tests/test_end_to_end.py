@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from wimfris.data.refer import read_refer
 from wimfris.metrics import summarise
 from wimfris.results.records import read_records
 
@@ -263,6 +265,47 @@ def test_predict_writes_mask_and_overlay(reproduced: Path, tmp_path: Path) -> No
     overlay = cv2.imread(str(tmp_path / "out" / "photo-overlay.png"))
     assert mask is not None and mask.shape == (90, 140) and set(np.unique(mask)) <= {0, 255}
     assert overlay is not None and overlay.shape == (90, 140, 3)
+
+
+def test_metrics_and_plots_are_dvc_s_too(reproduced: Path) -> None:
+    told = json.loads(done(reproduced, "dvc", "metrics", "show", "--json"))[""]["data"]
+    found = told[f"{RUNS}/metrics/full-1.json"]["data"]["val"]["sentence"]
+    table = pd.read_csv(reproduced / RUNS / "tables" / "main.csv")
+    assert {"miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90"} <= set(found)
+    assert 0 < found["miou"] < 1 and len(table)
+    changed = json.loads(done(reproduced, "dvc", "metrics", "diff", "--json"))[f"{RUNS}/metrics/full-1.json"]
+    assert changed["val.sentence.miou"]["new"] == found["miou"], "beside the commit, which has no such run"
+    page = done(reproduced, "dvc", "plots", "show", "--out", ".checkpoints/plots").strip().splitlines()[-1]
+    curves = Path(page.removeprefix("file://")).read_text()
+    assert "val_miou" in curves and "full-0" in curves
+
+
+def test_the_paper_s_command_on_official_files(cloned: Path, tmp_path: Path) -> None:
+    """`dvc exp run -S scale=base -S data.name=refcoco` in a clone whose `base` is as small as an excerpt of RefCOCO."""
+    folder = tmp_path / "wimfris"
+    shutil.copytree(cloned, folder, symlinks=True)
+    excerpt = ROOT / "tests" / "golden" / "refer_fixture"
+    shutil.copytree(excerpt, folder / "data")
+    objects = Counter(one.split for one in read_refer(excerpt, "refcoco"))
+    with (folder / "wimfris" / "data" / "index.py").open("a") as file:
+        file.write(f'\nPUBLISHED_OBJECTS["refcoco"] = {dict(objects)}\n')
+
+    def small(params: Any) -> None:
+        base = params["scales"]["base"] = params["scales"]["smoke"]
+        base["data"] |= {"tokens": {"scenes": 16, "refcoco": 17}}
+        base["train"] |= {"batch_size": 2, "epochs": 2}
+
+    edit(folder, small)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "an excerpt")
+    done(folder, "dvc", "exp", "run", "-S", "scale=base", "-S", "data.name=refcoco")
+    runs = folder / "runs" / "refcoco-base"
+    records = read_records(runs / "records" / "full-0.parquet")
+    assert set(records["split"]) == set(objects) - {"train"} and set(records["dataset"]) == {"refcoco"}
+    table = pd.read_csv(folder / "reports" / "tables" / "main.csv")
+    assert set(table["scale"]) == {"base"} and set(table["dataset"]) == {"refcoco"}
+    assert "refcoco" in (folder / "reports" / "index.html").read_text()
+    assert "up to date" in done(folder, "dvc", "repro"), "the experiment's params stay in the folder"
 
 
 def test_wrong_parameter_stops_the_first_stage_in_one_line(cloned: Path, tmp_path: Path) -> None:

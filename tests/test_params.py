@@ -318,6 +318,19 @@ def test_variants_that_are_one_and_the_same(tmp_path: Path) -> None:
     assert "variants full and again have equal settings" in message
 
 
+def test_variants_that_are_the_same_at_another_scale_alone(tmp_path: Path) -> None:
+    """A window of 8 cells is all of a grid of 8, and a quarter of one of 16."""
+    whole, eight = {"model": {"hmf": {"window": "grid"}}}, {"model": {"hmf": {"window": 8}}}
+    declared = {"full": {}, "whole": whole, "eight": eight | {"loss": {"align_window": 4}}}
+    params = read_params(changed(tmp_path, scale="small", variants=declared, extended={}))
+    assert params.at_scale(None) is params is params.at_scale("small")
+    assert params.at_scale("base").settings("eight").scale == "base"
+    with pytest.raises(UserError, match="variants whole and eight have equal settings at scale tiny; remove one"):
+        params.at_scale("tiny")
+    with pytest.raises(UserError, match="no scale 'huge'"):
+        params.at_scale("huge")
+
+
 @pytest.mark.parametrize(
     ("other", "again"),
     [

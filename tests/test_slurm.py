@@ -20,13 +20,17 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # DVC's own dependency
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from wimfris import slurm
 from wimfris.cli import app
+from wimfris.data.source import source_images
 from wimfris.errors import UserError
+from wimfris.params import read_params
 from wimfris.repro import Stop
 from wimfris.slurm import Task, read_options, run_on_slurm
+from wimfris.train import train_run
 
 _spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))
 assert _spec and _spec.loader
@@ -121,13 +125,18 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def cluster(configuration: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's project, as the working directory, where Slurm's commands mean the cluster."""
+    slurm_on(configuration, project, monkeypatch)
+    return project
+
+
+def slurm_on(configuration: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Slurm's commands mean the cluster, and DVC keep its databases in the folder."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for name, value in (_tests.environment() | {"SLURM_CONF": str(configuration)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project / "site-cache"))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site-cache"))
     monkeypatch.setattr(slurm, "POLL", 0.5)
-    return project
 
 
 def start(jobs: int, *runs: str) -> "subprocess.Popen[str]":
@@ -209,6 +218,49 @@ def test_interrupted_cancels_and_the_same_command_goes_on(cluster: Path) -> None
     assert run_on_slurm(PARAMS, RUNS[:1], 1, []) == []
     assert_gone(pids)
     assert trained("begin") == ["full-0", "full-0"] and trained("end") == ["full-0"]
+
+
+@pytest.mark.slow
+def test_a_requeued_trainer_goes_on_from_its_checkpoint(
+    configuration: Path, smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real one, by `wimfris matrix --launcher slurm`: what it leaves is what an uninterrupted run leaves."""
+    folder, whole = tmp_path / "project", tmp_path / "whole"
+    shutil.copytree(smoke_folder, folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params |= {"seeds": [0], "variants": {"full": {}}, "extended": {}}
+    params["scales"]["smoke"]["train"] |= {"epochs": 60, "checkpoint_seconds": 1e-9}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copytree(folder, whole)
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    stages = {name: graph["stages"][name] for name in ("data", "prepare", "encoders", "train")}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    shutil.copytree(ROOT / "wimfris", folder / "wimfris", ignore=shutil.ignore_patterns("__pycache__"))
+    slurm_on(configuration, folder, monkeypatch)
+    monkeypatch.chdir(folder)
+    done("git", "init", "--quiet")
+    done("dvc", "init", "--quiet")
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+
+    command = [sys.executable, "-m", "wimfris.cli", "matrix", "--launcher", "slurm", "--slurm", "cpus_per_task=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 240
+    while not list(Path(".checkpoints").glob("*/0*")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        time.sleep(0.05)
+    [task] = slurm._states() or {}
+    done("scontrol", "requeue", task)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert "full-0: back in Slurm's queue; 0 of 1 done" in told
+    runs = folder / "runs" / "scenes-smoke"
+    assert json.loads((runs / "manifests" / "full-0.json").read_text())["resumed"] == 1
+
+    monkeypatch.chdir(whole)
+    settings = read_params().settings()
+    train_run(settings, 0, source_images(settings))
+    for name in ("weights/full-0.safetensors", "records/full-0.parquet", "logs/full-0.jsonl", "metrics/full-0.json"):
+        assert (runs / name).read_bytes() == (settings.outs / name).read_bytes(), name
 
 
 def test_what_slurm_refuses_is_told(cluster: Path) -> None:

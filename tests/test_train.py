@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,23 @@ def test_checkpoint_half_deleted_is_ignored(
         (project.runs / name).unlink()
     project.train()
     assert project.outs() == expected
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(project: Any, interrupt_at: Callable[[int], None]) -> None:
+    project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
+    interrupt_at(7)
+    with pytest.raises(Interrupted):
+        project.train()
+    (folder,) = checkpoints()
+    interrupt_at(0)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2]):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError) as told:
+                project.train()
+            assert re.fullmatch(rf"{folder}: a damaged checkpoint \(.+\); delete it, .*anew", str(told.value))
+        path.write_bytes(whole)
 
 
 def test_checkpoint_of_other_settings_is_not_taken(

@@ -4,6 +4,7 @@ there.
 
 import hashlib
 import json
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wimfris.errors import UserError
-from wimfris.files import replacing
+from wimfris.files import replacing, to_disk
 
 CHECKPOINTS = Path(".checkpoints")  # beside the outs, which DVC removes before a stage runs
 
@@ -72,8 +73,8 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, in a folder named by its fingerprint. Only the newest is kept; a kill leaves the one
-    before.
+    """The checkpoints of one run, in a folder named by its fingerprint. Only the newest is kept; a kill, or the end of
+    the whole machine, leaves the one before.
     """
 
     def __init__(self, root: Path, run: str, key: str) -> None:
@@ -87,23 +88,30 @@ class CheckpointFolder:
         save_file(_contiguous(checkpoint.weights), partial / "weights.safetensors")
         save_file(_contiguous(checkpoint.best_weights), partial / "best.safetensors")
         torch.save(checkpoint.training, partial / "training.pt")
+        for path in (*partial.iterdir(), partial):
+            to_disk(path)
         older = self._saved()
         partial.rename(self.folder / f"{step:09d}")
+        to_disk(self.folder)
         for folder in older:
             if folder.name != f"{step:09d}":
                 shutil.rmtree(folder)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None."""
+        """The newest checkpoint, or None. Raises UserError where it is damaged."""
         saved = self._saved()
         if not saved:
             return None
         folder = saved[-1]
-        return Checkpoint(
-            load_file(folder / "weights.safetensors"),
-            load_file(folder / "best.safetensors"),
-            torch.load(folder / "training.pt", weights_only=True),
-        )
+        try:
+            return Checkpoint(
+                load_file(folder / "weights.safetensors"),
+                load_file(folder / "best.safetensors"),
+                torch.load(folder / "training.pt", weights_only=True),
+            )
+        except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            told = str(error).splitlines()[:1] or [type(error).__name__]
+            raise UserError(f"{folder}: a damaged checkpoint ({told[0]}); delete it, and the run starts anew") from None
 
     def delete(self) -> None:
         """Remove the folder: the run has ended. Killed meanwhile, it leaves nothing that `load` would take."""

@@ -34,7 +34,7 @@ def _params(scale: str | None = None, data: str | None = None) -> Params:
     params = read_params()
     if data is not None:
         params = params.model_copy(update={"data": params.data | {"name": data}})
-    return params if scale is None else params.model_copy(update={"scale": scale})
+    return params.at_scale(scale)
 
 
 def _split_run(run: str) -> tuple[str, int]:

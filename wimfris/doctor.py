@@ -20,8 +20,19 @@ from wimfris.errors import UserError
 from wimfris.model.scan import BACKENDS, choose_backend, selective_scan
 from wimfris.params import Params, Settings
 
-NEEDED = ("torch", "transformers", "huggingface-hub", "dvc", "numpy", "opencv-python-headless", "safetensors", "optuna")
+NEEDED = (
+    "torch",
+    "transformers",
+    "huggingface-hub",
+    "dvc",
+    "numpy",
+    "numba",
+    "opencv-python-headless",
+    "safetensors",
+    "optuna",
+)
 OPTIONAL = {  # package -> what it is for, and how it is installed
+    "triton": "our own kernels on a GPU: torch's CUDA builds bring it",
     "mamba-ssm": "the fast scan on a GPU: `pip install --no-build-isolation -c constraints.txt -e '.[cuda]'` (README)",
     "causal-conv1d": "the same",
 }

@@ -86,10 +86,11 @@ class Evaluator:
         size, protocol = settings.data.image_size, self.protocol
         dataset = ReferDataset(rows, views, self.images, self.tokenizer, size, with_mask=False, fit=protocol.image)
         # a generator of its own, so that evaluating leaves torch's global one as it is
-        own, workers = torch.Generator(), settings.train.workers
+        own, workers, pinned = torch.Generator(), settings.train.workers, self.device.type == "cuda"
         was_training = segmenter.training
         segmenter.eval()
-        for batch in DataLoader(dataset, settings.evaluate.batch_size, num_workers=workers, generator=own):
+        each = settings.evaluate.batch_size
+        for batch in DataLoader(dataset, each, num_workers=workers, pin_memory=pinned, generator=own):
             batch = to_device(batch, self.device)
             with precision_context(settings.train.precision, self.device):
                 logits = segmenter(batch["image"], batch["token_ids"]).logits

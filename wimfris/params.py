@@ -478,6 +478,16 @@ class Params(Section):
         variant = run.rpartition("-")[0]
         return f"studies/dvc.yaml:train@{run}" if variant in self.extended else f"train@{run}"
 
+    def at_scale(self, scale: str | None) -> "Params":
+        """The same at another scale, or as it is for None. Raises UserError, in one line, where a variant cannot be at
+        that scale, or is another one under a second name there.
+        """
+        if scale is None or scale == self.scale:
+            return self
+        found = self.model_copy(update={"scale": scale})
+        _check_variants(found)
+        return found
+
     def settings_of(self, run: str) -> Settings:
         """The resolved settings of a run, <variant>-<seed>. Raises as `settings` does."""
         return self.settings(run.rpartition("-")[0])

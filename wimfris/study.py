@@ -146,8 +146,7 @@ def _run(
 ) -> int:
     params = read_params(PARAMS)
     in_file = params.scale
-    if options.scale:
-        params = params.model_copy(update={"scale": options.scale})
+    params = params.at_scale(options.scale)
     if options.gaps and not options.no_train:
         raise UserError("--gaps: goes with --no-train; without it the missing runs are trained")
     found = Found(study, params, _seeds(params, options.seeds), options.gaps)

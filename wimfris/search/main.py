@@ -62,8 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(write: Callable[..., None], options: argparse.Namespace) -> None:
     params = read_params()
     in_file = params.scale
-    if options.scale:
-        params = params.model_copy(update={"scale": options.scale})
+    params = params.at_scale(options.scale)
     search = read_search(params)
     space = Space(options.space or search.space, params, search)
     jobs = options.jobs if options.jobs is not None else 1 if options.against == "latency" else default_jobs(params)
