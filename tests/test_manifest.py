@@ -33,6 +33,7 @@ def test_manifest_of_a_run(trained: Any) -> None:
     assert {"python", "numpy", "transformers"} <= set(manifest["packages"])
     assert set(manifest["packages"]) <= {"python", *PACKAGES}
     assert manifest["threads"] == settings.train.threads and manifest["device"]
+    assert manifest["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert manifest["scan"] in ("cpu", "reference"), "what `auto` came to"
     assert manifest["wall_seconds"] > 0
     assert 5e7 < manifest["peak_memory_bytes"]["host"] < 2e10

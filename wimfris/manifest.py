@@ -66,10 +66,13 @@ def _processor() -> str:
 
 
 def platform_of(device: torch.device) -> dict[str, Any]:
-    """What computes: versions of the packages that decide numbers and speed, the device's name, threads of a CPU."""
+    """What computes: versions of the packages that decide numbers and speed, the device's name, and of the CPU the
+    vector instructions, by which the last bits differ, and the threads.
+    """
     return {
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 
