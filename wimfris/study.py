@@ -59,7 +59,7 @@ def found_records(params: Params, runs: Sequence[str]) -> tuple[pd.DataFrame, li
     if rest and evidence_path(name, False, REPORTS).is_file():
         evidence = read_evidence(name, REPORTS)
         parts.append(evidence[evidence["run"].isin(rest)])
-        rest -= set(evidence["run"])
+        rest -= set(evidence["run"].unique())
     records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return records, [run for run in runs if run in rest or run not in wanted]
 

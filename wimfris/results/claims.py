@@ -187,7 +187,7 @@ def _measure(
         return _change(emphasis[emphasis["variant"] == claim.system])
     if not isinstance(claim, Better) or not (rivals := _comparable(claim, records)):
         return pd.DataFrame()
-    there = set(records["variant"])
+    there = set(records["variant"].unique())
     pool = [name for name in (*claim.rivals, *claim.pool) if name in there]
     rows = compare(records, rivals, claim.system, split=SPLIT, resamples=resamples, pool=pool)
     return _turned(rows).assign(p_holm=np.nan)
@@ -195,7 +195,7 @@ def _measure(
 
 def _comparable(claim: Better, records: pd.DataFrame) -> list[str]:
     """The rivals that have a seed in common with the system."""
-    seeds = {str(variant): set(part["seed"]) for variant, part in records.groupby("variant", observed=True)}
+    seeds = {str(variant): set(part["seed"].unique()) for variant, part in records.groupby("variant", observed=True)}
     return [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
 
 
@@ -214,7 +214,7 @@ def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figu
 
 
 def _decide_better(claim: Better, rows: pd.DataFrame, records: pd.DataFrame) -> tuple[Decision, str]:
-    there, ran = [] if rows.empty else list(rows["rival"].unique()), set(records["variant"])
+    there, ran = [] if rows.empty else list(rows["rival"].unique()), set(records["variant"].unique())
     missing = [name for name in (claim.system, *claim.rivals) if name not in ran]
     apart = [name for name in claim.rivals if name not in there and {name, claim.system} <= ran]
     gaps = [f"not run: {', '.join(missing)}"] if missing else []
@@ -369,7 +369,7 @@ def write_claims(
     """
     verdicts = judge(read_claims(claims), records, emphasis, figures=figures)
     first = verdicts[0]
-    protocols = ", ".join(sorted(set(records["protocol"])))
+    protocols = ", ".join(sorted(records["protocol"].unique()))
     paper = (first.dataset, first.scale) == PAPER
     family = sum(len(_primary(verdict.comparisons)) for verdict in verdicts)
     parts = [

@@ -116,7 +116,7 @@ def _check_values(frame: pd.DataFrame, path: Path) -> None:
     if frame.empty:
         raise UserError(f"{path}: holds no sentence; {_AGAIN}")
     for name, allowed in (("split", SPLITS), ("condition", CONDITIONS)):
-        unknown = sorted(set(frame[name]) - set(allowed))
+        unknown = sorted(set(frame[name].unique()) - set(allowed))
         if unknown:
             raise UserError(
                 f"{path}: column '{name}' has '{unknown[0]}', which is none of {', '.join(allowed)}; {_AGAIN}"

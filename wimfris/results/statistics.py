@@ -336,7 +336,7 @@ def _read(records: pd.DataFrame, systems: Sequence[str], split: str) -> _Cube:
     where = f"{first['dataset']}, scale {first['scale']}, split {split}"
     check_comparable(part, where)
     told_its_own = part[part["condition"] == CONDITIONS[0]].sort_values(["image_id", "ref_id", "sent_id"])
-    seeds = sorted(set(told_its_own["seed"]))
+    seeds = sorted(told_its_own["seed"].unique())
     runs = dict(list(told_its_own.groupby(["variant", "seed"], observed=True)))
     known = runs[min(key for key in runs if key[0] == systems[0])]
     shape = (len(systems), len(seeds), len(known))

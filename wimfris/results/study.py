@@ -141,7 +141,7 @@ class Study:
 
     def _compare(self, part: pd.DataFrame, split: str) -> dict[tuple[str, str], dict[str, Any]]:
         """The comparisons of the table by (variant, baseline), corrected as one family."""
-        there = set(part["variant"])
+        there = set(part["variant"].unique())
         pairs = dict.fromkeys((row.variant, self._against(row)) for row in self.rows)
         pairs = {pair: None for pair in pairs if pair[0] != pair[1] and there.issuperset(pair)}
         frames = [
@@ -196,7 +196,7 @@ def _published(row: Row, of: Mapping[str, str], published: Published) -> Figure 
 def _values(runs: pd.DataFrame) -> dict[str, Any]:
     if runs.empty:
         return {}
-    seeds, numbers = by_seed(runs), sorted(set(runs["seed"]))
+    seeds, numbers = by_seed(runs), sorted(runs["seed"].unique())
     cells = {"seeds": len(numbers), "seed_list": " ".join(map(str, numbers)), "n": int(seeds["n"].iloc[0])}
     return cells | {metric: seeds[metric].mean() for metric in METRICS} | {"miou_sd": seeds["miou"].std(ddof=1)}
 

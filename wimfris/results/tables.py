@@ -164,7 +164,7 @@ def check_comparable(part: pd.DataFrame, where: str) -> None:
     case = ["ref_id", "sent_id"]
     expected: tuple[str, set[tuple[int, int]]] | None = None
     for _, rows in part.groupby(["variant", "seed"]):
-        names = " and ".join(sorted(set(rows["run"])))
+        names = " and ".join(sorted(rows["run"].unique()))
         told_its_own = rows[rows["condition"] == CONDITIONS[0]]
         cases = set(zip(told_its_own["ref_id"], told_its_own["sent_id"], strict=True))
         if not cases:
@@ -213,7 +213,7 @@ def _sections(frame: pd.DataFrame) -> Iterator[Section]:
     for (dataset, scale), part in frame.groupby(["dataset", "scale"], sort=False):
         fewest, most = part["seeds"].min(), part["seeds"].max()
         seeds = f"{fewest} seed{'s' if fewest > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
-        protocols = ", ".join(sorted(set(part["protocol"])))
+        protocols = ", ".join(sorted(part["protocol"].unique()))
         title = f"{dataset}, scale {scale}, protocol {protocols}, {seeds}"
         note = (
             "Percent, mean over seeds; SD is the standard deviation of mIoU over seeds; n counts the sentences of a "
