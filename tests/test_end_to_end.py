@@ -1,5 +1,7 @@
 """The whole pipeline under DVC, in a clean clone at scale smoke: what a newcomer gets from `dvc repro`."""
 
+import copy
+import importlib.util
 import json
 import os
 import re
@@ -19,13 +21,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from wimfris.data.refer import read_refer
+from wimfris.data.refer import annotation_files, images_folder, read_refer
 from wimfris.metrics import summarise
 from wimfris.results.records import read_records
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("original_tests", ROOT / "tests" / "encoders" / "test_original.py")
+assert _spec and _spec.loader
+_original = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_original)
+clip, dino = _original.clip, _original.dino  # fixtures: small encoders
 RUNS = Path("runs/scenes-smoke")
 GATHERED = "reports/records/scenes-smoke"  # the evidence
 SEEDS, SPLITS = (0, 1), ("val", "testA", "testB")
@@ -280,28 +287,37 @@ def test_metrics_and_plots_are_dvc_s_too(reproduced: Path) -> None:
     assert "val_miou" in curves and "full-0" in curves
 
 
-def test_the_paper_s_command_on_official_files(cloned: Path, tmp_path: Path) -> None:
-    """`dvc exp run -S scale=base -S data.name=refcoco` in a clone whose `base` is as small as an excerpt of RefCOCO."""
+def test_the_paper_s_command_on_official_files(reproduced: Path, tmp_path: Path, clip: Any, dino: Any) -> None:
+    """`dvc exp run -S scale=base -S data.name=refcoco`, in a clone whose `base` is small: our pictures under RefCOCO's
+    names, with the counts to match, and encoders in the authors' formats.
+    """
     folder = tmp_path / "wimfris"
-    shutil.copytree(cloned, folder, symlinks=True)
-    excerpt = ROOT / "tests" / "golden" / "refer_fixture"
-    shutil.copytree(excerpt, folder / "data")
-    objects = Counter(one.split for one in read_refer(excerpt, "refcoco"))
+    done(reproduced, "git", "clone", "--quiet", str(reproduced), str(folder))
+    drawn, data = reproduced / RUNS / "refer", folder / "data"
+    files = annotation_files(drawn, "scenes")
+    shutil.copytree(images_folder(drawn), images_folder(data))
+    (data / "refcoco").mkdir()
+    for name, official in ("refs", "refs(unc).p"), ("instances", "instances.json"):
+        shutil.copy(files[name], data / "refcoco" / official)
+    objects = Counter(one.split for one in read_refer(data, "refcoco"))
     with (folder / "wimfris" / "data" / "index.py").open("a") as file:
         file.write(f'\nPUBLISHED_OBJECTS["refcoco"] = {dict(objects)}\n')
+    (data / "weights").mkdir()
+    _original.write_files(data / "weights", clip, dino)
 
     def small(params: Any) -> None:
-        base = params["scales"]["base"] = params["scales"]["smoke"]
-        base["data"] |= {"tokens": {"scenes": 16, "refcoco": 17}}
-        base["train"] |= {"batch_size": 2, "epochs": 2}
+        base = params["scales"]["base"] = copy.deepcopy(params["scales"]["smoke"])
+        base["data"]["tokens"] = {"scenes": 16, "refcoco": 17}
+        base["encoders"]["text"]["source"] = "data/weights/ViT.pt"
+        base["encoders"]["vision"]["source"] = "data/weights/dino.pth"
+        base["train"]["epochs"] = 2
 
     edit(folder, small)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "an excerpt")
     done(folder, "dvc", "exp", "run", "-S", "scale=base", "-S", "data.name=refcoco")
-    runs = folder / "runs" / "refcoco-base"
-    records = read_records(runs / "records" / "full-0.parquet")
-    assert set(records["split"]) == set(objects) - {"train"} and set(records["dataset"]) == {"refcoco"}
+    records = read_records(folder / "runs" / "refcoco-base" / "records" / "full-0.parquet")
+    assert set(records["split"]) == set(SPLITS) and set(records["dataset"]) == {"refcoco"}
     table = pd.read_csv(folder / "reports" / "tables" / "main.csv")
     assert set(table["scale"]) == {"base"} and set(table["dataset"]) == {"refcoco"}
     assert "refcoco" in (folder / "reports" / "index.html").read_text()

@@ -136,11 +136,16 @@ def dino() -> Any:
 @pytest.fixture
 def settings(tmp_path: Path, clip: Any, dino: Any) -> Settings:
     """Scale smoke with both encoders in original files."""
-    torch.jit.script(Holder.of(openai(clip))).save(tmp_path / "ViT.pt")
-    torch.save(meta(dino), tmp_path / "dino.pth")
-    with gzip.open(tmp_path / BYTE_PAIRS, "wt", encoding="utf-8") as file:
-        file.write("\n".join(["a header", *MERGES]))
+    write_files(tmp_path, clip, dino)
     return change(tmp_path)
+
+
+def write_files(folder: Path, clip: Any, dino: Any) -> None:
+    """Both encoders in their authors' formats: ViT.pt, with its byte pairs beside it, and dino.pth."""
+    torch.jit.script(Holder.of(openai(clip))).save(folder / "ViT.pt")
+    torch.save(meta(dino), folder / "dino.pth")
+    with gzip.open(folder / BYTE_PAIRS, "wt", encoding="utf-8") as file:
+        file.write("\n".join(["a header", *MERGES]))
 
 
 def change(folder: Path, **vision: Any) -> Settings:
