@@ -242,7 +242,7 @@ def test_a_requeued_trainer_goes_on_from_its_checkpoint(
     done("dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
 
-    command = [sys.executable, "-m", "wimfris.cli", "matrix", "--launcher", "slurm", "--slurm", "cpus_per_task=1"]
+    command = [sys.executable, "-c", "from wimfris.cli import main; main()", "matrix", "--launcher", "slurm"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 240
     while not list(Path(".checkpoints").glob("*/0*")):

@@ -92,7 +92,8 @@ def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str, backend: str) 
     leaves = {name: values[name].requires_grad_() for name in NAMES}
     y = selective_scan(**leaves, backend=backend)
     (y * weight).sum().backward()
-    for name, value in {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}.items():
+    found = {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+    for name, value in found.items():
         scale = float(wanted[name].abs().max())
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-4 * scale)
 
