@@ -284,8 +284,8 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
     for name, low, high in (("these seeds", "these_low", "these_high"), ("any seed", "any_low", "any_high")):
         cells[name] = _intervals(table[low], table[high])
     cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
-    cells["better in"] = percent(table["improvement"])
     cells["verdict"] = table["verdict"].replace("", DASH)
+    cells["better in"] = percent(table["improvement"])
     return cells
 
 
