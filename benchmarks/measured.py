@@ -12,7 +12,9 @@ from wimfris.manifest import code_revision, platform_of
 
 
 def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace) -> None:
-    """Rows -> `path`, and beside it the JSON: command, settings, device, threads, versions, commit, rows."""
+    """Rows -> `path`, and beside it the JSON: command, settings, device, threads, versions, commit, rows. Of a setting
+    that is a path the last name is told alone.
+    """
     table = pd.DataFrame(rows, dtype=object)
     table.to_csv(path, index=False, lineterminator="\n")
     told = {
@@ -22,4 +24,4 @@ def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace
         "code": code_revision(),
         "rows": rows,
     }
-    path.with_suffix(".json").write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(told, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8")
