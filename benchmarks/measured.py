@@ -24,4 +24,6 @@ def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace
         "code": code_revision(),
         "rows": rows,
     }
-    path.with_suffix(".json").write_text(json.dumps(told, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(
+        json.dumps(told, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8"
+    )
