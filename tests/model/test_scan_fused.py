@@ -34,7 +34,9 @@ SHAPES = [  # around the chunk's and the block's edges: one token, a window, sev
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Any:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As many, however little there is to do."""
+    monkeypatch.setattr("wimfris.model.scan.cpu.GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

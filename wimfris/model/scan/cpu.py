@@ -17,6 +17,7 @@ from wimfris.model.scan import kernels
 from wimfris.model.scan.ops import CHUNK, evenly_spaced
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
+GRAIN = 2**21  # numbers (batch, L, D, N) a thread at least: for fewer, to start it takes longer than it saves
 
 
 @lru_cache(maxsize=64)
@@ -39,9 +40,11 @@ def _tasks(batch: int, width: int) -> NDArray[np.int64]:
     )
 
 
-def _share(kernel: Any, tasks: NDArray[np.int64], *arguments: Any) -> None:
-    """Run all tasks, contiguous shares of them on as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), len(tasks))
+def _share(kernel: Any, work: int, tasks: NDArray[np.int64], *arguments: Any) -> None:
+    """Run all tasks, contiguous shares of them on as many threads as torch uses, or as the numbers to compute are worth
+    (`work`).
+    """
+    threads = min(torch.get_num_threads(), len(tasks), max(work // GRAIN, 1))
     if threads == 1:
         kernel(0, len(tasks), tasks, *arguments)
         return
@@ -94,7 +97,8 @@ def scan(
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
         parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())
-        _share(kernels.forward, _tasks(batch, width), length, CHUNK, *flats, *parameters, *outs)
+        work = out.numel() * A.shape[1]
+        _share(kernels.forward, work, _tasks(batch, width), length, CHUNK, *flats, *parameters, *outs)
     return out.view(batch, length, width).to(u.dtype), starts
 
 
@@ -122,6 +126,7 @@ def scan_backward(
     grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
     _share(
         kernels.backward,
+        u.numel() * A.shape[1],
         tasks,
         length,
         CHUNK,
@@ -159,7 +164,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
     out = torch.empty(batch * length, width, dtype=precision)
     if out.numel():
         flats = _flat(x, precision)
-        _share(kernels.conv_forward, _tasks(batch, width), length, *flats, *_taps(weight, bias), _numbers(out))
+        work, taps = out.numel() * weight.shape[-1], _taps(weight, bias)
+        _share(kernels.conv_forward, work, _tasks(batch, width), length, *flats, *taps, _numbers(out))
     return out.view(batch, length, width).to(x.dtype)
 
 
@@ -176,6 +182,7 @@ def conv_backward(
     grad_bias = torch.zeros(parts, width, dtype=state)
     _share(
         kernels.conv_backward,
+        x.numel() * weight.shape[-1],
         tasks,
         length,
         *_flat(x, precision),
