@@ -18,20 +18,18 @@ import pandas as pd
 from measured import write
 
 from wimfris.params import Settings, read_params
+from wimfris.results.evidence import trained_with
+from wimfris.results.tables import METRICS
 from wimfris.train import RunFiles
 
 HERE = Path(__file__).parent
-METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 
 
 def told(checkout: Path, settings: Settings, run: str) -> tuple[dict[str, Any], Settings]:
-    """Metrics by split and condition, and the settings as the manifest has them: a newer key at its default, and the
-    scan's backend, which is how the same thing is computed, aside.
-    """
+    """Metrics by split and condition, and the settings as the manifest has them."""
     files = RunFiles.of(checkout / settings.outs, run)
     metrics, manifest = (json.loads(path.read_text()) for path in (files.metrics, files.manifest))
-    manifest["settings"]["model"]["scan"] = settings.model.scan
-    return metrics, Settings.model_validate(manifest["settings"] | {"group": settings.group})
+    return metrics, trained_with(manifest, settings)
 
 
 def spread(frame: pd.DataFrame, column: str) -> float:

@@ -344,6 +344,7 @@ def memories_apart(options: argparse.Namespace) -> list[tuple[int, int]]:
 def measure(options: argparse.Namespace, path: Path) -> None:
     """A row a case, number of threads and backend, into a file that grows by cases."""
     device = options.device
+    name = platform_of(torch.device(device))["device"]
     of = memories(options)
     peaks = memories_apart(options) if device == "cpu" else [memory(case, backend, device) for case, backend in of]
     held = dict(zip(of, peaks, strict=True))
@@ -374,7 +375,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                         "peak_mebibytes": f"{peak / 2**20:.1f}" if io else "",
                         "peak_over_io": f"{peak / io:.2f}" if io else "",
                         "repetitions": len(own),
-                        "device": platform_of(torch.device(device))["device"],
+                        "device": name,
                         "torch": torch.__version__,
                         "python": platform.python_version(),
                         **(gpu_versions() if device == "cuda" else {}),

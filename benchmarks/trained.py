@@ -21,6 +21,7 @@ from measured import write
 
 from wimfris.data.source import source_images
 from wimfris.params import Settings, read_params
+from wimfris.results.tables import METRICS
 from wimfris.train import RunFiles, train_run
 
 HERE = Path(__file__).parent
@@ -53,8 +54,7 @@ def trained(backend: str, seed: int) -> dict[str, object]:
     row: dict[str, object] = {"data": settings.folder.name, "protocol": settings.evaluate.protocol}
     row |= {"scan": manifest["scan"], "seed": seed}
     for split, told in metrics.items():
-        names = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
-        row |= {f"{split}_{name}": f"{100 * told['sentence'][name]:.2f}" for name in names}
+        row |= {f"{split}_{name}": f"{100 * told['sentence'][name]:.2f}" for name in METRICS}
     return row | {
         "seconds": manifest["wall_seconds"],
         "device": manifest["device"],

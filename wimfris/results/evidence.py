@@ -8,6 +8,7 @@ beside each, <...>-emphasis.csv holds the emphasis alpha that its runs learned.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -78,12 +79,20 @@ def changed(params: Params, run: str) -> bool:
     manifest = settings.outs / "manifests" / f"{run}.json"
     if not manifest.is_file():
         return False
-    told = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
-    try:  # a key that is newer than the run has the value there that it had by default
-        told["model"]["scan"] = settings.model.scan
-        return Settings.model_validate(told | {"group": settings.group}) != settings
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        return trained_with(told, settings) != settings
     except (KeyError, TypeError, ValueError):
         return True
+
+
+def trained_with(manifest: dict[str, Any], settings: Settings) -> Settings:
+    """The settings that a run's manifest tells, to be compared with these: a key that is newer than the run at its
+    default, the scan's backend as here. Raises KeyError, TypeError or ValueError where they are none.
+    """
+    told = manifest["settings"]
+    told["model"]["scan"] = settings.model.scan
+    return Settings.model_validate(told | {"group": settings.group})
 
 
 def current(params: Params, records: pd.DataFrame) -> pd.DataFrame:
