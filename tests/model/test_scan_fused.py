@@ -237,7 +237,9 @@ def cpu_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (3, 2, 5, 4), (2, 9, 130, 3), (35, 17, 24, 4), (1, 40, 300, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 4), (3, 2, 5, 4), (2, 9, 130, 3), (35, 17, 24, 4), (1, 40, 300, 1), (2, 70, 65, 4)]
+)
 def test_cpu_convolution_is_that_of_torch(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     values = conv_inputs(*shape)
     found = derive_conv(cpu_conv, *(value.to(dtype) for value in values))

@@ -92,7 +92,7 @@ def scan(
         raise NotImplementedError("the scan on a CPU takes windows that are already cut")
     batch, length, width = u.shape
     precision = _precision(A.dtype, u, delta, z, B, C)
-    out = torch.empty(batch * length, width, dtype=precision)
+    out = torch.empty(batch * length * width, dtype=precision)
     starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
@@ -120,7 +120,7 @@ def scan_backward(
     tasks = _tasks(batch, width)
     parts, sides = int(tasks[-1, 4]) + 1, int(tasks[-1, 5]) + 1
     precision = _precision(state, u, delta, z, B, C, grad)
-    grad_u, grad_delta, grad_z = (torch.empty(batch * length, width, dtype=precision) for _ in range(3))
+    grad_u, grad_delta, grad_z = (torch.empty(batch * length * width, dtype=precision) for _ in range(3))
     grad_B, grad_C = (torch.zeros(sides, batch * length, A.shape[1], dtype=state) for _ in range(2))
     grad_rates = torch.zeros(parts, A.shape[1], width, dtype=state)
     grad_D, grad_bias = (torch.zeros(parts, width, dtype=state) for _ in range(2))
@@ -161,11 +161,11 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
         raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
     batch, length, width = x.shape
     precision = _precision(weight.dtype, x)
-    out = torch.empty(batch * length, width, dtype=precision)
+    out = torch.empty(batch * length * width, dtype=precision)
     if out.numel():
         flats = _flat(x, precision)
         work, taps = out.numel() * weight.shape[-1], _taps(weight, bias)
-        _share(kernels.conv_forward, work, _tasks(batch, width), length, *flats, *taps, _numbers(out))
+        _share(kernels.conv_forward, work, _tasks(batch, width), length, CHUNK, *flats, *taps, _numbers(out))
     return out.view(batch, length, width).to(x.dtype)
 
 
@@ -177,7 +177,7 @@ def conv_backward(
     tasks = _tasks(batch, width)
     parts = int(tasks[-1, 4]) + 1
     precision = _precision(state, x, grad)
-    grad_x = torch.empty(batch * length, width, dtype=precision)
+    grad_x = torch.empty(batch * length * width, dtype=precision)
     grad_taps = torch.zeros(parts, weight.shape[-1], width, dtype=state)
     grad_bias = torch.zeros(parts, width, dtype=state)
     _share(
@@ -185,6 +185,7 @@ def conv_backward(
         x.numel() * weight.shape[-1],
         tasks,
         length,
+        CHUNK,
         *_flat(x, precision),
         *_taps(weight, bias),
         *_flat(grad, precision),

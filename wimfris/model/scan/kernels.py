@@ -1,18 +1,19 @@
 """The selective scan and the causal convolution before it for a CPU, compiled by numba: forward, and a backward that
 recomputes the states.
 
-Nothing of size (batch, L, D, N) exists. A task is some sequences and some blocks of `BLOCK` channels; it walks over the
-tokens with the state of one block, (N, BLOCK), in the fastest cache, and channels innermost, where the vector units
-are. The forward leaves the state at the beginning of every chunk of tokens but the first; the backward starts from
-there, recomputes the chunk's states and walks back over them. A chunk's scratch is 2 chunk N BLOCK numbers a thread.
+Nothing of size (batch, L, D, N) exists. A task is some sequences and some blocks of `BLOCK` channels. Of a sequence and
+a block it takes a chunk of tokens at a time, and of that a state at a time, which walks over the tokens: what it
+touches lies in the fastest cache, with the channels innermost, where the vector units are, and in loops of a fixed
+length. The forward leaves the states at the beginning of every chunk but the first; the backward starts from there,
+recomputes a state and walks it back. Scratch is nine numbers for every token of a chunk and channel of a block.
 
 Inputs that are (batch, L, width) come flat, with the distance `*_step` of two tokens: a half of a projection need not
 be copied. Which task does what depends on shapes alone and every sum has a fixed order, so that the result does not
 depend on the number of threads, bit for bit.
 
 A dtype of float32 or float64 is that of the sums and states too. bfloat16, which numba does not know, comes and goes
-as its bits in int16; a row at a time is widened to float32 (`read`) or rounded (`settle`), so that no copy of a tensor
-is made.
+as its bits in int16, which are widened where they are read (`number`) and rounded where they are written (`kept`), so
+that no copy of a tensor is made.
 
 numba calls the C library once an element; here float32 has polynomials instead of exp and log, which go into vector
 registers (relative error below 3e-7). float64 takes the C library's. All is in one file, because numba's cache looks at
@@ -30,7 +31,7 @@ from numba import njit, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic, overload
 
-BLOCK = 128  # channels
+BLOCK = 64  # channels
 # fused multiply-adds, but no reordering, which would undo the rounding below; a division by zero raises nothing: a loop
 # that can raise is not vectorised
 FAST: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
@@ -161,197 +162,197 @@ def _bits_of(typing_context: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
     return types.int32(types.float32), generate
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _widen(bits: Any, wide: Any) -> None:
-    for d in range(len(bits)):
-        wide[d] = _float_of(np.int32(np.int32(bits[d]) << 16))  # type: ignore[call-arg]
-
-
 @njit(**FAST)
 def _bits(x: Any) -> Any:
     return _bits_of(x)  # type: ignore[call-arg]
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _round(wide: Any, bits: Any) -> None:
-    """To the nearest, of two the even one."""
-    for d in range(len(bits)):
-        whole = _bits(wide[d])
+def number(kept: Any) -> Any:
+    """What an array keeps, as a number to compute with."""
+
+
+def kept(number: Any, array: Any) -> Any:
+    """A number, as the array keeps it."""
+
+
+@overload(number, jit_options=FAST)  # type: ignore[arg-type]
+def _number_of(kept: Any) -> Callable[[Any], Any]:
+    def same(kept: Any) -> Any:
+        return kept
+
+    def half(kept: Any) -> Any:
+        return _float_of(np.int32(np.int32(kept) << 16))  # type: ignore[call-arg]
+
+    return half if kept == types.int16 else same
+
+
+@overload(kept, jit_options=FAST)  # type: ignore[arg-type]
+def _kept_of(number: Any, array: Any) -> Callable[[Any, Any], Any]:
+    def same(number: Any, array: Any) -> Any:
+        return number
+
+    def half(number: Any, array: Any) -> Any:  # to the nearest, of two the even one
+        whole = _bits(number)
         near = np.int16((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16)
-        bits[d] = near if wide[d] == wide[d] else np.int16(0x7FC0)
+        return near if number == number else np.int16(0x7FC0)
 
-
-def read(row: Any, wide: Any) -> Any:
-    """The numbers of a row: the row itself, or widened into the front of `wide`."""
-
-
-def target(row: Any, wide: Any) -> Any:
-    """Where to write the numbers of a row: the row itself, or the front of `wide`, to be settled."""
-
-
-def settle(numbers: Any, row: Any) -> None:
-    """What was written to a row's `target` becomes the row."""
-
-
-@overload(read, jit_options=FAST)  # type: ignore[arg-type]
-def _read_of(row: Any, wide: Any) -> Callable[[Any, Any], Any]:
-    def whole(row: Any, wide: Any) -> Any:
-        return row
-
-    def half(row: Any, wide: Any) -> Any:
-        _widen(row, wide)
-        return wide[: len(row)]
-
-    return half if row.dtype == types.int16 else whole
-
-
-@overload(target, jit_options=FAST)  # type: ignore[arg-type]
-def _target_of(row: Any, wide: Any) -> Callable[[Any, Any], Any]:
-    def whole(row: Any, wide: Any) -> Any:
-        return row
-
-    def half(row: Any, wide: Any) -> Any:
-        return wide[: len(row)]
-
-    return half if row.dtype == types.int16 else whole
-
-
-@overload(settle, jit_options=FAST)  # type: ignore[arg-type]
-def _settle_of(numbers: Any, row: Any) -> Callable[[Any, Any], Any]:
-    def whole(numbers: Any, row: Any) -> None:
-        return
-
-    def half(numbers: Any, row: Any) -> None:
-        _round(numbers, row)
-
-    return half if row.dtype == types.int16 else whole
+    return half if array.dtype == types.int16 else same
 
 
 # --- the scan ---------------------------------------------------------------------------------------------------------
-
-
-@njit(fastmath={"contract", "nsz", "reassoc"}, error_model="numpy", nogil=True)
-def _dot(a: Any, b: Any, start: Any) -> Any:
-    """start + a b, in the order that vector units add."""
-    total = start
-    for d in range(len(a)):
-        total += a[d] * b[d]
-    return total
+#
+# Each of these takes `tokens` tokens of a chunk and a block of channels. Tiles are (tokens, BLOCK); where a block has
+# but `width` channels the rest of a tile is 0. Of an array that comes flat, token t's numbers begin at `at + t * step`,
+# and are taken as a row: numba does not vectorise what it reads at places that may be negative. B and C are (tokens,
+# N), what has no token (BLOCK,), or, an argument of the scan, (width,).
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _begin(u: Any, delta: Any, bias: Any, step: Any, drive: Any) -> None:
-    """A token's step delta and drive delta u: all (channels,)."""
-    for d in range(len(step)):
-        step[d] = softplus(delta[d] + bias[d])
-        drive[d] = step[d] * u[d]
+def _read(tokens: int, states: int, numbers: Any, at: int, step: int, tile: Any) -> None:
+    for t in range(tokens):
+        row = numbers[at + t * step :]
+        for n in range(states):
+            tile[t, n] = number(row[n])
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _advance(state: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
-    """One token: h = exp(delta A) h + delta u B in place, y = C h. state, rates (N, channels); y, step, drive
-    (channels,); B, C (N,).
-    """
-    for d in range(len(y)):
-        y[d] = 0
-    for n in range(len(state)):
-        b, c = B[n], C[n]
-        for d in range(len(y)):
-            h = exp(step[d] * rates[n, d]) * state[n, d] + drive[d] * b
-            state[n, d] = h
-            y[d] += c * h
+def _begin(
+    tokens: int, width: int, u: Any, u_at: int, u_step: int, delta: Any, delta_at: int, delta_step: int,
+    bias: Any, step: Any, drive: Any, y: Any,
+) -> None:  # fmt: skip
+    """The steps delta and the drives delta u; y is set to 0."""
+    for t in range(tokens):
+        u_row, delta_row = u[u_at + t * u_step :], delta[delta_at + t * delta_step :]
+        for d in range(width):
+            step[t, d] = softplus(number(delta_row[d]) + bias[d])
+            drive[t, d] = step[t, d] * number(u_row[d])
+        for d in range(width, BLOCK):
+            step[t, d] = 0
+            drive[t, d] = 0
+        for d in range(BLOCK):
+            y[t, d] = 0
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _advance_kept(
-    before: Any, after: Any, decay: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any
-) -> None:
-    """`_advance` from one state into another, with the decay kept."""
-    for d in range(len(y)):
-        y[d] = 0
-    for n in range(len(before)):
-        b, c = B[n], C[n]
-        for d in range(len(y)):
-            a = exp(step[d] * rates[n, d])
-            decay[n, d] = a
-            h = a * before[n, d] + drive[d] * b
-            after[n, d] = h
-            y[d] += c * h
+def _advance(tokens: int, n: int, state: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
+    """State n: h = exp(delta A) h + delta u B in place, C h added to y."""
+    for t in range(tokens):
+        b, c = B[t, n], C[t, n]
+        for d in range(BLOCK):
+            h = exp(step[t, d] * rates[d]) * state[d] + drive[t, d] * b
+            state[d] = h
+            y[t, d] += c * h
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _finish(y: Any, u: Any, z: Any, skip: Any, out: Any) -> None:
-    """out = (y + D u) SiLU(z), all (channels,)."""
-    for d in range(len(out)):
-        out[d] = (y[d] + skip[d] * u[d]) * z[d] * sigmoid(z[d])
+def _finish(
+    tokens: int, width: int, y: Any, u: Any, u_at: int, u_step: int, z: Any, z_at: int, z_step: int,
+    skip: Any, out: Any, out_at: int, out_step: int,
+) -> None:  # fmt: skip
+    """out = (y + D u) SiLU(z)."""
+    for t in range(tokens):
+        u_row, z_row, out_row = u[u_at + t * u_step :], z[z_at + t * z_step :], out[out_at + t * out_step :]
+        for d in range(width):
+            gate = number(z_row[d])
+            out_row[d] = kept((y[t, d] + skip[d] * number(u_row[d])) * gate * sigmoid(gate), out)
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
 def _finish_back(
-    grad: Any, y: Any, u: Any, z: Any, skip: Any, grad_y: Any, grad_z: Any, grad_u: Any, grad_skip: Any
-) -> None:
-    """The derivative of `_finish`: grad_y, grad_z and grad_u written, grad_skip added to."""
-    for d in range(len(grad)):
-        gate = sigmoid(z[d])
-        grad_z[d] = grad[d] * (y[d] + skip[d] * u[d]) * gate * (ONE + z[d] * (ONE - gate))
-        through = grad[d] * z[d] * gate
-        grad_y[d] = through
-        grad_u[d] = through * skip[d]
-        grad_skip[d] += through * u[d]
+    tokens: int, width: int, grad: Any, grad_at: int, grad_step: int, z: Any, z_at: int, z_step: int,
+    grad_y: Any, by_step: Any, by_drive: Any,
+) -> None:  # fmt: skip
+    """The derivative of `_finish` by y; by_step and by_drive are set to 0."""
+    for t in range(tokens):
+        grad_row, z_row = grad[grad_at + t * grad_step :], z[z_at + t * z_step :]
+        for d in range(width):
+            gate = number(z_row[d])
+            grad_y[t, d] = number(grad_row[d]) * gate * sigmoid(gate)
+        for d in range(width, BLOCK):
+            grad_y[t, d] = 0
+        for d in range(BLOCK):
+            by_step[t, d] = 0
+            by_drive[t, d] = 0
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _replay(tokens: int, n: int, h: Any, decay: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
+    """`_advance` with what the way back needs: h[t] before every token, from h[0] on, and decay[t]."""
+    for t in range(tokens):
+        b, c = B[t, n], C[t, n]
+        for d in range(BLOCK):
+            a = exp(step[t, d] * rates[d])
+            decay[t, d] = a
+            after = a * h[t, d] + drive[t, d] * b
+            h[t + 1, d] = after
+            y[t, d] += c * after
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
 def _retreat(
-    adjoint: Any,
-    before: Any,
-    decay: Any,
-    rates: Any,
-    step: Any,
-    grad_y: Any,
-    C: Any,
-    B: Any,
-    grad_rates: Any,
-    grad_step: Any,
-    grad_drive: Any,
-    own: Any,
-) -> None:
-    """One token backwards: own = dy C + adjoint is the derivative by its state, adjoint becomes that by the state
-    before, times its decay. (N, channels), (channels,) and (N,) as in `_advance`.
+    tokens: int, n: int, adjoint: Any, h: Any, decay: Any, rates: Any, step: Any, grad_y: Any, B: Any, C: Any,
+    by_rates: Any, by_step: Any, by_drive: Any, own: Any,
+) -> None:  # fmt: skip
+    """State n on the way back: own[t] = dy[t] C[t] + adjoint is the derivative by h[t + 1], adjoint becomes that by
+    h[t]; by_rates, by_step and by_drive are added to.
     """
-    for d in range(len(step)):
-        grad_step[d] = 0
-        grad_drive[d] = 0
-    for n in range(len(adjoint)):
-        b, c = B[n], C[n]
-        for d in range(len(step)):
-            g = grad_y[d] * c + adjoint[n, d]
-            own[n, d] = g
-            grad_drive[d] += b * g
-            g *= decay[n, d]
-            adjoint[n, d] = g
-            g *= before[n, d]  # the derivative by delta A
-            grad_rates[n, d] += g * step[d]
-            grad_step[d] += g * rates[n, d]
+    for t in range(tokens - 1, -1, -1):
+        b, c = B[t, n], C[t, n]
+        for d in range(BLOCK):
+            g = grad_y[t, d] * c + adjoint[d]
+            own[t, d] = g
+            by_drive[t, d] += b * g
+            g *= decay[t, d]
+            adjoint[d] = g
+            g *= h[t, d]  # the derivative by delta A
+            by_rates[d] += g * step[t, d]
+            by_step[t, d] += g * rates[d]
+
+
+@njit(fastmath={"contract", "nsz", "reassoc"}, error_model="numpy", nogil=True)
+def _add_products(tokens: int, a: Any, b: Any, sums: Any) -> None:
+    """sums[t] += a[t] b[t] over the channels, in the order that vector units add."""
+    for t in range(tokens):
+        total = sums[t]
+        for d in range(BLOCK):
+            total += a[t, d] * b[t, d]
+        sums[t] = total
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
 def _begin_back(
-    u: Any,
-    delta: Any,
-    bias: Any,
-    step: Any,
-    grad_step: Any,
-    grad_drive: Any,
-    grad_u: Any,
-    grad_delta: Any,
-    grad_bias: Any,
-) -> None:
-    """The derivative of `_begin`: grad_delta written, grad_u and grad_bias added to."""
-    for d in range(len(step)):
-        grad_u[d] += grad_drive[d] * step[d]
-        g = (grad_step[d] + grad_drive[d] * u[d]) * sigmoid(delta[d] + bias[d])
-        grad_delta[d] = g
-        grad_bias[d] += g
+    tokens: int, width: int, grad: Any, grad_at: int, grad_step: int, u: Any, u_at: int, u_step: int,
+    delta: Any, delta_at: int, delta_step: int, z: Any, z_at: int, z_step: int, skip: Any, bias: Any,
+    y: Any, grad_y: Any, step: Any, by_step: Any, by_drive: Any,
+    by_u: Any, by_delta: Any, by_z: Any, by_at: int, channels: int, by_skip: Any, by_bias: Any,
+) -> None:  # fmt: skip
+    """The derivatives by u, delta and z; by_skip and by_bias are added to."""
+    for t in range(tokens - 1, -1, -1):
+        grad_row, u_row = grad[grad_at + t * grad_step :], u[u_at + t * u_step :]
+        delta_row, z_row = delta[delta_at + t * delta_step :], z[z_at + t * z_step :]
+        row = by_at + t * channels
+        u_out, delta_out, z_out = by_u[row:], by_delta[row:], by_z[row:]
+        for d in range(width):
+            token, gate = number(u_row[d]), number(z_row[d])
+            opened = sigmoid(gate)
+            given = number(grad_row[d]) * (y[t, d] + skip[d] * token)
+            z_out[d] = kept(given * opened * (ONE + gate * (ONE - opened)), by_z)
+            by_skip[d] += grad_y[t, d] * token
+        for d in range(width):
+            token = number(u_row[d])
+            g = (by_step[t, d] + by_drive[t, d] * token) * sigmoid(number(delta_row[d]) + bias[d])
+            u_out[d] = kept(grad_y[t, d] * skip[d] + by_drive[t, d] * step[t, d], by_u)
+            delta_out[d] = kept(g, by_delta)
+            by_bias[d] += g
+
+
+@njit(**FAST, nogil=True)
+def _blocks(first: int, last: int, rates: Any) -> Any:
+    """Channels first .. last - 1 of rates (N, D) by blocks, the last one filled with 0: (blocks, N, BLOCK)."""
+    blocks = np.zeros(((last - first + BLOCK - 1) // BLOCK, len(rates), BLOCK), rates.dtype)
+    for d in range(first, last):
+        blocks[(d - first) // BLOCK, :, (d - first) % BLOCK] = rates[:, d]
+    return blocks
 
 
 @njit(**FAST, nogil=True, cache=True)
@@ -379,34 +380,37 @@ def forward(
 ) -> None:
     """Tasks first .. last - 1, each a row (sequence, its end, channel, its end) of `tasks`.
 
-    rates (N, D) is A transposed, out (batch * L, D); starts (batch, chunks - 1, N, D), or of size 0 to keep none.
+    rates (N, D) is A transposed, out (batch * L * D,); starts (batch, chunks - 1, N, D), or of size 0 to keep none.
     """
-    states = len(rates)
-    y, step, drive = np.empty(BLOCK, rates.dtype), np.empty(BLOCK, rates.dtype), np.empty(BLOCK, rates.dtype)
-    wide = np.empty((6, max(BLOCK, states)), rates.dtype)
+    states, channels, longest = len(rates), rates.shape[1], min(length, chunk)
+    y = np.empty((longest, BLOCK), rates.dtype)
+    step, drive = np.empty_like(y), np.empty_like(y)
+    B_tile, C_tile = np.empty((longest, states), rates.dtype), np.empty((longest, states), rates.dtype)
+    state = np.empty((states, BLOCK), rates.dtype)
     for task in range(first, last):
-        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
-            high = min(low + BLOCK, tasks[task, 3])
-            width = high - low
-            block = rates[:, low:high].copy()
-            state = np.empty((states, width), rates.dtype)
-            for sequence in range(tasks[task, 0], tasks[task, 1]):
+        begins, ends = tasks[task, 2], tasks[task, 3]
+        blocks = _blocks(begins, ends, rates)
+        for sequence in range(tasks[task, 0], tasks[task, 1]):
+            for low in range(begins, ends, BLOCK):
+                width, block = min(BLOCK, ends - low), blocks[(low - begins) // BLOCK]
                 state[:] = 0
-                for t in range(length):
-                    row = sequence * length + t
-                    if starts.size and t and t % chunk == 0:
-                        starts[sequence, t // chunk - 1, :, low:high] = state
-                    u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
-                    delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
-                    z_row = read(z[row * z_step + low : row * z_step + high], wide[2])
-                    B_row = read(B[row * B_step : row * B_step + states], wide[3])
-                    C_row = read(C[row * C_step : row * C_step + states], wide[4])
-                    _begin(u_row, delta_row, bias[low:high], step[:width], drive[:width])
-                    _advance(state, y[:width], step[:width], drive[:width], block, B_row, C_row)
-                    out_row = out[row, low:high]
-                    final = target(out_row, wide[5])
-                    _finish(y[:width], u_row, z_row, skip[low:high], final)
-                    settle(final, out_row)
+                for begin in range(0, length, chunk):
+                    tokens, row = min(chunk, length - begin), sequence * length + begin
+                    if starts.size and begin:
+                        starts[sequence, begin // chunk - 1, :, low : low + width] = state[:, :width]
+                    u_at, delta_at, z_at = row * u_step + low, row * delta_step + low, row * z_step + low
+                    _read(tokens, states, B, row * B_step, B_step, B_tile)
+                    _read(tokens, states, C, row * C_step, C_step, C_tile)
+                    _begin(
+                        tokens, width, u, u_at, u_step, delta, delta_at, delta_step, bias[low : low + width], step,
+                        drive, y,
+                    )  # fmt: skip
+                    for n in range(states):
+                        _advance(tokens, n, state[n], y, step, drive, block[n], B_tile, C_tile)
+                    _finish(
+                        tokens, width, y, u, u_at, u_step, z, z_at, z_step, skip[low : low + width], out,
+                        row * channels + low, channels,
+                    )  # fmt: skip
 
 
 @njit(**FAST, nogil=True, cache=True)
@@ -443,153 +447,157 @@ def backward(
 ) -> None:
     """The derivatives, from that of the output, `grad`.
 
-    grad_u, grad_delta, grad_z (batch * L, D) are written. The sums are added to, a part for every sum's terms that
+    grad_u, grad_delta, grad_z (batch * L * D,) are written. The sums are added to, a part for every sum's terms that
     different tasks hold: grad_B, grad_C (parts of channels, batch * L, N); grad_rates (parts of sequences, N, D),
     grad_skip, grad_bias (parts of sequences, D). Columns 4 and 5 of `tasks` say which of these parts are a task's.
     """
-    states, longest = len(rates), min(length, chunk)
-    wide = np.empty((9, max(BLOCK, states)), rates.dtype)
+    states, channels, longest = len(rates), rates.shape[1], min(length, chunk)
+    h, y = np.zeros((longest + 1, BLOCK), rates.dtype), np.empty((longest, BLOCK), rates.dtype)
+    step, drive, grad_y = np.empty_like(y), np.empty_like(y), np.empty_like(y)
+    by_step, by_drive = np.empty_like(y), np.empty_like(y)
+    decay, own = np.empty_like(y), np.empty_like(y)
+    B_tile, C_tile = np.empty((longest, states), rates.dtype), np.empty((longest, states), rates.dtype)
+    adjoint = np.empty((states, BLOCK), rates.dtype)
     for task in range(first, last):
-        part, side = tasks[task, 4], tasks[task, 5]
-        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
-            high = min(low + BLOCK, tasks[task, 3])
-            width = high - low
-            block = rates[:, low:high].copy()
-            kept = np.empty((longest + 1, states, width), rates.dtype)
-            decay = np.empty((longest, states, width), rates.dtype)
-            adjoint, own, block_grad = np.empty_like(block), np.empty_like(block), np.empty_like(block)
-            y = np.empty((longest, width), rates.dtype)
-            step, drive = np.empty_like(y), np.empty_like(y)
-            grad_y = np.empty(width, rates.dtype)
-            by_step, by_drive = np.empty_like(grad_y), np.empty_like(grad_y)
-            block_grad[:] = 0
-            for sequence in range(tasks[task, 0], tasks[task, 1]):
+        begins, ends, part, side = tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 5]
+        blocks = _blocks(begins, ends, rates)
+        by_rates = np.zeros_like(blocks)
+        for sequence in range(tasks[task, 0], tasks[task, 1]):
+            for low in range(begins, ends, BLOCK):
+                width, index = min(BLOCK, ends - low), (low - begins) // BLOCK
+                high = low + width
                 adjoint[:] = 0
                 for number in range((length - 1) // chunk, -1, -1):
-                    begin, end = number * chunk, min(number * chunk + chunk, length)
-                    if number:
-                        kept[0] = starts[sequence, number - 1, :, low:high]
-                    else:
-                        kept[0] = 0
-                    for t in range(end - begin):
-                        row = sequence * length + begin + t
-                        u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
-                        delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
-                        B_row = read(B[row * B_step : row * B_step + states], wide[3])
-                        C_row = read(C[row * C_step : row * C_step + states], wide[4])
-                        _begin(u_row, delta_row, bias[low:high], step[t], drive[t])
-                        _advance_kept(kept[t], kept[t + 1], decay[t], y[t], step[t], drive[t], block, B_row, C_row)
-                    for t in range(end - begin - 1, -1, -1):
-                        row = sequence * length + begin + t
-                        u_row = read(u[row * u_step + low : row * u_step + high], wide[0])
-                        delta_row = read(delta[row * delta_step + low : row * delta_step + high], wide[1])
-                        z_row = read(z[row * z_step + low : row * z_step + high], wide[2])
-                        B_row = read(B[row * B_step : row * B_step + states], wide[3])
-                        C_row = read(C[row * C_step : row * C_step + states], wide[4])
-                        grad_row = read(grad[row * grad_step + low : row * grad_step + high], wide[5])
-                        by_u, by_delta = grad_u[row, low:high], grad_delta[row, low:high]
-                        by_z = grad_z[row, low:high]
-                        to_u, to_delta, to_z = target(by_u, wide[6]), target(by_delta, wide[7]), target(by_z, wide[8])
-                        _finish_back(
-                            grad_row, y[t], u_row, z_row, skip[low:high], grad_y, to_z, to_u,
-                            grad_skip[part, low:high],
-                        )  # fmt: skip
+                    tokens = min(chunk, length - number * chunk)
+                    row = sequence * length + number * chunk
+                    u_at, delta_at, z_at = row * u_step + low, row * delta_step + low, row * z_step + low
+                    grad_at = row * grad_step + low
+                    _read(tokens, states, B, row * B_step, B_step, B_tile)
+                    _read(tokens, states, C, row * C_step, C_step, C_tile)
+                    _begin(
+                        tokens, width, u, u_at, u_step, delta, delta_at, delta_step, bias[low:high], step, drive, y
+                    )  # fmt: skip
+                    _finish_back(
+                        tokens, width, grad, grad_at, grad_step, z, z_at, z_step, grad_y, by_step, by_drive
+                    )  # fmt: skip
+                    for n in range(states):
+                        h[0] = 0
+                        if number:
+                            h[0, :width] = starts[sequence, number - 1, n, low:high]
+                        rate = blocks[index, n]
+                        _replay(tokens, n, h, decay, y, step, drive, rate, B_tile, C_tile)
                         _retreat(
-                            adjoint, kept[t], decay[t], block, step[t], grad_y, C_row, B_row, block_grad, by_step,
-                            by_drive, own,
+                            tokens, n, adjoint[n], h, decay, rate, step, grad_y, B_tile, C_tile, by_rates[index, n],
+                            by_step, by_drive, own,
                         )  # fmt: skip
-                        for n in range(states):
-                            grad_B[side, row, n] = _dot(own[n], drive[t], grad_B[side, row, n])
-                            grad_C[side, row, n] = _dot(kept[t + 1, n], grad_y, grad_C[side, row, n])
-                        _begin_back(
-                            u_row, delta_row, bias[low:high], step[t], by_step, by_drive, to_u, to_delta,
-                            grad_bias[part, low:high],
-                        )  # fmt: skip
-                        settle(to_u, by_u)
-                        settle(to_delta, by_delta)
-                        settle(to_z, by_z)
-            grad_rates[part, :, low:high] += block_grad
+                        _add_products(tokens, own, drive, grad_B[side, row:, n])
+                        _add_products(tokens, h[1:], grad_y, grad_C[side, row:, n])
+                    _begin_back(
+                        tokens, width, grad, grad_at, grad_step, u, u_at, u_step, delta, delta_at, delta_step,
+                        z, z_at, z_step, skip[low:high], bias[low:high], y, grad_y, step, by_step, by_drive,
+                        grad_u, grad_delta, grad_z, row * channels + low, channels, grad_skip[part, low:high],
+                        grad_bias[part, low:high],
+                    )  # fmt: skip
+        for d in range(begins, ends):
+            grad_rates[part, :, d] += by_rates[(d - begins) // BLOCK, :, (d - begins) % BLOCK]
 
 
 # --- the convolution before the scan ----------------------------------------------------------------------------------
+#
+# Tiles as above; x and own have K - 1 rows more, of the tokens before the chunk, or behind it.
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _convolve(x: Any, start: int, step: int, unseen: int, taps: Any, bias: Any, total: Any, wide: Any) -> None:
-    """A token's convolution: total = bias + sum_k taps_k x_(t - K + 1 + k). The first `unseen` taps reach behind the
-    sequence; the first token that is seen stands at x's place `start`, the next one `step` further. taps (K, channels);
-    bias, total, wide (channels,).
+def _read_led(tokens: int, width: int, begin: int, reach: int, x: Any, at: int, step: int, tile: Any) -> None:
+    """Tokens of x into a tile, led by the `reach` tokens before them, or 0 where the sequence has none: `begin` is the
+    first one's place in it.
     """
-    for d in range(len(total)):
-        total[d] = bias[d]
-    for k in range(unseen, len(taps)):
-        at = start + (k - unseen) * step
-        tap, seen = taps[k], read(x[at : at + len(total)], wide)
-        for d in range(len(total)):
-            total[d] += tap[d] * seen[d]
+    for t in range(-reach, tokens):
+        if begin + t < 0:
+            for d in range(width):
+                tile[reach + t, d] = 0
+        else:
+            row = x[at + t * step :]
+            for d in range(width):
+                tile[reach + t, d] = number(row[d])
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _activate(total: Any, out: Any) -> None:
-    """out = SiLU(total), both (channels,)."""
-    for d in range(len(out)):
-        out[d] = total[d] * sigmoid(total[d])
+def _convolve(tokens: int, width: int, x: Any, taps: Any, bias: Any, total: Any) -> None:
+    """total[t] = bias + sum_k taps[k] x[t + k]: x begins K - 1 tokens before."""
+    for t in range(tokens):
+        for d in range(width):
+            total[t, d] = bias[d]
+        for k in range(len(taps)):
+            for d in range(width):
+                total[t, d] += taps[k, d] * x[t + k, d]
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _activate_back(grad: Any, total: Any, own: Any, grad_bias: Any) -> None:
-    """The derivative of `_activate` into `own`, added to grad_bias; all (channels,)."""
-    for d in range(len(own)):
-        gate = sigmoid(total[d])
-        g = grad[d] * gate * (ONE + total[d] * (ONE - gate))
-        own[d] = g
-        grad_bias[d] += g
+def _activate(tokens: int, width: int, total: Any, out: Any, at: int, step: int) -> None:
+    """out = SiLU(total)."""
+    for t in range(tokens):
+        row = out[at + t * step :]
+        for d in range(width):
+            row[d] = kept(total[t, d] * sigmoid(total[t, d]), out)
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _taps_back(x: Any, start: int, step: int, unseen: int, own: Any, grad_taps: Any, wide: Any) -> None:
-    """The derivative of `_convolve` by its taps, added to grad_taps."""
-    for k in range(unseen, len(grad_taps)):
-        at = start + (k - unseen) * step
-        by_tap, seen = grad_taps[k], read(x[at : at + len(own)], wide)
-        for d in range(len(own)):
-            by_tap[d] += own[d] * seen[d]
+def _activate_back(tokens: int, width: int, grad: Any, at: int, step: int, total: Any, own: Any, by_bias: Any) -> None:
+    """The derivative of `_activate` into `own`, added to by_bias."""
+    for t in range(tokens - 1, -1, -1):
+        row = grad[at + t * step :]
+        for d in range(width):
+            gate = sigmoid(total[t, d])
+            g = number(row[d]) * gate * (ONE + total[t, d] * (ONE - gate))
+            own[t, d] = g
+            by_bias[d] += g
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)
-def _token_back(own: Any, t: int, after: int, taps: Any, grad_x: Any) -> None:
-    """The derivative by token t, (channels,): of its own convolution and those of the `after` tokens behind it. own (K,
-    channels), a token t's in row t mod K.
+def _taps_back(tokens: int, width: int, x: Any, own: Any, by_taps: Any) -> None:
+    """The derivative of `_convolve` by its taps, added to by_taps."""
+    for t in range(tokens - 1, -1, -1):
+        for k in range(len(by_taps)):
+            for d in range(width):
+                by_taps[k, d] += own[t, d] * x[t + k, d]
+
+
+@njit(**FAST, nogil=True, pipeline_class=_Apart)
+def _tokens_back(tokens: int, width: int, own: Any, taps: Any, total: Any, by_x: Any, at: int, step: int) -> None:
+    """The derivative by the tokens: of their own convolutions and those behind; own ends K - 1 tokens behind. In
+    `total` a sum becomes.
     """
-    for d in range(len(grad_x)):
-        grad_x[d] = 0
-    for ahead in range(after + 1):
-        tap, given = taps[len(taps) - 1 - ahead], own[(t + ahead) % len(own)]
-        for d in range(len(grad_x)):
-            grad_x[d] += tap[d] * given[d]
+    reach = len(taps) - 1
+    for t in range(tokens):
+        for d in range(width):
+            total[t, d] = 0
+        for ahead in range(reach + 1):
+            for d in range(width):
+                total[t, d] += taps[reach - ahead, d] * own[t + ahead, d]
+        row = by_x[at + t * step :]
+        for d in range(width):
+            row[d] = kept(total[t, d], by_x)
 
 
 @njit(**FAST, nogil=True, cache=True)
 def conv_forward(
-    first: int, last: int, tasks: Any, length: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
+    first: int, last: int, tasks: Any, length: int, chunk: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
 ) -> None:
-    """SiLU of the convolution, for tasks as in `forward`. taps (K, D), out (batch * L, D)."""
-    reach = len(taps) - 1
-    total, wide = np.empty(BLOCK, taps.dtype), np.empty((2, BLOCK), taps.dtype)
+    """SiLU of the convolution, for tasks as in `forward`. taps (K, D), out (batch * L * D,)."""
+    reach, channels, longest = len(taps) - 1, taps.shape[1], min(length, chunk)
+    x_tile, total = np.empty((longest + reach, BLOCK), taps.dtype), np.empty((longest, BLOCK), taps.dtype)
     for task in range(first, last):
-        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
-            high = min(low + BLOCK, tasks[task, 3])
-            width = high - low
-            block = taps[:, low:high].copy()
-            for sequence in range(tasks[task, 0], tasks[task, 1]):
-                for t in range(length):
-                    row, unseen = sequence * length + t, max(reach - t, 0)
-                    start = (row - reach + unseen) * x_step + low
-                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width], wide[0])
-                    out_row = out[row, low:high]
-                    final = target(out_row, wide[1])
-                    _activate(total[:width], final)
-                    settle(final, out_row)
+        begins, ends = tasks[task, 2], tasks[task, 3]
+        blocks = _blocks(begins, ends, taps)
+        for sequence in range(tasks[task, 0], tasks[task, 1]):
+            for low in range(begins, ends, BLOCK):
+                width, block = min(BLOCK, ends - low), blocks[(low - begins) // BLOCK]
+                for begin in range(0, length, chunk):
+                    tokens, row = min(chunk, length - begin), sequence * length + begin
+                    _read_led(tokens, width, begin, reach, x, row * x_step + low, x_step, x_tile)
+                    _convolve(tokens, width, x_tile, block, bias[low : low + width], total)
+                    _activate(tokens, width, total, out, row * channels + low, channels)
 
 
 @njit(**FAST, nogil=True, cache=True)
@@ -598,6 +606,7 @@ def conv_backward(
     last: int,
     tasks: Any,
     length: int,
+    chunk: int,
     x: Any,
     x_step: int,
     taps: Any,
@@ -608,28 +617,33 @@ def conv_backward(
     grad_taps: Any,
     grad_bias: Any,
 ) -> None:
-    """The derivatives, from that of the output, `grad`: grad_x (batch * L, D) is written, the sums grad_taps (parts of
-    sequences, K, D) and grad_bias (parts of sequences, D) are added to.
+    """The derivatives, from that of the output, `grad`: grad_x (batch * L * D,) is written; the sums grad_taps (parts
+    of sequences, K, D) and grad_bias (parts of sequences, D) are added to.
     """
-    reach = len(taps) - 1
-    total, wide = np.empty(BLOCK, taps.dtype), np.empty((3, BLOCK), taps.dtype)
+    reach, channels, longest = len(taps) - 1, taps.shape[1], min(length, chunk)
+    x_tile, total = np.empty((longest + reach, BLOCK), taps.dtype), np.empty((longest, BLOCK), taps.dtype)
+    own = np.empty_like(x_tile)
     for task in range(first, last):
-        part = tasks[task, 4]
-        for low in range(tasks[task, 2], tasks[task, 3], BLOCK):
-            high = min(low + BLOCK, tasks[task, 3])
-            width = high - low
-            block = taps[:, low:high].copy()
-            own, block_grad = np.empty_like(block), np.zeros_like(block)
-            for sequence in range(tasks[task, 0], tasks[task, 1]):
-                for t in range(length - 1, -1, -1):
-                    row, unseen = sequence * length + t, max(reach - t, 0)
-                    start = (row - reach + unseen) * x_step + low
-                    grad_row = read(grad[row * grad_step + low : row * grad_step + high], wide[0])
-                    _convolve(x, start, x_step, unseen, block, bias[low:high], total[:width], wide[1])
-                    _activate_back(grad_row, total[:width], own[t % len(own)], grad_bias[part, low:high])
-                    _taps_back(x, start, x_step, unseen, own[t % len(own)], block_grad, wide[1])
-                    by_x = grad_x[row, low:high]
-                    to_x = target(by_x, wide[2])
-                    _token_back(own, t, min(reach, length - 1 - t), block, to_x)
-                    settle(to_x, by_x)
-            grad_taps[part, :, low:high] += block_grad
+        begins, ends, part = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        blocks = _blocks(begins, ends, taps)
+        by_taps = np.zeros_like(blocks)
+        for sequence in range(tasks[task, 0], tasks[task, 1]):
+            for low in range(begins, ends, BLOCK):
+                width, index = min(BLOCK, ends - low), (low - begins) // BLOCK
+                high = low + width
+                for begin in range((length - 1) // chunk * chunk, -1, -chunk):
+                    tokens, row = min(chunk, length - begin), sequence * length + begin
+                    if tokens < length - begin:  # what the chunk behind, computed before, left in front
+                        own[tokens : tokens + reach] = own[:reach]
+                    else:
+                        own[tokens : tokens + reach] = 0
+                    _read_led(tokens, width, begin, reach, x, row * x_step + low, x_step, x_tile)
+                    _convolve(tokens, width, x_tile, blocks[index], bias[low:high], total)
+                    grad_at = row * grad_step + low
+                    _activate_back(tokens, width, grad, grad_at, grad_step, total, own, grad_bias[part, low:high])
+                    _taps_back(tokens, width, x_tile, own, by_taps[index])
+                    _tokens_back(
+                        tokens, width, own, blocks[index], total, grad_x, row * channels + low, channels
+                    )  # fmt: skip
+        for d in range(begins, ends):
+            grad_taps[part, :, d] += by_taps[(d - begins) // BLOCK, :, (d - begins) % BLOCK]
