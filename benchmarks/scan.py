@@ -53,7 +53,6 @@ from wimfris.model import mamba
 from wimfris.model.baselines.detris import GatedNeck
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan
-from wimfris.model.scan.cuda import causal_conv1d_silu
 from wimfris.model.scan.ops import CHUNK
 
 HERE = Path(__file__).parent
@@ -224,10 +223,10 @@ def prepare(case: Case, backend: str, device: str) -> Work:
 
 
 def convolve(x: Tensor, taps: Tensor, bias: Tensor, backend: str) -> Tensor:
-    """The causal convolution and its SiLU as `backend` has them: x (batch, L, D), taps (D, 1, K), bias (D,)."""
-    if backend == "mamba_ssm":
-        return causal_conv1d_silu(x, taps, bias)
-    if backend in ("cpu", "triton"):
+    """The causal convolution and its SiLU as `backend` has them, by the loop torch's own: x (batch, L, D), taps (D, 1,
+    K), bias (D,).
+    """
+    if backend != "loop":
         return causal_conv_silu(x, taps, bias, backend=backend)
     convolved = F.conv1d(x.mT, taps.to(x.dtype), bias.to(x.dtype), padding=taps.shape[2] - 1, groups=x.shape[2])
     return F.silu(convolved[..., : x.shape[1]].mT)

@@ -20,7 +20,7 @@ from wimfris.efficiency import (
 from wimfris.errors import UserError
 from wimfris.model import mamba as mamba_module
 from wimfris.model.mamba import Mamba
-from wimfris.model.scan import scan_flops
+from wimfris.model.scan import conv_flops, scan_flops
 from wimfris.params import read_params
 from wimfris.profile import blank_segmenter, parameters, trained_parameters
 
@@ -28,14 +28,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_mamba_block_counts_as_by_hand() -> None:
-    """Two sequences of 5 tokens, width 8, inner 16, 3 states, rank 1: four matrix products and the scan."""
-    block, tokens, scan = Mamba(8, state=3, conv=4, expand=2), 2 * 5, mamba_module.selective_scan
+    """Two sequences of 5 tokens, width 8, inner 16, 3 states, rank 1: four matrix products, convolution and scan."""
+    block, tokens = Mamba(8, state=3, conv=4, expand=2), 2 * 5
+    own = mamba_module.selective_scan, mamba_module.causal_conv_silu
     with counting() as counter:
         block(torch.randn(2, 5, 8))
     products = 2 * tokens * (8 * 32 + 16 * (1 + 2 * 3) + 1 * 16 + 16 * 8)
     assert scan_flops(2, 5, 16, 3) == 2 * 5 * 16 * (9 * 3 + 2)
-    assert counter.get_total_flops() == products + scan_flops(2, 5, 16, 3)
-    assert mamba_module.selective_scan is scan  # as it was
+    assert conv_flops(2, 5, 16, 4) == 2 * 5 * 16 * 2 * 4
+    assert counter.get_total_flops() == products + conv_flops(2, 5, 16, 4) + scan_flops(2, 5, 16, 3)
+    assert own == (mamba_module.selective_scan, mamba_module.causal_conv_silu)  # as they were
 
 
 def test_counting_does_not_change_what_is_computed() -> None:
@@ -66,9 +68,9 @@ def test_parts_add_up_and_the_window_moves_the_scan_alone(smoke) -> None:  # typ
     alignment = 2 * 16 * 16
     assert full["total"] == sum(full[part] for part in parts) + alignment
     assert 0 < full["adapters"] < full["text"] + full["vision"] and 0 < full["scan"] < full["total"]
-    # 64 tokens and 4 text tokens instead of one: in the products of the Mamba block, in the scan, in the projected text
-    inner, state, rank, width = 16, 4, 1, 16
-    a_token = 2 * (width * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * width)
+    # 64 tokens and 4 text tokens instead of one: in the products of the Mamba block and its convolution, in the scan
+    inner, state, rank, width, taps = 16, 4, 1, 16, 4
+    a_token = 2 * (width * 2 * inner + inner * taps + inner * (rank + 2 * state) + rank * inner + inner * width)
     assert full["scan"] - whole["scan"] == scan_flops(1, 3, inner, state)
     assert full["neck"] - whole["neck"] == 3 * a_token + scan_flops(1, 3, inner, state)
     assert {part: full[part] for part in ("text", "vision", "decoder")} == {

@@ -30,6 +30,7 @@ from wimfris.data.dataset import Case, ReferDataset
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.hmf import Neck, WindowMambaFusion, window_padding
 from wimfris.model.mamba import Mamba
+from wimfris.model.scan import causal_conv_silu
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings
 
@@ -59,7 +60,7 @@ class _Unrolled:
 def unroll(mamba: Mamba, x: Tensor) -> _Unrolled:
     """`Mamba.forward` on (n, L, C) in plain operations, which forward mode can differentiate, and what is inside."""
     u, z = mamba.in_proj(x).chunk(2, dim=-1)
-    u = mamba._convolve(u, "reference")
+    u = causal_conv_silu(u, mamba.conv1d.weight, mamba.conv_bias, backend="reference")
     delta, B, C = mamba.x_proj(u).split([mamba.rank, mamba.state, mamba.state], dim=-1)
     delta = F.softplus(F.linear(delta, mamba.dt_proj.weight, mamba.dt_proj.bias))
     decay = torch.exp(delta[..., None] * -torch.exp(mamba.A_log))

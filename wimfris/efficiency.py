@@ -7,7 +7,8 @@ model without weights. The selective scan's formula is `wimfris.model.scan.scan_
 
 for B sequences of L tokens, D channels and N states: 9 N a token and channel as Mamba's authors count their scan
 (https://github.com/state-spaces/mamba/issues/110: discretisation, recurrence, readout), one for the skip D u and one
-for the gate. Elementwise operations are left out, the four-tap causal convolution of a Mamba block among them.
+for the gate. A Mamba block's causal convolution counts as torch counts convolutions. Elementwise operations are left
+out.
 
 Times are wall time of fresh weights (they do not depend on what the weights are), each variant in a process of its own
 (`python -m wimfris.efficiency`), so that its peak memory is its own too.
@@ -36,7 +37,7 @@ from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
 from wimfris.manifest import _processor
 from wimfris.model import mamba
-from wimfris.model.scan import fused_scan, scan_flops
+from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
 from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
@@ -50,22 +51,25 @@ PARTS = ("text", "vision", "neck", "decoder", "projector")
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-def _visible(*arguments: Tensor, backend: str = "auto") -> Tensor:
-    """The scan as one operation, which a counter of operations can see: the fused scan of the CPU, whatever the block's
-    backend.
-    """
+def _visible_scan(*arguments: Tensor, backend: str = "auto") -> Tensor:
+    """The scan as one operation, which a counter of operations can see, whatever the block's backend."""
     return fused_scan(*arguments, backend="cpu")
 
 
+def _visible_conv(*arguments: Tensor, backend: str = "auto") -> Tensor:
+    """The convolution before it, in the same way."""
+    return fused_conv(*arguments, backend="cpu")
+
+
 @contextlib.contextmanager
-def _scan_by(call: Callable[..., Tensor]) -> Iterator[None]:
-    """Within it, Mamba blocks call this in the scan's place."""
-    scan = mamba.selective_scan
-    mamba.selective_scan = call
+def _blocks_by(scan: Callable[..., Tensor], conv: Callable[..., Tensor]) -> Iterator[None]:
+    """Within it, Mamba blocks call these in place of `selective_scan` and `causal_conv_silu`."""
+    own = mamba.selective_scan, mamba.causal_conv_silu
+    mamba.selective_scan, mamba.causal_conv_silu = scan, conv
     try:
         yield
     finally:
-        mamba.selective_scan = scan
+        mamba.selective_scan, mamba.causal_conv_silu = own
 
 
 @contextlib.contextmanager
@@ -79,7 +83,7 @@ def counting() -> Iterator[FlopCounterMode]:
         with (
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
-            _scan_by(_visible),
+            _blocks_by(_visible_scan, _visible_conv),
             FlopCounterMode(display=False) as counter,
         ):
             yield counter
@@ -110,27 +114,32 @@ def count_flops(settings: Settings) -> dict[str, int]:
 
 def count_step_flops(settings: Settings, batch: int) -> int:
     """Operations of a training step's forward and backward, as they run: nothing below the first adapter, and no
-    gradients of frozen weights. What checkpointing computes again is not counted; a scan's backward is taken as twice
-    its forward.
+    gradients of frozen weights. What checkpointing computes again is not counted; the backward of a scan and of a
+    convolution before it is taken as twice its forward.
     """
     train = settings.train.model_copy(update={"gradient_checkpointing": False})
     segmenter = blank_segmenter(settings.model_copy(update={"train": train})).train()
     inputs = example(segmenter, settings, batch, "meta")
     size = settings.data.image_size
-    scans: list[int] = []
+    forward: list[int] = []
 
-    def stand_in(
+    # of their shapes, with gradients for all that they read, and no operation that is counted
+    def scan(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, **_: Any
     ) -> Tensor:
-        """Of a scan's shape, with gradients for all that it reads, and no operation that is counted."""
         batch, length, inner = u.shape
-        scans.append(scan_flops(batch, length, inner, A.shape[1]))
+        forward.append(scan_flops(batch, length, inner, A.shape[1]))
         return u * delta * z + (B + C).sum(-1, keepdim=True) + D + bias + A.sum(-1)
 
-    with sdpa_kernel(SDPBackend.MATH), _scan_by(stand_in), FlopCounterMode(display=False) as counter:
+    def conv(x: Tensor, weight: Tensor, bias: Tensor, **_: Any) -> Tensor:
+        batch, length, inner = x.shape
+        forward.append(conv_flops(batch, length, inner, weight.shape[-1]))
+        return x * weight.sum((1, 2)) + bias
+
+    with sdpa_kernel(SDPBackend.MATH), _blocks_by(scan, conv), FlopCounterMode(display=False) as counter:
         output = segmenter(*inputs)
         build_loss(settings)(output, torch.zeros(batch, 1, size, size, device="meta")).total.backward()
-    return counter.get_total_flops() + 3 * sum(scans)
+    return counter.get_total_flops() + 3 * sum(forward)
 
 
 def example(segmenter: Segmenter, settings: Settings, batch: int, device: str) -> tuple[Tensor, Tensor]:

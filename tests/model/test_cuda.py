@@ -1,14 +1,22 @@
 """On a GPU the model says what it says on the CPU; mamba_ssm's kernels agree with the reference scan."""
 
 import copy
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import selective_scan
+
+_spec = spec_from_file_location("fused_tests", Path(__file__).with_name("test_scan_fused.py"))
+assert _spec and _spec.loader
+fused = module_from_spec(_spec)
+_spec.loader.exec_module(fused)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +58,24 @@ def test_mamba_ssm_agrees_with_the_reference(length):
     other.backend = "mamba_ssm"
     x = torch.randn(4, length, 32, device="cuda")
     _assert_close(_gradients(other, x), _gradients(block, x), 1e-3)
+
+
+@needs_mamba_ssm
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_mamba_ssm_takes_any_shape_and_dtype(batch: int, length: int, width: int, states: int, dtype: Any) -> None:
+    values, weight = fused.single((batch, length, width, states))
+    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
+    on_gpu = {name: value.cuda() for name, value in values.items()}
+    found = {name: value.cpu() for name, value in fused.derive(on_gpu, "mamba_ssm", weight.cuda()).items()}
+    tolerance = 1e-4 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
+    fused.assert_close(found, fused.expected(values, weight.to(dtype).double()), tolerance)
 
 
 @needs_mamba_ssm

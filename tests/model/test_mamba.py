@@ -6,6 +6,7 @@ import torch
 
 from wimfris.errors import UserError
 from wimfris.model.mamba import DELTA_RANGE, Mamba
+from wimfris.model.scan import causal_conv_silu
 
 CASES = {
     "mamba_d32_L17": Mamba(32),
@@ -54,10 +55,10 @@ def test_sequences_of_a_batch_do_not_meet(stir: Any) -> None:
 
 @pytest.mark.parametrize("conv", [1, 2, 4])
 def test_the_convolution_is_the_causal_conv1d_whose_weights_it_holds(conv: int) -> None:
-    mamba = Mamba(4, conv=conv)
+    own = Mamba(4, conv=conv).conv1d
     u = torch.randn(2, 7, 8)
-    expected = torch.nn.functional.silu(mamba.conv1d(u.mT)[..., :7].mT)
-    torch.testing.assert_close(mamba._convolve(u, "reference"), expected)
+    expected = torch.nn.functional.silu(own(u.mT)[..., :7].mT)
+    torch.testing.assert_close(causal_conv_silu(u, own.weight, own.bias, backend="reference"), expected)
 
 
 def test_initial_steps_lie_in_the_range_of_mamba_ssm() -> None:

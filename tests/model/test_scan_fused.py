@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.model.mamba import Mamba
-from wimfris.model.scan import causal_conv_silu, scan_flops, selective_scan
+from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
 from wimfris.model.scan.ops import CHUNK, fused_scan
 
 _spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).with_name("test_scan.py"))
@@ -191,6 +191,26 @@ def test_a_second_derivative_is_refused() -> None:
         grad.square().sum().backward()
 
 
+def test_under_autocast_what_tokens_have_is_narrow_and_nothing_else() -> None:
+    values, weight = single((2, 40, 6, 4))
+    narrow = {name: value.bfloat16() if name in PER_TOKEN else value for name, value in values.items()}
+    wanted = derive(narrow, "cpu", weight.bfloat16())
+    x, taps, bias, by = (value.float() for value in conv_inputs(2, 9, 6, 4))
+    conv = derive_conv(cpu_conv, x.bfloat16(), taps, bias, by.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, found_conv = (
+            derive(values, "cpu", weight.bfloat16()),
+            derive_conv(cpu_conv, x, taps, bias, by.bfloat16()),
+        )
+        whole = derive({name: value.double() for name, value in values.items()}, "cpu", weight)
+    for of, other in ((found, wanted), (found_conv, conv)):
+        assert of["y"].dtype == torch.bfloat16
+        for name in other:
+            assert name == "y" or of[name].dtype == torch.float32
+            assert torch.equal(of[name].float(), other[name].float()), name
+    assert {value.dtype for value in whole.values()} == {torch.float64}  # as torch's own operations
+
+
 def test_the_operation_is_well_formed_and_counted() -> None:
     values, _ = single((2, 5, 4, 3))
     arguments = [values[name].requires_grad_() for name in NAMES]
@@ -200,12 +220,14 @@ def test_the_operation_is_well_formed_and_counted() -> None:
     assert counter.get_total_flops() == 4 * scan_flops(2, 5, 4, 3)
 
 
-def test_a_compiled_graph_holds_the_operation_whole() -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_graph_holds_the_operation_whole(precision: torch.dtype) -> None:
     values, weight = single((2, 5, 4, 3))
     leaves = [values[name].requires_grad_() for name in NAMES]
 
     def run(*arguments: Tensor) -> Tensor:
-        return (fused_scan(*arguments, backend="cpu") * weight.float()).sum()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            return (fused_scan(*arguments, backend="cpu") * weight.float()).sum()
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     wanted = torch.autograd.grad(run(*leaves), leaves)
@@ -272,6 +294,9 @@ def test_cpu_convolution_gives_the_same_bits_with_any_number_of_threads(threads:
 def test_cpu_convolution_is_well_formed_and_of_nothing_is_nothing() -> None:
     x, weight, bias, _ = (value.float().requires_grad_() for value in conv_inputs(2, 5, 3, 4))
     torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (x, weight, bias, None, "cpu", None))
+    with FlopCounterMode(display=False) as counter:
+        cpu_conv(x, weight, bias).sum().backward()
+    assert counter.get_total_flops() == 4 * conv_flops(2, 5, 3, 4)
     assert cpu_conv(x[:0], weight, bias).shape == (0, 5, 3)
 
 

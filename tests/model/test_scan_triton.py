@@ -245,6 +245,26 @@ def test_the_fusion_cuts_its_windows_inside_the_kernels(
 
 
 @kernels
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_graph_holds_the_windows_whole(precision: torch.dtype, stir: Any) -> None:
+    block = stir(Mamba(2, state=2, backend="triton")).to(DEVICE)
+    leaves = [
+        torch.randn(2, 8, 2, device=DEVICE).requires_grad_(),
+        torch.randn(2, 1, 2, device=DEVICE).requires_grad_(),
+    ]
+    cells = window_cells(2, 4, (2, 2)).to(DEVICE)
+
+    def run(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
+            return block.fuse_windows(tokens, text, cells).float().square().sum()
+
+    wanted = torch.autograd.grad(run(*leaves), [*leaves, *block.parameters()])
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(*leaves), [*leaves, *block.parameters()])
+    assert all(map(torch.equal, found, wanted))
+
+
+@kernels
 def test_the_convolution_is_well_formed() -> None:
     x, weight = torch.randn(1, 2, 2, device=DEVICE), torch.randn(2, 1, 2, device=DEVICE)
     conv = [x.requires_grad_(), weight.requires_grad_(), torch.zeros(2, device=DEVICE, requires_grad=True)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wimfris.model.scan import causal_conv_silu, choose_backend, fused_scan, selective_scan
+from wimfris.model.scan import causal_conv_silu, choose_backend, fused_conv, fused_scan, selective_scan
 
 DELTA_RANGE = (1e-3, 1e-1)  # of the initial step, drawn log-uniformly; from mamba_ssm
 
@@ -42,7 +42,7 @@ class Mamba(nn.Module):
         """(batch, L, width) -> (batch, L, width). Position t sees positions up to t."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         chosen = choose_backend(self.backend, x.device.type, (*u.shape, self.state), self.A_log.dtype).backend
-        u = self._convolve(u, chosen)
+        u = causal_conv_silu(u, self.conv1d.weight, self.conv_bias, backend=chosen)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)  # its bias joins inside the softplus
         y = selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, backend=chosen)
@@ -57,26 +57,17 @@ class Mamba(nn.Module):
         token, for the text too.
         """
         u, z = self.in_proj(tokens).chunk(2, dim=-1)
-        bias, lead = self.conv1d.bias, F.linear(text, self.in_proj.weight[: len(self.D)])
-        assert bias is not None
-        u = causal_conv_silu(u, self.conv1d.weight, bias, lead, backend="triton", cells=cells)
+        lead = F.linear(text, self.in_proj.weight[: len(self.D)])
+        u = fused_conv(u, self.conv1d.weight, self.conv_bias, lead, backend="triton", cells=cells)
         delta, B, C = self.x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.linear(delta, self.dt_proj.weight)
         A = -torch.exp(self.A_log)
         y = fused_scan(u, delta, A, B, C, self.D, z, self.dt_proj.bias, backend="triton", cells=cells)
         return self.out_proj(y)
 
-    def _convolve(self, u: Tensor, backend: str) -> Tensor:
+    @property
+    def conv_bias(self) -> Tensor:
+        """That of conv1d, which always has one."""
         bias = self.conv1d.bias
         assert bias is not None
-        if backend == "mamba_ssm":
-            from wimfris.model.scan.cuda import causal_conv1d_silu
-
-            return causal_conv1d_silu(u, self.conv1d.weight, bias)
-        if backend in ("cpu", "triton"):
-            return causal_conv_silu(u, self.conv1d.weight, bias, backend=backend)
-        # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
-        kernel, length = self.conv1d.weight.squeeze(1), u.shape[1]
-        padded = F.pad(u, (0, 0, kernel.shape[1] - 1, 0))
-        convolved = bias + sum(kernel[:, k] * padded[:, k : k + length] for k in range(kernel.shape[1]))
-        return F.silu(convolved)
+        return bias

@@ -15,10 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.scan.ops import causal_conv_silu, fused_scan, scan_flops
+from wimfris.model.scan.ops import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.scan.reference import scan_states
 
-__all__ = ["BACKENDS", "Choice", "causal_conv_silu", "choose_backend", "fused_scan", "scan_flops", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "Choice",
+    "causal_conv_silu",
+    "choose_backend",
+    "conv_flops",
+    "fused_conv",
+    "fused_scan",
+    "scan_flops",
+    "selective_scan",
+]
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
 SMALL = 2**14  # batch * L * D * N below which a call's fixed cost decides, and the reference is as fast
@@ -103,7 +113,10 @@ def selective_scan(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """u, delta, z (batch, L, D); A (D, N); B, C (batch, L, N); D, delta_bias (D,) -> (batch, L, D), in u's dtype."""
+    """u, delta, z (batch, L, D); A (D, N); B, C (batch, L, N); D, delta_bias (D,) -> (batch, L, D), in u's dtype.
+
+    Under autocast the fused backends, `cpu` and `triton`, take u, delta, B, C and z in its dtype. The state is in A's.
+    """
     batch, length, width = u.shape
     chosen = choose_backend(backend, u.device.type, (batch, length, width, A.shape[1]), A.dtype).backend
     if chosen == "mamba_ssm":
@@ -117,3 +130,20 @@ def selective_scan(
         drive = u.to(state)
         y = scan_states(drive, F.softplus(delta.to(state) + delta_bias), A, B.to(state), C.to(state))
         return ((y + D * drive) * F.silu(z.to(state))).to(u.dtype)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+    """SiLU of the causal depthwise convolution before the scan: x (batch, L, D), weight (D, 1, K), bias (D,) -> (batch,
+    L, D). A token sees the K tokens up to itself.
+    """
+    chosen = choose_backend(backend, x.device.type, dtype=weight.dtype).backend
+    if chosen == "mamba_ssm":
+        from wimfris.model.scan.cuda import causal_conv1d_silu
+
+        return causal_conv1d_silu(x, weight, bias)
+    if chosen != "reference":
+        return fused_conv(x, weight, bias, backend=chosen)
+    # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
+    kernel, length = weight.squeeze(1), x.shape[1]
+    padded = F.pad(x, (0, 0, kernel.shape[1] - 1, 0))
+    return F.silu(bias + sum(kernel[:, k] * padded[:, k : k + length] for k in range(kernel.shape[1])))

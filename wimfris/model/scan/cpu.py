@@ -156,7 +156,7 @@ def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any],
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    """See `wimfris.model.scan.ops.causal_conv_silu`; in x's dtype, computed in the weights'."""
+    """See `wimfris.model.scan.ops.fused_conv`; in x's dtype, computed in the weights'."""
     if text is not None or cells is not None:
         raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
     batch, length, width = x.shape

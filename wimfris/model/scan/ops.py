@@ -4,6 +4,7 @@ operations see as such, whatever runs inside.
 `backend` names what runs: `cpu` (compiled by numba) or `triton`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -210,7 +211,7 @@ def _conv_derive(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _conv.register_autograd(_conv_derive, setup_context=_conv_setup)
 
 
-def causal_conv_silu(
+def fused_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -219,8 +220,7 @@ def causal_conv_silu(
     backend: str,
     cells: Tensor | None = None,
 ) -> Tensor:
-    """SiLU(causal depthwise convolution) by a fused backend: x (batch, L, D), weight (D, 1, K), bias (D,) -> (batch, L,
-    D).
+    """`wimfris.model.scan.causal_conv_silu` by a fused backend.
 
     With `cells` (see `fused_scan`), Triton alone, x is a map (images, H * W, D) and text (images, 1, D) the token
     before every window: -> (images * n_win, M + 1, D), the windows cut and led by their text.
@@ -228,7 +228,42 @@ def causal_conv_silu(
     return _conv(x, weight, bias, text, backend, cells)
 
 
+# --- autocast ---------------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("wimfris", "IMPL")
+
+
+def _cast(name: str, narrow: tuple[int, ...], device: str) -> None:
+    """Under autocast on a device an operation takes its `narrow` arguments, what tokens have, in autocast's dtype. The
+    parameters, and so the state and all sums, keep theirs: `torch.library.register_autocast` would round A too.
+    """
+    operation: Callable[..., Any] = getattr(torch.ops.wimfris, name)
+
+    def call(*arguments: Any) -> Any:
+        cast = list(arguments)
+        for place in narrow:
+            x = cast[place]
+            if x is not None and x.dtype != torch.float64:  # as torch's own operations do
+                cast[place] = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return operation(*cast)
+
+    _library.impl(name, call, f"Autocast{device.upper()}")
+
+
+for _device in ("cpu", "cuda"):
+    _cast("fused_scan", (0, 1, 3, 4, 6), _device)  # u, delta, B, C, z
+    _cast("causal_conv", (0, 3), _device)  # x, text
+
+
 # --- operations -------------------------------------------------------------------------------------------------------
+
+
+def conv_flops(batch: int, length: int, inner: int, taps: int) -> int:
+    """Operations of the causal depthwise convolution on (batch, length, inner): a multiply-add a tap, token and
+    channel, as torch counts a convolution.
+    """
+    return 2 * batch * length * inner * taps
 
 
 def scan_flops(batch: int, length: int, inner: int, state: int) -> int:
@@ -250,3 +285,18 @@ def _backward_flops(
 ) -> int:
     """Twice the forward's, by the rule for products, and the forward again: the states are recomputed."""
     return 3 * scan_flops(u[0], u[1], u[2], A[1])
+
+
+@register_flop_formula(torch.ops.wimfris.causal_conv)
+def _conv_flops(
+    x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: tuple[int, int, int], **__: Any
+) -> int:
+    return conv_flops(*out_shape, weight[-1])
+
+
+@register_flop_formula(torch.ops.wimfris.causal_conv_backward)
+def _conv_backward_flops(
+    grad: tuple[int, int, int], x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """As of the scan: twice the forward's, and the forward again."""
+    return 3 * conv_flops(*grad, weight[-1])

@@ -135,7 +135,7 @@ def scan_backward(
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    """See `wimfris.model.scan.ops.causal_conv_silu`."""
+    """See `wimfris.model.scan.ops.fused_conv`."""
     (x, x_step), taps = evenly_spaced(x), weight.shape[-1]
     width = x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
