@@ -2,7 +2,7 @@
 
     python benchmarks/scan.py                      # this CPU, a quarter of an hour -> scan_cpu.csv beside this file
     python benchmarks/scan.py --device cuda        # a GPU, with Triton's kernels and mamba_ssm -> scan_cuda.csv
-    python benchmarks/scan.py --roofline           # the estimate for an H200 alone -> scan_roofline.csv
+    python benchmarks/scan.py --roofline           # an estimate for an H200, without one -> scan_roofline.csv
 
 Beside every CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
 
@@ -11,7 +11,7 @@ both, `neck` all of HMF, beside DETRIS's neck of equal width. `loop` is the plai
 On a CPU, to save time, WMF, neck and bfloat16 are measured at some of the shapes alone, bfloat16 at the least batch. On
 a GPU a batch is the paper's, 32 images, in both precisions (WMF and neck under autocast); what does not fit has no row;
 and a copy of a gigabyte, timed first, is what bandwidth is told by: `share_of_copy` is the bytes that the convolution
-and the scan must move (`roofline`) over the time of their row, as a share of the copy's.
+and the scan must move (`must_move`) over the time of their row, as a share of the copy's.
 
 Every repetition runs each backend once, one after the other, so that a busy machine slows all of them; a ratio is the
 median over repetitions of the ratio within one. With one thread on a CPU a time is that thread's processor time, which
@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -53,11 +54,14 @@ from wimfris.model import mamba
 from wimfris.model.baselines.detris import GatedNeck
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan
-from wimfris.model.scan.ops import CHUNK
+
+if TYPE_CHECKING:
+    from compiled import Instructions
 
 HERE = Path(__file__).parent
 NARROW = ("u", "delta", "B", "C", "z")  # what autocast makes half precision
-H200 = {"bandwidth": 4.8e12, "exp": 132 * 16 * 1.75e9, "flops": 132 * 128 * 1.75e9}  # bytes/s; exp/s; float32 instr./s
+CLOCK = 132 * 1.75e9  # of an H200: processors times cycles a second
+H200 = {"bandwidth": 4.8e12, "issue": 4 * CLOCK, "special": CLOCK / 2, "memory": CLOCK}  # bytes/s; warp instructions/s
 
 
 @dataclass(frozen=True)
@@ -411,8 +415,7 @@ def shares(case: Case, seconds_: float, copied: float) -> dict[str, float]:
     """Of convolution and scan in half precision: gigabytes a second that must move, and as a share of a copy's."""
     if case.what != "conv + scan" or case.dtype != torch.bfloat16:
         return {}
-    of = needs(SHAPES[case.shape], case.images)
-    moved = sum(need[0] for kernel, need in of.items() if case.backward or kernel.endswith("forward"))
+    moved = sum(must_move(SHAPES[case.shape], case.images)[: 2 if case.backward else 1])
     return {"gigabytes_per_second": moved / seconds_ / 1e9, "share_of_copy": moved / seconds_ / copied}
 
 
@@ -428,45 +431,84 @@ def gpu_versions() -> dict[str, str]:
 # --- what a GPU needs at least ----------------------------------------------------------------------------------------
 
 
-def needs(shape: Shape, images: int) -> dict[str, tuple[float, float, float]]:
-    """Of each of Triton's kernels in bf16: bytes, exponentials and other float32 instructions.
-
-    Bytes are of what is read and written once (2 a number; parts of sums and states 4). Instructions are about so many
-    a token and channel; a tile has T tokens, of which L are real.
+def must_move(shape: Shape, images: int) -> tuple[int, int]:
+    """Bytes of forward and backward of convolution and scan in bf16, whatever computes them: what is read and what is
+    written, each once (u between the two as well).
     """
     batch, length, width, states = shape.of_scan(images)
-    tile = min(1 << (length - 1).bit_length(), CHUNK)
-    chunks = -(-length // tile)
-    places = batch * chunks * tile * width  # of all tiles
-    numbers, narrow, blocks = batch * length * width, batch * length * states, width // 64
-    kept = 4 * batch * (chunks - 1) * states * width
-    each: dict[str, tuple[float, float, float]] = {
-        # bytes; exponentials and instructions a place: the scan composes log2(T) times at worst, once at best
-        "convolution, forward": (4 * numbers, 1, 2 * 4 + 4),
-        "convolution, backward": (6 * numbers, 4, 4 * (2 * 4 + 10)),
-        "scan, forward": (8 * numbers + 4 * narrow + kept, states + 3, states * 8 + 12),
-        "scan, backward": (14 * numbers + (4 + 8 * blocks) * narrow + 2 * kept, 2 * states + 5, states * 24 + 30),
+    numbers, narrow = batch * length * width, batch * length * states
+    return 2 * (6 * numbers + 2 * narrow), 2 * (10 * numbers + 4 * narrow)
+
+
+def needs(shape: Shape, images: int) -> "dict[str, tuple[float, Instructions]]":
+    """Of each of Triton's kernels in bf16: the bytes that it reads and writes, its parts of sums and B and C in float32
+    among them, and instructions of all its warps.
+    """
+    from compiled import Instructions, instructions
+
+    from wimfris.model.scan import triton as launched
+    from wimfris.model.scan import triton_kernels as kernels
+
+    batch, length, width, states = shape.of_scan(images)
+    windowed = shape.window < shape.grid
+    numbers, narrow = batch * length * width, batch * length * states
+    (tokens, chunks), (conv_tokens, conv_chunks) = launched.cut(length), launched.cut_conv(length)
+    kept, copies = 4 * batch * (chunks - 1) * states * width, 20 * narrow  # B and C are read, written and read again
+    parts = 16 * narrow * width // launched.BLOCK_BACK  # of the sums over channels, written and read
+
+    def of(name: str, block: int, chunks: int, trips: list[int], warps: int, **constants: object) -> "Instructions":
+        group = -(-batch * chunks // launched.GROUPS)
+        constants |= {"N": states, "K": 4, "BLOCK": block, "GROUP": group, "WINDOWED": windowed, "CHUNKED": chunks > 1}
+        grouped = name.endswith("backward")
+        one = instructions(getattr(kernels, name), constants, [group] * grouped + trips, warps)
+        programs = -(-batch * chunks // group) if grouped else batch * (chunks - (name == "chunk_ends"))
+        times = warps * programs * (width // block)
+        return Instructions(one.issued * times, one.special * times, one.memory * times)
+
+    wide, narrower = launched.BLOCK, launched.BLOCK_BACK
+    found = {
+        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], 4, T=conv_tokens)),
+        "convolution, backward": (
+            6 * numbers,
+            of("conv_backward", narrower, conv_chunks, [], 1, T=conv_tokens, PADDED=4),
+        ),
+        "scan, forward": (8 * numbers + copies + kept, of("scan_forward", wide, chunks, [states], 1, T=tokens)),
+        "scan, backward": (
+            14 * numbers + copies + parts + 2 * kept,
+            of(
+                "scan_backward",
+                narrower,
+                chunks,
+                [states],
+                1,
+                T=tokens,
+                ROUNDS=min(tokens, narrower // 2).bit_length() - 1,
+            ),
+        ),
     }
     if chunks > 1:
-        each["chunks, forward"] = (4 * numbers + 2 * narrow + 3 * kept, states + 2, states * 4 + 6)
-        each["chunks, backward"] = (6 * numbers + 2 * narrow + 3 * kept, states + 3, states * 4 + 9)
-    return {kernel: (moved, exps * places, others * places) for kernel, (moved, exps, others) in each.items()}
+        for name, reverse in (("forward", False), ("backward", True)):
+            ends = of("chunk_ends", wide, chunks, [states], 1, T=tokens, REVERSE=reverse)
+            found[f"chunks, {name}"] = ((6 if reverse else 4) * numbers + 4 * narrow + 3 * kept, ends)
+    return found
 
 
 def roofline() -> list[dict[str, object]]:
-    """What each of Triton's kernels must move and compute at batch 32 in bf16, and the least time on an H200: that of
-    its scarcest resource, the others hidden behind it, nothing read twice and nothing spilled.
+    """What each of Triton's kernels moves and issues at batch 32 in bf16, as compiled, and the least time on an H200:
+    that of its scarcest resource, with the others hidden behind it and nothing of it idle.
     """
     rows: list[dict[str, object]] = []
     for name, shape in SHAPES.items():
         if name.startswith("tiny"):
             continue
         batch, length, _, _ = shape.of_scan(32)
-        for kernel, (moved, exps, instructions) in needs(shape, 32).items():
+        least = dict(zip(("forward", "backward"), must_move(shape, 32), strict=True))
+        for kernel, (moved, counted) in needs(shape, 32).items():
             bounds = {
-                "memory": moved / H200["bandwidth"],
-                "exp": exps / H200["exp"],
-                "float32": instructions / H200["flops"],
+                "bytes": moved / H200["bandwidth"],
+                "issue": counted.issued / H200["issue"],
+                "special": counted.special / H200["special"],
+                "memory": counted.memory / H200["memory"],
             }
             limit = max(bounds, key=lambda key: bounds[key])
             rows.append(
@@ -476,11 +518,11 @@ def roofline() -> list[dict[str, object]]:
                     "length": length,
                     "kernel": kernel,
                     "megabytes": f"{moved / 1e6:.0f}",
-                    "giga_exp": f"{exps / 1e9:.2f}",
-                    "giga_float32": f"{instructions / 1e9:.1f}",
+                    "million_instructions": f"{counted.issued / 1e6:.0f}",
                     **{f"ms_{key}": f"{1e3 * value:.3f}" for key, value in bounds.items()},
                     "limit": limit,
                     "at_least_ms": f"{1e3 * bounds[limit]:.3f}",
+                    "ms_must_move": f"{1e3 * least[kernel.split(', ')[1]] / H200['bandwidth']:.3f}",
                 }
             )
     return rows

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-CHUNK = 32  # tokens from one kept state to the next
+CHUNK = 32  # tokens from one kept state to the next on a CPU
+GPU_CHUNK = 16  # by Triton, from a sequence's second token on
 
 
 def _module(backend: str) -> Any:
@@ -23,6 +24,11 @@ def _module(backend: str) -> Any:
     from wimfris.model.scan import cpu
 
     return cpu
+
+
+def kept_states(length: int, backend: str) -> int:
+    """How many states of a sequence the forward keeps for the backward."""
+    return max(length - 2, 0) // GPU_CHUNK if backend == "triton" else (length - 1) // CHUNK
 
 
 def evenly_spaced(x: Tensor) -> tuple[Tensor, int]:
@@ -71,7 +77,7 @@ def _(
     cells: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, width = u.shape
-    starts = A.new_empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width)
+    starts = A.new_empty(batch, kept_states(length, backend) if keep else 0, A.shape[1], width)
     return u.new_empty(z.shape), starts
 
 

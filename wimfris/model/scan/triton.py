@@ -8,19 +8,34 @@ import os
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from wimfris.model.scan import triton_kernels as kernels
-from wimfris.model.scan.ops import CHUNK, evenly_spaced
+from wimfris.model.scan.ops import CHUNK, GPU_CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BLOCK = 4 if INTERPRETED else 64  # channels of a tile; small under the interpreter, where every element costs
+# Channels of a tile: of a warp, one or two a thread, of which the backward has registers for one. Small under the
+# interpreter, where every element costs.
+BLOCK, BLOCK_BACK = (4, 4) if INTERPRETED else (64, 32)
 GROUPS = 128  # groups of sequences at most, each with a part of the sums over sequences
 
 
-def _cut(length: int) -> tuple[int, int]:
-    """Tokens of a tile and number of chunks."""
-    tokens = min(triton.next_power_of_2(length), CHUNK)
-    return tokens, triton.cdiv(length, tokens)
+def cut(length: int) -> tuple[int, int]:
+    """Tokens of a tile and number of chunks, without the lead."""
+    tokens = min(triton.next_power_of_2(max(length - 1, 1)), GPU_CHUNK)
+    return tokens, max(triton.cdiv(length - 1, tokens), 1)
+
+
+def _tiles(x: Tensor, tokens: int, chunks: int) -> tuple[Tensor, Tensor]:
+    """B or C (batch, L, N) as the kernels read it: (batch, chunks, N, tokens), and the leads (batch, N)."""
+    rest = F.pad(x[:, 1:].float(), (0, 0, 0, tokens * chunks - x.shape[1] + 1))
+    return rest.unflatten(1, (chunks, tokens)).mT.contiguous(), x[:, 0].float().contiguous()
+
+
+def _untiled(tiles: Tensor, leads: Tensor, length: int) -> Tensor:
+    """From parts (blocks, batch, chunks, N, tokens) and (blocks, batch, N) the sum, (batch, length, N)."""
+    rest = tiles.sum(0).mT.flatten(1, 2)[:, : length - 1]
+    return torch.cat([leads.sum(0)[:, None], rest], dim=1)
 
 
 def _windows(cells: Tensor | None, u: Tensor, z: Tensor) -> tuple[Tensor, int, int]:
@@ -44,36 +59,37 @@ def scan(
     inside.
     """
     (batch, length, width), states = u.shape, A.shape[1]
-    tokens, chunks = _cut(length)
+    tokens, chunks = cut(length)
     out = torch.empty(z.shape, dtype=u.dtype, device=u.device)
     starts = torch.empty(batch, chunks - 1, states, width, dtype=torch.float32, device=u.device)
     cell, windows, area = _windows(cells, u, z)
-    (u, u_step), (delta, delta_step), (z, z_step), (B, B_step), (C, C_step) = map(evenly_spaced, (u, delta, z, B, C))
+    (u, u_step), (delta, delta_step), (z, z_step) = map(evenly_spaced, (u, delta, z))
+    (B, B_lead), (C, C_lead) = (_tiles(x, tokens, chunks) for x in (B, C))
     A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
     blocks = triton.cdiv(width, BLOCK)
     if chunks > 1:
-        ends, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
+        sums = starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            u, u, delta, z, B, C, A, delta_bias, ends, sums, cell,
-            length, width, chunks, windows, area, u_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=False,
+            u, u, delta, z, B, C, B_lead, A, delta_bias, starts, sums, cell,
+            length, width, chunks, windows, area, u_step, u_step, delta_step, z_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=False, num_warps=1,
         )  # fmt: skip
-        _pass_on(ends, sums, A, starts, reverse=False)
+        _pass_on(starts, sums, A, reverse=False)
     if batch:
         kernels.scan_forward[(batch * chunks, blocks)](
-            u, delta, z, B, C, A, D, delta_bias, starts, out, cell,
-            length, width, chunks, windows, area, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, CHUNKED=chunks > 1,
+            u, delta, z, B, C, B_lead, C_lead, A, D, delta_bias, starts, out, cell,
+            length, width, chunks, windows, area, u_step, delta_step, z_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
         )  # fmt: skip
     return out, starts if keep else starts.new_empty(batch, 0, states, width)
 
 
-def _pass_on(ends: Tensor, sums: Tensor, A: Tensor, entering: Tensor, *, reverse: bool) -> None:
+def _pass_on(ends: Tensor, sums: Tensor, A: Tensor, *, reverse: bool) -> None:
+    """In place."""
     batch, between, states, width = ends.shape
-    kernels.pass_on[(batch, triton.cdiv(width, BLOCK))](
-        ends, sums, A, entering, width, between,
-        N=states, PADDED=triton.next_power_of_2(states), BLOCK=BLOCK, REVERSE=reverse,
-    )  # fmt: skip
+    kernels.pass_on[(batch, triton.cdiv(width, BLOCK), states)](
+        ends, sums, A, width, between, N=states, BLOCK=BLOCK, REVERSE=reverse, num_warps=1
+    )
 
 
 def scan_backward(
@@ -91,47 +107,52 @@ def scan_backward(
 ) -> tuple[Tensor, ...]:
     """The derivatives by u, delta, A, B, C, D, z and delta_bias, each in its dtype, from that by the output."""
     (batch, length, width), states = u.shape, A.shape[1]
-    tokens, chunks = _cut(length)
-    total, blocks = batch * chunks, triton.cdiv(width, BLOCK)
+    tokens, chunks = cut(length)
+    total, blocks = batch * chunks, triton.cdiv(width, BLOCK_BACK)
     group = triton.cdiv(total, GROUPS)
     groups = triton.cdiv(total, group)
     cell, windows, area = _windows(cells, u, z)
     grad_u, grad_delta, grad_z = (torch.empty(x.shape, dtype=x.dtype, device=u.device) for x in (u, delta, z))
-    grad_B, grad_C = (starts.new_empty(blocks, batch, length, states) for _ in range(2))
+    grad_BC = starts.new_empty(2, blocks, batch, chunks, states, tokens)
+    grad_B_lead, grad_C_lead = (starts.new_zeros(blocks, batch, states) for _ in range(2))
     grad_A = starts.new_empty(groups, states, width)
     grad_D, grad_bias = (starts.new_empty(groups, width) for _ in range(2))
     dtypes = A.dtype, B.dtype, C.dtype, D.dtype, delta_bias.dtype
-    (grad, grad_step), (u, u_step), (delta, delta_step), (z, z_step), (B, B_step), (C, C_step) = map(
-        evenly_spaced, (grad, u, delta, z, B, C)
-    )
+    (grad, grad_step), (u, u_step), (delta, delta_step), (z, z_step) = map(evenly_spaced, (grad, u, delta, z))
+    (B, B_lead), (C, C_lead) = (_tiles(x, tokens, chunks) for x in (B, C))
     A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
     ends = torch.empty_like(starts)
     if chunks > 1:
-        alone, sums = torch.empty_like(starts), starts.new_empty(batch, chunks - 1, width)
-        kernels.chunk_ends[(batch * (chunks - 1), blocks)](
-            grad, u, delta, z, B, C, A, delta_bias, alone, sums, cell,
-            length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step, B_step, C_step,
-            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=True,
+        sums = starts.new_empty(batch, chunks - 1, width)
+        kernels.chunk_ends[(batch * (chunks - 1), triton.cdiv(width, BLOCK))](
+            grad, u, delta, z, B, C, B_lead, A, delta_bias, ends, sums, cell,
+            length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step,
+            N=states, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None, REVERSE=True, num_warps=1,
         )  # fmt: skip
-        _pass_on(alone, sums, A, ends, reverse=True)
+        _pass_on(ends, sums, A, reverse=True)
     kernels.scan_backward[(groups, blocks)](
-        grad, u, delta, z, B, C, A, D, delta_bias, starts, ends, cell,
-        grad_u, grad_delta, grad_z, grad_B, grad_C, grad_A, grad_D, grad_bias,
-        total, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step, B_step, C_step,
-        N=states, PADDED=triton.next_power_of_2(states), T=tokens, BLOCK=BLOCK, GROUP=group,
-        WINDOWED=cells is not None, CHUNKED=chunks > 1,
-        num_warps=8,  # with Triton's four, each thread would spill 840 bytes (compiled for sm_90)
+        grad, u, delta, z, B, C, B_lead, C_lead, A, D, delta_bias, starts, ends, cell,
+        grad_u, grad_delta, grad_z, grad_BC, grad_B_lead, grad_C_lead, grad_A, grad_D, grad_bias,
+        total, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step,
+        N=states, T=tokens, BLOCK=BLOCK_BACK, GROUP=group, ROUNDS=min(tokens, BLOCK_BACK // 2).bit_length() - 1,
+        WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
     )  # fmt: skip
     return (
         grad_u,
         grad_delta,
         grad_A.sum(0).t().contiguous().to(dtypes[0]),
-        grad_B.sum(0).to(dtypes[1]),
-        grad_C.sum(0).to(dtypes[2]),
+        _untiled(grad_BC[0], grad_B_lead, length).to(dtypes[1]),
+        _untiled(grad_BC[1], grad_C_lead, length).to(dtypes[2]),
         grad_D.sum(0).to(dtypes[3]),
         grad_z,
         grad_bias.sum(0).to(dtypes[4]),
     )
+
+
+def cut_conv(length: int) -> tuple[int, int]:
+    """Of the convolution, which has no lead."""
+    tokens = min(triton.next_power_of_2(length), CHUNK)
+    return tokens, triton.cdiv(length, tokens)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
@@ -139,7 +160,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
     (x, x_step), taps = evenly_spaced(x), weight.shape[-1]
     width = x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
-    tokens, chunks = _cut(length)
+    tokens, chunks = cut_conv(length)
     lead, text_step = (x, 0) if text is None else evenly_spaced(text)
     out = torch.empty(batch, length, width, dtype=x.dtype, device=x.device)
     if batch:
@@ -165,7 +186,7 @@ def conv_backward(
     (x, x_step), (grad, grad_step), taps = evenly_spaced(x), evenly_spaced(grad), weight.shape[-1]
     images, width = x.shape[0], x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
-    tokens, chunks = _cut(length)
+    tokens, chunks = cut_conv(length)
     lead, text_step = (x, 0) if text is None else evenly_spaced(text)
     total = batch * chunks
     group = triton.cdiv(total, GROUPS)
@@ -174,11 +195,12 @@ def conv_backward(
     grad_weight = torch.empty(groups, taps, width, dtype=torch.float32, device=x.device)
     grad_bias = grad_weight.new_empty(groups, width)
     grad_text = grad_weight.new_empty(0 if text is None else batch, width)
-    kernels.conv_backward[(groups, triton.cdiv(width, BLOCK))](
+    kernels.conv_backward[(groups, triton.cdiv(width, BLOCK_BACK))](
         grad, x, lead, cell, weight.float().contiguous(), bias.float().contiguous(),
         grad_x, grad_text, grad_weight, grad_bias,
         total, length, width, chunks, windows, area, grad_step, x_step, text_step,
-        K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK, GROUP=group, WINDOWED=cells is not None,
+        K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK_BACK, GROUP=group,
+        WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
     )  # fmt: skip
     by_text = x.new_empty(0)
     if text is not None:

@@ -1,0 +1,100 @@
+"""What the compiler makes of Triton's kernels: instructions of a warp, counted in the machine code for compute
+capability 9.0 (Hopper: H100, H200). No GPU is needed; nothing is run.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+HALF = ("u", "delta", "z", "out", "grad", "x", "text", "grad_u", "grad_delta", "grad_z", "grad_x")  # bfloat16
+WHOLE = ("length", "width", "chunks", "windows", "area", "total", "between")
+ALIGNED = ("width", "u_step", "delta_step", "z_step", "grad_step_", "x_step", "text_step")  # multiples of 16
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Of a warp, over a whole program: all of them, those of the special function unit (exp, log, 1/x) and those of the
+    unit for memory and shuffles.
+    """
+
+    issued: int
+    special: int
+    memory: int
+
+
+def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int], warps: int) -> Instructions:
+    """Compile a kernel and count, its loops `trips` times, the outer one first."""
+    code, labels = _disassembled(_compiled(kernel, constants, warps))
+    times = [1] * len(code)
+    loops = _loops(code, labels)
+    if len(loops) != len(trips):
+        raise RuntimeError(f"{kernel.__name__}: {len(loops)} loops in the machine code, not {len(trips)}")
+    for (first, last), trip in zip(loops, trips, strict=True):
+        for place in range(first, last + 1):
+            times[place] *= trip
+    counted: Counter[str] = Counter()
+    for line, time in zip(code, times, strict=True):
+        counted[_name(line)] += time
+    memory = ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDSM", "SHFL")
+    return Instructions(counted.total(), counted["MUFU"], sum(counted[name] for name in memory))
+
+
+def _compiled(kernel: Any, constants: dict[str, Any], warps: int) -> bytes:
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+
+    def told(argument: str) -> str:
+        if argument in constants:
+            return "constexpr"
+        if argument in WHOLE or argument.rstrip("_").endswith("_step"):
+            return "i32"
+        return "*i32" if argument == "cells" else "*bf16" if argument in HALF else "*fp32"
+
+    signature = {argument: told(argument) for argument in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, argument in enumerate(kernel.arg_names)
+        if signature[argument].startswith("*") or argument in ALIGNED
+    }
+    source = ASTSource(kernel, signature, constants, aligned)
+    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["cubin"]
+    return cubin
+
+
+def _disassembled(cubin: bytes) -> tuple[list[str], dict[str, int]]:
+    """The instructions, and the place of every label among them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([NVDISASM, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    return code, labels
+
+
+def _loops(code: list[str], labels: dict[str, int]) -> list[tuple[int, int]]:
+    """First and last instruction of every loop, outer ones first: what a branch leads back over."""
+    found = {
+        (labels[label[0]], place)
+        for place, line in enumerate(code)
+        if _name(line) == "BRA" and (label := re.search(r"\.L_\w+", line)) and labels[label[0]] < place
+    }
+    return sorted(found, key=lambda loop: (loop[0], -loop[1]))
+
+
+def _name(line: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")[0]
