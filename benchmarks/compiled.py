@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 HALF = ("u", "delta", "z", "out", "grad", "x", "text", "grad_u", "grad_delta", "grad_z", "grad_x")  # bfloat16
-WHOLE = ("length", "width", "chunks", "windows", "area", "total", "between")
+WHOLE = ("length", "width", "chunks", "windows", "area", "total", "members", "between")
 ALIGNED = ("width", "u_step", "delta_step", "z_step", "grad_step_", "x_step", "text_step")  # multiples of 16
 
 

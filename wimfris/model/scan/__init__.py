@@ -115,7 +115,8 @@ def selective_scan(
 ) -> Tensor:
     """u, delta, z (batch, L, D); A (D, N); B, C (batch, L, N); D, delta_bias (D,) -> (batch, L, D), in u's dtype.
 
-    Under autocast the fused backends, `cpu` and `triton`, take u, delta, B, C and z in its dtype. The state is in A's.
+    Under autocast the fused backends, `cpu` and `triton`, take u, delta, B, C and z in its dtype, and so is what they
+    give. The state is in A's or better, by `triton` and `mamba_ssm` in float32.
     """
     batch, length, width = u.shape
     chosen = choose_backend(backend, u.device.type, (batch, length, width, A.shape[1]), A.dtype).backend

@@ -167,34 +167,34 @@ def _bits(x: Any) -> Any:
     return _bits_of(x)  # type: ignore[call-arg]
 
 
-def number(kept: Any) -> Any:
+def number(stored: Any) -> Any:
     """What an array keeps, as a number to compute with."""
 
 
-def kept(number: Any, array: Any) -> Any:
+def kept(x: Any, array: Any) -> Any:
     """A number, as the array keeps it."""
 
 
 @overload(number, jit_options=FAST)  # type: ignore[arg-type]
-def _number_of(kept: Any) -> Callable[[Any], Any]:
-    def same(kept: Any) -> Any:
-        return kept
+def _number_of(stored: Any) -> Callable[[Any], Any]:
+    def same(stored: Any) -> Any:
+        return stored
 
-    def half(kept: Any) -> Any:
-        return _float_of(np.int32(np.int32(kept) << 16))  # type: ignore[call-arg]
+    def half(stored: Any) -> Any:
+        return _float_of(np.int32(np.int32(stored) << 16))  # type: ignore[call-arg]
 
-    return half if kept == types.int16 else same
+    return half if stored == types.int16 else same
 
 
 @overload(kept, jit_options=FAST)  # type: ignore[arg-type]
-def _kept_of(number: Any, array: Any) -> Callable[[Any, Any], Any]:
-    def same(number: Any, array: Any) -> Any:
-        return number
+def _kept_of(x: Any, array: Any) -> Callable[[Any, Any], Any]:
+    def same(x: Any, array: Any) -> Any:
+        return x
 
-    def half(number: Any, array: Any) -> Any:  # to the nearest, of two the even one
-        whole = _bits(number)
+    def half(x: Any, array: Any) -> Any:  # to the nearest, of two the even one
+        whole = _bits(x)
         near = np.int16((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16)
-        return near if number == number else np.int16(0x7FC0)
+        return near if x == x else np.int16(0x7FC0)
 
     return half if array.dtype == types.int16 else same
 
@@ -467,9 +467,8 @@ def backward(
                 width, index = min(BLOCK, ends - low), (low - begins) // BLOCK
                 high = low + width
                 adjoint[:] = 0
-                for number in range((length - 1) // chunk, -1, -1):
-                    tokens = min(chunk, length - number * chunk)
-                    row = sequence * length + number * chunk
+                for begin in range((length - 1) // chunk * chunk, -1, -chunk):
+                    tokens, row = min(chunk, length - begin), sequence * length + begin
                     u_at, delta_at, z_at = row * u_step + low, row * delta_step + low, row * z_step + low
                     grad_at = row * grad_step + low
                     _read(tokens, states, B, row * B_step, B_step, B_tile)
@@ -482,8 +481,8 @@ def backward(
                     )  # fmt: skip
                     for n in range(states):
                         h[0] = 0
-                        if number:
-                            h[0, :width] = starts[sequence, number - 1, n, low:high]
+                        if begin:
+                            h[0, :width] = starts[sequence, begin // chunk - 1, n, low:high]
                         rate = blocks[index, n]
                         _replay(tokens, n, h, decay, y, step, drive, rate, B_tile, C_tile)
                         _retreat(
@@ -504,7 +503,8 @@ def backward(
 
 # --- the convolution before the scan ----------------------------------------------------------------------------------
 #
-# Tiles as above; x and own have K - 1 rows more, of the tokens before the chunk, or behind it.
+# Tiles as above, but that nothing stands beyond `width`; x and own have K - 1 rows more, of the tokens before the
+# chunk, or behind it.
 
 
 @njit(**FAST, nogil=True, pipeline_class=_Apart)

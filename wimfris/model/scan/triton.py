@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.model.scan import triton_kernels as kernels
-from wimfris.model.scan.ops import CHUNK, GPU_CHUNK, evenly_spaced
+from wimfris.model.scan.ops import GPU_CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Channels of a tile: of a warp, one or two a thread, of which the backward has registers for one. Small under the
-# interpreter, where every element costs.
+# Channels of a tile: where it is a warp's, one or two a thread, of which the backward has registers for one. Small
+# under the interpreter, where every element costs.
 BLOCK, BLOCK_BACK = (4, 4) if INTERPRETED else (64, 32)
-GROUPS = 128  # groups of sequences at most, each with a part of the sums over sequences
+CONV_CHUNK = 32  # tokens of a tile of the convolution
+GROUPS = 128  # groups of chunks at most, each with a part of the sums over sequences
 
 
 def cut(length: int) -> tuple[int, int]:
@@ -67,7 +68,7 @@ def scan(
     (B, B_lead), (C, C_lead) = (_tiles(x, tokens, chunks) for x in (B, C))
     A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
     blocks = triton.cdiv(width, BLOCK)
-    if chunks > 1:
+    if batch and chunks > 1:
         sums = starts.new_empty(batch, chunks - 1, width)
         kernels.chunk_ends[(batch * (chunks - 1), blocks)](
             u, u, delta, z, B, C, B_lead, A, delta_bias, starts, sums, cell,
@@ -114,7 +115,7 @@ def scan_backward(
     cell, windows, area = _windows(cells, u, z)
     grad_u, grad_delta, grad_z = (torch.empty(x.shape, dtype=x.dtype, device=u.device) for x in (u, delta, z))
     grad_BC = starts.new_empty(2, blocks, batch, chunks, states, tokens)
-    grad_B_lead, grad_C_lead = (starts.new_zeros(blocks, batch, states) for _ in range(2))
+    grad_B_lead, grad_C_lead = starts.new_empty(blocks, batch, states), starts.new_zeros(blocks, batch, states)
     grad_A = starts.new_empty(groups, states, width)
     grad_D, grad_bias = (starts.new_empty(groups, width) for _ in range(2))
     dtypes = A.dtype, B.dtype, C.dtype, D.dtype, delta_bias.dtype
@@ -133,8 +134,8 @@ def scan_backward(
     kernels.scan_backward[(groups, blocks)](
         grad, u, delta, z, B, C, B_lead, C_lead, A, D, delta_bias, starts, ends, cell,
         grad_u, grad_delta, grad_z, grad_BC, grad_B_lead, grad_C_lead, grad_A, grad_D, grad_bias,
-        total, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step,
-        N=states, T=tokens, BLOCK=BLOCK_BACK, GROUP=group, ROUNDS=min(tokens, BLOCK_BACK // 2).bit_length() - 1,
+        total, group, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step,
+        N=states, T=tokens, BLOCK=BLOCK_BACK, ROUNDS=min(tokens, BLOCK_BACK // 2).bit_length() - 1,
         WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
     )  # fmt: skip
     return (
@@ -151,7 +152,7 @@ def scan_backward(
 
 def cut_conv(length: int) -> tuple[int, int]:
     """Of the convolution, which has no lead."""
-    tokens = min(triton.next_power_of_2(length), CHUNK)
+    tokens = min(triton.next_power_of_2(length), CONV_CHUNK)
     return tokens, triton.cdiv(length, tokens)
 
 
@@ -198,8 +199,8 @@ def conv_backward(
     kernels.conv_backward[(groups, triton.cdiv(width, BLOCK_BACK))](
         grad, x, lead, cell, weight.float().contiguous(), bias.float().contiguous(),
         grad_x, grad_text, grad_weight, grad_bias,
-        total, length, width, chunks, windows, area, grad_step, x_step, text_step,
-        K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK_BACK, GROUP=group,
+        total, group, length, width, chunks, windows, area, grad_step, x_step, text_step,
+        K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK_BACK,
         WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
     )  # fmt: skip
     by_text = x.new_empty(0)

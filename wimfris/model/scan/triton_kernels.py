@@ -3,7 +3,8 @@
 A program holds a tile of `T` tokens and `BLOCK` channels, of which a thread has all tokens of a channel or two:
 `_channels` hides from the compiler that blocks begin at multiples, or it would read several channels at once and give a
 thread few tokens. A recurrence over tokens then runs in registers, and a row of a tile is a register. Were a compiler
-to lay tiles out otherwise, the numbers would be the same, slower.
+to lay tiles out otherwise, the numbers would be the same, slower. What has no recurrence, the convolution's forward and
+`pass_on`, is laid out as the compiler likes.
 
 Windows have a power of two of tokens, and one more in front. So the scan's tiles begin at a sequence's second token;
 the first one, the lead, is a row of its own. A longer sequence is cut into chunks of T tokens, each a tile of its own
@@ -95,11 +96,11 @@ def _steps(delta, rows, step, d, bias, inside, wide):
 @triton.jit
 def _enters(state, starts, sequence, chunk, chunks, n, width, d, there, N: tl.constexpr, CHUNKED: tl.constexpr):
     """State n as it enters a chunk: the lead's, which is 0 but in a first chunk, or in others that which is kept.
-    starts (batch, chunks - 1, N, width).
+    starts (batch, chunks - 1, N, width); `there` (BLOCK,) the channels that there are.
     """
     if CHUNKED:
         place = ((sequence.to(tl.int64) * (chunks - 1) + chunk - 1) * N + n) * width
-        state += tl.load(starts + place + d, mask=d < tl.where(there & (chunk > 0), width, 0), other=0.0)
+        state += tl.load(starts + place + d, mask=there & (chunk > 0), other=0.0)
     return state
 
 
@@ -122,6 +123,26 @@ def _scan_back(decay, value, behind, local, T: tl.constexpr):
         behind = own * _row(decay, at)
         adjoint = tl.where(at, own[None, :], adjoint)
     return adjoint, behind
+
+
+@triton.jit
+def _shifted(tile, edge, by: tl.constexpr):
+    """The tile (T, BLOCK) whose row t is row t + by; beyond either end are the rows of `edge` (E, BLOCK), which follow
+    the tile's last one, or where by < 0 precede its first.
+    """
+    T: tl.constexpr = tile.shape[0]
+    E: tl.constexpr = edge.shape[0]
+    local, places = tl.arange(0, T)[:, None], tl.arange(0, E)[:, None]
+    shifted = tl.zeros_like(tile)
+    for t in tl.static_range(T):
+        if t + by < 0:
+            row = _row(edge, places == t + by + E)
+        elif t + by < T:
+            row = _row(tile, local == t + by)
+        else:
+            row = _row(edge, places == t + by - T)
+        shifted = tl.where(local == t, row[None, :], shifted)
+    return shifted
 
 
 @triton.jit
@@ -163,7 +184,7 @@ def scan_forward(
     rows = sequence.to(tl.int64) * length + t
     d = _channels(BLOCK)
     wide = d < width
-    leads = d < tl.where(chunk == 0, width, 0)
+    leads = wide & (chunk == 0)
     lead = sequence.to(tl.int64) * length
     through = tl.load(skip + d, mask=wide, other=0.0)
     shift = tl.load(bias + d, mask=wide, other=0.0)
@@ -180,7 +201,7 @@ def scan_forward(
         lead_h = lead_drive * tl.load(B_lead + sequence * N + n)
         if not WINDOWED:
             lead_y += lead_h * tl.load(C_lead + sequence * N + n)
-        enters = _enters(lead_h, starts, sequence, chunk, chunks, n, width, d, True, N, CHUNKED)
+        enters = _enters(lead_h, starts, sequence, chunk, chunks, n, width, d, wide, N, CHUNKED)
         y += c[:, None] * _scan(tl.exp2(step * rate[None, :]), drive * b[:, None], enters, local)
     map_rows, there = _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED)
     gate = _tile(z, map_rows, z_step, d, there, wide)
@@ -196,11 +217,11 @@ def scan_forward(
 def scan_backward(
     grad, u, delta, z, B, C, B_lead, C_lead, A, skip, bias, starts, ends, cells,
     grad_u, grad_delta, grad_z, grad_BC, grad_B_lead, grad_C_lead, grad_A, grad_skip, grad_bias,
-    total, length, width, chunks, windows, area, grad_step_, u_step, delta_step, z_step,
-    N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ROUNDS: tl.constexpr,
+    total, members, length, width, chunks, windows, area, grad_step_, u_step, delta_step, z_step,
+    N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, ROUNDS: tl.constexpr,
     WINDOWED: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
-    """The derivatives of `GROUP` chunks. Grid (groups, blocks); ends (batch, chunks - 1, N, width) the adjoint that
+    """The derivatives of `members` chunks. Grid (groups, blocks); ends (batch, chunks - 1, N, width) the adjoint that
     enters a chunk from behind. Parts of sums: grad_BC (2, blocks, batch * chunks, N, T), the leads (blocks, batch, N),
     grad_A (groups, N, width), grad_skip, grad_bias (groups, width). ROUNDS: of `_sums`.
     """
@@ -212,8 +233,8 @@ def scan_backward(
     place_A = grad_A + tl.program_id(0) * N * width + d
     sum_skip = tl.zeros((BLOCK,), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
-    for member in range(GROUP):
-        index = tl.program_id(0) * GROUP + member
+    for member in range(members):
+        index = tl.program_id(0) * members + member
         there_is = index < total
         sequence, chunk = index // chunks, index % chunks
         t = 1 + chunk * T + local
@@ -221,7 +242,7 @@ def scan_backward(
         rows = sequence.to(tl.int64) * length + t
         map_rows, there = _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED)
         is_lead = there_is & (chunk == 0)
-        leads = d < tl.where(is_lead, width, 0)
+        leads = wide & is_lead
         lead = sequence.to(tl.int64) * length
         token = _tile(u, rows, u_step, d, inside, wide)
         step = _steps(delta, rows, delta_step, d, shift, inside, wide)
@@ -241,20 +262,20 @@ def scan_backward(
         for n in range(N):
             rate = tl.load(A + d * N + n, mask=wide, other=0.0)
             # so many sums are kept in memory, for registers are short
-            sum_A = tl.load(place_A + n * width, mask=d < tl.where(member > 0, width, 0), other=0.0)
+            sum_A = tl.load(place_A + n * width, mask=wide & (member > 0), other=0.0)
             of_tile = (index.to(tl.int64) * N + n) * T + local
             b = tl.load(B + of_tile, mask=local < tl.where(there_is, T, 0), other=0.0)
             c = tl.load(C + of_tile, mask=local < tl.where(there_is, T, 0), other=0.0)
             lead_b = tl.load(B_lead + sequence * N + n, mask=there_is, other=0.0)
             lead_h = lead_drive * lead_b
-            enters = _enters(lead_h, starts, sequence, chunk, chunks, n, width, d, there_is, N, CHUNKED)
-            decay, driven = tl.exp2(step * (rate * PER_LOG2)[None, :]), drive * b[:, None]
-            h = _scan(decay, driven, enters, local)
+            enters = _enters(lead_h, starts, sequence, chunk, chunks, n, width, d, wide & there_is, N, CHUNKED)
+            decay = tl.exp2(step * (rate * PER_LOG2)[None, :])
+            h = _scan(decay, drive * b[:, None], enters, local)
             behind = tl.zeros((BLOCK,), tl.float32)
             if CHUNKED:
                 following = ends + ((sequence.to(tl.int64) * (chunks - 1) + chunk) * N + n) * width + d
                 behind = tl.load(
-                    following, mask=d < tl.where(there_is & (chunk < chunks - 1), width, 0), other=0.0
+                    following, mask=wide & there_is & (chunk < chunks - 1), other=0.0
                 )  # fmt: skip
             adjoint, behind = _scan_back(decay, grad_y * c[:, None], behind, local, T)
             sums, which, place = _sums(adjoint * drive, grad_y * h, ROUNDS)
@@ -271,7 +292,7 @@ def scan_backward(
             lead_by_drive += lead_b * behind
             y += c[:, None] * h
             by_drive += b[:, None] * adjoint
-            exponent = adjoint * (h - driven)  # the derivative by step * rate: through the decay of the state before
+            exponent = adjoint * decay * _shifted(h, enters[None, :], -1)  # the derivative by step * rate
             by_step += exponent * rate[None, :]
             tl.store(place_A + n * width, sum_A + tl.sum(exponent * step, 0), mask=wide)
         mask = inside[:, None] & wide[None, :]
@@ -328,7 +349,7 @@ def chunk_ends(
         value = _tile(grad, map_rows, grad_step_, d, there, wide) * gate * _sigmoid(gate)
     else:
         value = step * _tile(u, rows, u_step, d, inside, wide)
-        leads = d < tl.where(chunk == 0, width, 0)
+        leads = wide & (chunk == 0)
         lead = sequence.to(tl.int64) * length
         lead_step = _softplus(_vector(delta, lead, delta_step, d, leads) + shift)
         lead_drive = lead_step * _vector(u, lead, u_step, d, leads)
@@ -373,8 +394,10 @@ def _conv_tokens(x, text, cells, sequence, t, inside, d, wide, length, windows, 
     rows, there = _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED)
     tokens = _tile(x, rows, x_step, d, there, wide)
     if WINDOWED:
-        lead = tl.load(text + (sequence // windows).to(tl.int64) * text_step + d, mask=wide, other=0.0).to(tl.float32)
-        tokens += tl.where((inside & (t == 0))[:, None], lead[None, :], 0.0)
+        first = inside & (t == 0)
+        some = wide & (tl.sum(first.to(tl.int32), 0) > 0)
+        lead = _vector(text, (sequence // windows).to(tl.int64), text_step, d, some)
+        tokens += tl.where(first[:, None], lead[None, :], 0.0)
     return tokens
 
 
@@ -402,29 +425,9 @@ def conv_forward(
 
 
 @triton.jit
-def _shifted(tile, edge, by: tl.constexpr):
-    """The tile (T, BLOCK) whose row t is row t + by; beyond either end are the rows of `edge` (E, BLOCK), which follow
-    the tile's last one, or where by < 0 precede its first.
-    """
-    T: tl.constexpr = tile.shape[0]
-    E: tl.constexpr = edge.shape[0]
-    local, places = tl.arange(0, T)[:, None], tl.arange(0, E)[:, None]
-    shifted = tl.zeros_like(tile)
-    for t in tl.static_range(T):
-        if t + by < 0:
-            row = _row(edge, places == t + by + E)
-        elif t + by < T:
-            row = _row(tile, local == t + by)
-        else:
-            row = _row(edge, places == t + by - T)
-        shifted = tl.where(local == t, row[None, :], shifted)
-    return shifted
-
-
-@triton.jit
 def _conv_inner(x, before, given, weights, taps, shift, K: tl.constexpr):
     """The derivative by the sums that enter the SiLU, from `given`, that by what leaves it: x and given (T, BLOCK),
-    before (PADDED, BLOCK) the tokens before x.
+    before (E, BLOCK) the tokens before x.
     """
     value = tl.zeros_like(given) + shift[None, :]
     for k in tl.static_range(K):
@@ -436,11 +439,11 @@ def _conv_inner(x, before, given, weights, taps, shift, K: tl.constexpr):
 @triton.jit
 def conv_backward(
     grad, x, text, cells, weight, bias, grad_x, grad_text, grad_weight, grad_bias,
-    total, length, width, chunks, windows, area, grad_step_, x_step, text_step,
-    K: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    total, members, length, width, chunks, windows, area, grad_step_, x_step, text_step,
+    K: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
     WINDOWED: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
-    """The derivatives of `GROUP` chunks. Grid (groups, blocks); grad_text (batch, width), grad_weight (groups, K,
+    """The derivatives of `members` chunks. Grid (groups, blocks); grad_text (batch, width), grad_weight (groups, K,
     width), grad_bias (groups, width): parts of sums.
     """
     d = _channels(BLOCK)
@@ -452,8 +455,8 @@ def conv_backward(
     )  # fmt: skip
     sum_weight = tl.zeros((PADDED, BLOCK), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
-    for member in range(GROUP):
-        index = group * GROUP + member
+    for member in range(members):
+        index = group * members + member
         there_is = index < total
         sequence, chunk = index // chunks, index % chunks
         t = chunk * T + local
@@ -490,8 +493,8 @@ def conv_backward(
         rows, there = _map_rows(cells, sequence, t, inside, length, windows, area, WINDOWED)
         tl.store(grad_x + rows[:, None] * width + d[None, :], by_x, mask=there[:, None] & wide[None, :])
         if WINDOWED:
-            first = d < tl.where((chunk == 0) & there_is, width, 0)
-            tl.store(grad_text + sequence.to(tl.int64) * width + d, _row(by_x, (local == 0)[:, None]), mask=first)
+            led = wide & (chunk == 0) & there_is
+            tl.store(grad_text + sequence.to(tl.int64) * width + d, _row(by_x, (local == 0)[:, None]), mask=led)
     place = (group * K + taps[:, None]) * width + d[None, :]
     tl.store(grad_weight + place, sum_weight, mask=(taps[:, None] < K) & wide[None, :])
     tl.store(grad_bias + group * width + d, sum_bias, mask=wide)
