@@ -233,8 +233,9 @@ def scan_backward(
     place_A = grad_A + tl.program_id(0) * N * width + d
     sum_skip = tl.zeros((BLOCK,), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
+    before = tl.program_id(0) * members
     for member in range(members):
-        index = tl.program_id(0) * members + member
+        index = before + member
         there_is = index < total
         sequence, chunk = index // chunks, index % chunks
         t = 1 + chunk * T + local
@@ -262,7 +263,7 @@ def scan_backward(
         for n in range(N):
             rate = tl.load(A + d * N + n, mask=wide, other=0.0)
             # so many sums are kept in memory, for registers are short
-            sum_A = tl.load(place_A + n * width, mask=wide & (member > 0), other=0.0)
+            sum_A = tl.load(place_A + n * width, mask=wide & (index > before), other=0.0)
             of_tile = (index.to(tl.int64) * N + n) * T + local
             b = tl.load(B + of_tile, mask=local < tl.where(there_is, T, 0), other=0.0)
             c = tl.load(C + of_tile, mask=local < tl.where(there_is, T, 0), other=0.0)
