@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 )
 """The records' columns and their types."""
 
-_AGAIN = "delete the file and run `dvc repro` to evaluate the run again"
+_AGAIN = "`git checkout` brings a committed file back; else delete it and run `dvc repro` to evaluate the run again"
 
 
 def write_records(frame: pd.DataFrame, path: Path) -> None:
