@@ -467,7 +467,7 @@ def needs(shape: Shape, images: int) -> "dict[str, tuple[float, Instructions]]":
 
     wide, narrower = launched.BLOCK, launched.BLOCK_BACK
     found = {
-        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], 4, T=conv_tokens)),
+        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], 1, T=conv_tokens, PADDED=4)),
         "convolution, backward": (
             6 * numbers,
             of("conv_backward", narrower, conv_chunks, [], 1, T=conv_tokens, PADDED=4),

@@ -14,8 +14,8 @@ from wimfris.model.scan import triton_kernels as kernels
 from wimfris.model.scan.ops import GPU_CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Channels of a tile: where it is a warp's, one or two a thread, of which the backward has registers for one. Small
-# under the interpreter, where every element costs.
+# Channels of a tile: of a warp, one or two a thread, of which the backward has registers for one. Small under the
+# interpreter, where every element costs.
 BLOCK, BLOCK_BACK = (4, 4) if INTERPRETED else (64, 32)
 CONV_CHUNK = 32  # tokens of a tile of the convolution
 GROUPS = 128  # groups of chunks at most, each with a part of the sums over sequences
@@ -168,7 +168,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
         kernels.conv_forward[(batch * chunks, triton.cdiv(width, BLOCK))](
             x, lead, cell, weight.float().contiguous(), bias.float().contiguous(), out,
             length, width, chunks, windows, area, x_step, text_step,
-            K=taps, T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None,
+            K=taps, PADDED=triton.next_power_of_2(taps), T=tokens, BLOCK=BLOCK, WINDOWED=cells is not None,
+            CHUNKED=chunks > 1, num_warps=1,
         )  # fmt: skip
     return out
 

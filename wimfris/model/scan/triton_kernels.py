@@ -3,8 +3,7 @@
 A program holds a tile of `T` tokens and `BLOCK` channels, of which a thread has all tokens of a channel or two:
 `_channels` hides from the compiler that blocks begin at multiples, or it would read several channels at once and give a
 thread few tokens. A recurrence over tokens then runs in registers, and a row of a tile is a register. Were a compiler
-to lay tiles out otherwise, the numbers would be the same, slower. What has no recurrence, the convolution's forward and
-`pass_on`, is laid out as the compiler likes.
+to lay tiles out otherwise, the numbers would be the same, slower.
 
 Windows have a power of two of tokens, and one more in front. So the scan's tiles begin at a sequence's second token;
 the first one, the lead, is a row of its own. A longer sequence is cut into chunks of T tokens, each a tile of its own
@@ -403,22 +402,45 @@ def _conv_tokens(x, text, cells, sequence, t, inside, d, wide, length, windows, 
 
 
 @triton.jit
+def _taps(weight, d, wide, K: tl.constexpr, PADDED: tl.constexpr):
+    """The weights (width, K) of a block, (PADDED, BLOCK)."""
+    taps = tl.arange(0, PADDED)[:, None]
+    return tl.load(weight + d[None, :] * K + taps, mask=(taps < K) & wide[None, :], other=0.0)
+
+
+@triton.jit
+def _convolved(x, before, weights, shift, K: tl.constexpr):
+    """bias + sum_k weight_k x_(t - K + 1 + k): x (T, BLOCK), before (E, BLOCK) the tokens before x."""
+    taps = tl.arange(0, weights.shape[0])[:, None]
+    total = tl.zeros_like(x) + shift[None, :]
+    for k in tl.static_range(K):
+        total += _row(weights, taps == k)[None, :] * _shifted(x, before, k + 1 - K)
+    return total
+
+
+@triton.jit
 def conv_forward(
     x, text, cells, weight, bias, out, length, width, chunks, windows, area, x_step, text_step,
-    K: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WINDOWED: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WINDOWED: tl.constexpr,
+    CHUNKED: tl.constexpr,
 ):  # fmt: skip
-    """SiLU(bias + sum_k weight_k x_(t - K + 1 + k)). Grid (batch * chunks, blocks); weight (width, K)."""
+    """SiLU of the convolution. Grid (batch * chunks, blocks)."""
     sequence, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     t = chunk * T + tl.arange(0, T)
     inside = t < length
-    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    d = _channels(BLOCK)
     wide = d < width
-    total = tl.zeros((T, BLOCK), tl.float32) + tl.load(bias + d, mask=wide, other=0.0)[None, :]
-    for k in tl.static_range(K):
-        tap = tl.load(weight + d * K + k, mask=wide, other=0.0)
-        total += tap[None, :] * _conv_tokens(
-            x, text, cells, sequence, t - K + 1 + k, inside, d, wide, length, windows, area, x_step, text_step, WINDOWED
-        )
+    shift = tl.load(bias + d, mask=wide, other=0.0)
+    own = _conv_tokens(
+        x, text, cells, sequence, t, inside, d, wide, length, windows, area, x_step, text_step, WINDOWED
+    )  # fmt: skip
+    before = tl.zeros((PADDED, BLOCK), tl.float32)
+    if CHUNKED:
+        last = chunk * T - PADDED + tl.arange(0, PADDED)
+        before = _conv_tokens(
+            x, text, cells, sequence, last, last < length, d, wide, length, windows, area, x_step, text_step, WINDOWED
+        )  # fmt: skip
+    total = _convolved(own, before, _taps(weight, d, wide, K, PADDED), shift, K)
     rows = sequence.to(tl.int64) * length + t
     tl.store(
         out + rows[:, None] * width + d[None, :], total * _sigmoid(total), mask=inside[:, None] & wide[None, :]
@@ -426,15 +448,13 @@ def conv_forward(
 
 
 @triton.jit
-def _conv_inner(x, before, given, weights, taps, shift, K: tl.constexpr):
-    """The derivative by the sums that enter the SiLU, from `given`, that by what leaves it: x and given (T, BLOCK),
-    before (E, BLOCK) the tokens before x.
+def _conv_inner(x, before, given, weights, shift, K: tl.constexpr):
+    """The derivative by the sums that enter the SiLU, from `given`, that by what leaves it; x and before as in
+    `_convolved`.
     """
-    value = tl.zeros_like(given) + shift[None, :]
-    for k in tl.static_range(K):
-        value += _row(weights, (taps == k)[:, None])[None, :] * _shifted(x, before, k + 1 - K)
-    opened = _sigmoid(value)
-    return given * opened * (1.0 + value * (1.0 - opened))
+    total = _convolved(x, before, weights, shift, K)
+    opened = _sigmoid(total)
+    return given * opened * (1.0 + total * (1.0 - opened))
 
 
 @triton.jit
@@ -451,9 +471,7 @@ def conv_backward(
     wide = d < width
     shift = tl.load(bias + d, mask=wide, other=0.0)
     group, local, taps = tl.program_id(0), tl.arange(0, T), tl.arange(0, PADDED)
-    weights = tl.load(
-        weight + d[None, :] * K + taps[:, None], mask=(taps[:, None] < K) & wide[None, :], other=0.0
-    )  # fmt: skip
+    weights = _taps(weight, d, wide, K, PADDED)
     sum_weight = tl.zeros((PADDED, BLOCK), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
     for member in range(members):
@@ -483,8 +501,8 @@ def conv_backward(
                 x, text, cells, sequence, after, always, d, wide, length, windows, area, x_step, text_step, WINDOWED
             )  # fmt: skip
             given_later = _tile(grad, first + after, grad_step_, d, always & (after < length), wide)
-            behind = _conv_inner(later, last, given_later, weights, taps, shift, K)
-        inner = _conv_inner(own, before, given, weights, taps, shift, K)
+            behind = _conv_inner(later, last, given_later, weights, shift, K)
+        inner = _conv_inner(own, before, given, weights, shift, K)
         by_x = tl.zeros((T, BLOCK), tl.float32)
         for k in tl.static_range(K):  # the token K - 1 - k ahead of another sees it through tap k
             by_x += _row(weights, (taps == k)[:, None])[None, :] * _shifted(inner, behind, K - 1 - k)
