@@ -81,8 +81,7 @@ def measure(settings: Settings, kind: str, batch: int, repetitions: int) -> dict
     segmenter = blank_segmenter(settings, device.type)
     work = training_step(segmenter, settings, device, batch) if kind == PASSES[0] else None
     work = work or inference(segmenter, settings, device, batch)
-    if device.type == "cuda":
-        seconds(work, 0, device)  # what is tuned and allocated first is no part of the shares
+    seconds(work, 0, device, 1)  # what is loaded, tuned and allocated first is no part of the shares
     found = shares(segmenter, work, device)
     held.restart()
     taken = seconds(work, repetitions, device, 0, clock)
