@@ -32,9 +32,9 @@ class Instructions:
     memory: int
 
 
-def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int], warps: int) -> Instructions:
-    """Compile a kernel and count, its loops `trips` times, the outer one first."""
-    code, labels = _disassembled(_compiled(kernel, constants, warps))
+def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int]) -> Instructions:
+    """Compile a kernel, whose programs are a warp, and count, its loops `trips` times, the outer one first."""
+    code, labels = _disassembled(_compiled(kernel, constants))
     times = [1] * len(code)
     loops = _loops(code, labels)
     if len(loops) != len(trips):
@@ -49,7 +49,7 @@ def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int], w
     return Instructions(counted.total(), counted["MUFU"], sum(counted[name] for name in memory))
 
 
-def _compiled(kernel: Any, constants: dict[str, Any], warps: int) -> bytes:
+def _compiled(kernel: Any, constants: dict[str, Any]) -> bytes:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
     def told(argument: str) -> str:
@@ -66,7 +66,7 @@ def _compiled(kernel: Any, constants: dict[str, Any], warps: int) -> bytes:
         if signature[argument].startswith("*") or argument in ALIGNED
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["cubin"]
+    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"]
     return cubin
 
 

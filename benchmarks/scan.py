@@ -456,39 +456,26 @@ def needs(shape: Shape, images: int) -> "dict[str, tuple[float, Instructions]]":
     kept, copies = 4 * batch * (chunks - 1) * states * width, 20 * narrow  # B and C are read, written and read again
     parts = 16 * narrow * width // launched.BLOCK_BACK  # of the sums over channels, written and read
 
-    def of(name: str, block: int, chunks: int, trips: list[int], warps: int, **constants: object) -> "Instructions":
+    def of(name: str, block: int, chunks: int, trips: list[int], **constants: object) -> "Instructions":
         group = -(-batch * chunks // launched.GROUPS)
-        constants |= {"N": states, "K": 4, "BLOCK": block, "WINDOWED": True, "CHUNKED": chunks > 1}
+        constants |= {"N": states, "K": 4, "PADDED": 4, "BLOCK": block, "WINDOWED": True, "CHUNKED": chunks > 1}
         grouped = name.endswith("backward")
-        one = instructions(getattr(kernels, name), constants, [group] * grouped + trips, warps)
+        one = instructions(getattr(kernels, name), constants, [group] * grouped + trips)
         programs = -(-batch * chunks // group) if grouped else batch * (chunks - (name == "chunk_ends"))
-        times = warps * programs * (width // block)
+        times = programs * (width // block)
         return Instructions(one.issued * times, one.special * times, one.memory * times)
 
     wide, narrower = launched.BLOCK, launched.BLOCK_BACK
+    back = of("scan_backward", narrower, chunks, [states], T=tokens, ROUNDS=launched.rounds(tokens))
     found = {
-        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], 1, T=conv_tokens, PADDED=4)),
-        "convolution, backward": (
-            6 * numbers,
-            of("conv_backward", narrower, conv_chunks, [], 1, T=conv_tokens, PADDED=4),
-        ),
-        "scan, forward": (8 * numbers + copies + kept, of("scan_forward", wide, chunks, [states], 1, T=tokens)),
-        "scan, backward": (
-            14 * numbers + copies + parts + 2 * kept,
-            of(
-                "scan_backward",
-                narrower,
-                chunks,
-                [states],
-                1,
-                T=tokens,
-                ROUNDS=min(tokens, narrower // 2).bit_length() - 1,
-            ),
-        ),
+        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], T=conv_tokens)),
+        "convolution, backward": (6 * numbers, of("conv_backward", narrower, conv_chunks, [], T=conv_tokens)),
+        "scan, forward": (8 * numbers + copies + kept, of("scan_forward", wide, chunks, [states], T=tokens)),
+        "scan, backward": (14 * numbers + copies + parts + 2 * kept, back),
     }
     if chunks > 1:
         for name, reverse in (("forward", False), ("backward", True)):
-            ends = of("chunk_ends", wide, chunks, [states], 1, T=tokens, REVERSE=reverse)
+            ends = of("chunk_ends", wide, chunks, [states], T=tokens, REVERSE=reverse)
             found[f"chunks, {name}"] = ((6 if reverse else 4) * numbers + 4 * narrow + 3 * kept, ends)
     return found
 

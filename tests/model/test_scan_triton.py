@@ -312,14 +312,14 @@ def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 @pytest.mark.parametrize(
-    ("name", "tokens", "block", "trips", "warps"),
+    ("name", "tokens", "block", "trips"),
     [
-        ("scan_forward", 16, 64, [16], 1),
-        ("scan_backward", 16, 32, [3, 16], 1),
-        ("chunk_ends", 16, 64, [16], 1),
-        ("pass_on", 16, 64, [1, 1], 1),  # one loop, unrolled, and what is left of it
-        ("conv_forward", 32, 64, [], 1),
-        ("conv_backward", 32, 32, [3], 1),
+        ("scan_forward", 16, 64, [16]),
+        ("scan_backward", 16, 32, [3, 16]),
+        ("chunk_ends", 16, 64, [16]),
+        ("pass_on", 16, 64, [1, 1]),  # one loop, unrolled, and what is left of it
+        ("conv_forward", 32, 64, []),
+        ("conv_backward", 32, 32, [3]),
     ],
 )
 def test_compiles_for_a_gpu_that_need_not_be_there(
@@ -327,7 +327,6 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
     tokens: int,
     block: int,
     trips: list[int],
-    warps: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -344,7 +343,7 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
     sizes = {"N": 16, "PADDED": 4, "K": 4, "T": tokens, "BLOCK": block, "ROUNDS": 4, "WINDOWED": True}
     for chunked in (False, True):
         constants = sizes | {"CHUNKED": chunked, "REVERSE": chunked}
-        counted = compiled.instructions(getattr(triton_kernels, name), constants, trips, warps)
+        counted = compiled.instructions(getattr(triton_kernels, name), constants, trips)
         assert 0 < counted.special < counted.issued
         if name in ("scan_forward", "chunk_ends"):
             assert counted.memory < 0.1 * counted.issued  # no shuffles

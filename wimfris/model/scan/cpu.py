@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wimfris.model.scan import kernels
-from wimfris.model.scan.ops import CHUNK, evenly_spaced
+from wimfris.model.scan.ops import CHUNK, evenly_spaced, kept_states
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
 GRAIN = 2**21  # numbers (batch, L, D, N) a thread at least: for fewer, to start it takes longer than it saves
@@ -93,7 +93,7 @@ def scan(
     batch, length, width = u.shape
     precision = _precision(A.dtype, u, delta, z, B, C)
     out = torch.empty(batch * length * width, dtype=precision)
-    starts = torch.empty(batch, (length - 1) // CHUNK if keep else 0, A.shape[1], width, dtype=A.dtype)
+    starts = torch.empty(batch, kept_states(length, "cpu") if keep else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
         parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())

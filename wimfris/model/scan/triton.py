@@ -27,6 +27,11 @@ def cut(length: int) -> tuple[int, int]:
     return tokens, max(triton.cdiv(length - 1, tokens), 1)
 
 
+def rounds(tokens: int) -> int:
+    """In how many steps a tile's rows share the exchanges of `triton_kernels._sums`."""
+    return min(tokens, BLOCK_BACK // 2).bit_length() - 1
+
+
 def _tiles(x: Tensor, tokens: int, chunks: int) -> tuple[Tensor, Tensor]:
     """B or C (batch, L, N) as the kernels read it: (batch, chunks, N, tokens), and the leads (batch, N)."""
     rest = F.pad(x[:, 1:].float(), (0, 0, 0, tokens * chunks - x.shape[1] + 1))
@@ -135,7 +140,7 @@ def scan_backward(
         grad, u, delta, z, B, C, B_lead, C_lead, A, D, delta_bias, starts, ends, cell,
         grad_u, grad_delta, grad_z, grad_BC, grad_B_lead, grad_C_lead, grad_A, grad_D, grad_bias,
         total, group, length, width, chunks, windows, area, grad_step, u_step, delta_step, z_step,
-        N=states, T=tokens, BLOCK=BLOCK_BACK, ROUNDS=min(tokens, BLOCK_BACK // 2).bit_length() - 1,
+        N=states, T=tokens, BLOCK=BLOCK_BACK, ROUNDS=rounds(tokens),
         WINDOWED=cells is not None, CHUNKED=chunks > 1, num_warps=1,
     )  # fmt: skip
     return (

@@ -111,10 +111,11 @@ def _scan(decay, driven, enters, local):
 
 
 @triton.jit
-def _scan_back(decay, value, behind, local, T: tl.constexpr):
+def _scan_back(decay, value, behind, local):
     """The derivatives by the states after every token, of which `value` is what comes by the token's own output and
     `behind` (BLOCK,) what comes from behind; and what the tile hands to the state before it.
     """
+    T: tl.constexpr = value.shape[0]
     adjoint = tl.zeros_like(value)
     for k in tl.static_range(T):
         at = (local == T - 1 - k)[:, None]
@@ -277,7 +278,7 @@ def scan_backward(
                 behind = tl.load(
                     following, mask=wide & there_is & (chunk < chunks - 1), other=0.0
                 )  # fmt: skip
-            adjoint, behind = _scan_back(decay, grad_y * c[:, None], behind, local, T)
+            adjoint, behind = _scan_back(decay, grad_y * c[:, None], behind, local)
             sums, which, place = _sums(adjoint * drive, grad_y * h, ROUNDS)
             block = which * tl.num_programs(1) + tl.program_id(1)
             part = ((block.to(tl.int64) * total + index) * N + n) * T + place
@@ -358,7 +359,7 @@ def chunk_ends(
         decay = tl.exp2(step * rate[None, :])
         if REVERSE:
             c = tl.load(C + (index * N + n) * T + local)
-            _, left = _scan_back(decay, value * c[:, None], tl.zeros((BLOCK,), tl.float32), local, T)
+            _, left = _scan_back(decay, value * c[:, None], tl.zeros((BLOCK,), tl.float32), local)
         else:
             b = tl.load(B + (index * N + n) * T + local)
             enters = lead_drive * tl.load(B_lead + sequence * N + n)
