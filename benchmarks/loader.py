@@ -30,7 +30,7 @@ from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.estimate import time_steps
 from wimfris.manifest import platform_of
-from wimfris.params import read_params
+from wimfris.settings.params import read_params
 
 HERE = Path(__file__).parent
 SIZE = (480, 640)  # height and width of most of COCO's images, pixels

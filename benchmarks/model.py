@@ -43,8 +43,8 @@ from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
 from wimfris.manifest import platform_of
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
+from wimfris.settings.params import Settings, read_params
 
 HERE = Path(__file__).parent
 MODELS = {  # name -> variant of params.yaml

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 from measured import write
 
-from wimfris.params import Settings, read_params
 from wimfris.results.evidence import trained_with
 from wimfris.results.tables import METRICS
+from wimfris.settings.params import Settings, read_params
 from wimfris.train import RunFiles
 
 HERE = Path(__file__).parent

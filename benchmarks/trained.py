@@ -20,8 +20,8 @@ import pandas as pd
 from measured import write
 
 from wimfris.data.source import source_images
-from wimfris.params import Settings, read_params
 from wimfris.results.tables import METRICS
+from wimfris.settings.params import Settings, read_params
 from wimfris.train import RunFiles, train_run
 
 HERE = Path(__file__).parent

@@ -31,11 +31,11 @@ from wimfris.data.source import source_images
 from wimfris.decay import block_inputs, curve, directions, fit_rate, fusion_of, text_reach, untrained
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Settings
 from wimfris.predict import Predictor
 from wimfris.results.figures import saved_figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
+from wimfris.settings.params import Settings
 from wimfris.study import REPORTS, Found, main, write_report
 
 STUDY = Study(

@@ -25,10 +25,10 @@ from matplotlib.patches import Patch
 
 from wimfris.efficiency import BATCHES, PARTS, TRAIN_BATCH, Measured, count_flops, machine, measure_apart, quartiles
 from wimfris.errors import UserError
-from wimfris.params import Params, Settings, read_params
 from wimfris.profile import blank_segmenter, parameters
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section
+from wimfris.settings.params import Params, Settings, read_params
 from wimfris.study import write_report
 
 NAME, TITLE = "efficiency", "Efficiency"

@@ -25,7 +25,7 @@ from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.msa import MultiScaleAligner
 from wimfris.model.mta import MambaTextAdapter
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Params, read_params
+from wimfris.settings.params import Params, read_params
 from wimfris.train import train_run
 
 torch.set_num_threads(1)  # the sums, and so the bits, depend on it

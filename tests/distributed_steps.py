@@ -13,7 +13,7 @@ from wimfris import train as training
 from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder
 from wimfris.data.source import source_images
 from wimfris.distributed import Processes, processes
-from wimfris.params import read_params
+from wimfris.settings.params import read_params
 
 build, move = training.build_segmenter, training.to_device
 

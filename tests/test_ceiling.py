@@ -6,7 +6,7 @@ import pytest
 
 from wimfris.ceiling import ceiling
 from wimfris.data.refer import encode_segmentation
-from wimfris.params import read_params
+from wimfris.settings.params import read_params
 
 
 def _rows(side: int, extent: int) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from wimfris.build import build_segmenter
 from wimfris.compile import compile_segmenter
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 CPU = torch.device("cpu")
 ALONE = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from wimfris.build import uses_baselines
-from wimfris.params import Params, Settings, read_params
+from wimfris.settings.params import Params, Settings, read_params
 from wimfris.train import CODE
 
 ROOT = Path(__file__).parents[1]

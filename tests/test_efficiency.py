@@ -21,8 +21,8 @@ from wimfris.errors import UserError
 from wimfris.model import mamba as mamba_module
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import conv_flops, scan_flops
-from wimfris.params import read_params
 from wimfris.profile import blank_segmenter, parameters, trained_parameters
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ from wimfris.data.check import PUBLISHED
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
 from wimfris.estimate import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
-from wimfris.params import MIXED
 from wimfris.profile import blank_segmenter, count
+from wimfris.settings.params import MIXED
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from wimfris.build import build_loss
 from wimfris.efficiency import example
-from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
+from wimfris.settings.params import Settings, read_params
 
 ROOT = Path(__file__).parents[1]
 SETS = ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")

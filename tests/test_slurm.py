@@ -27,8 +27,8 @@ from wimfris import slurm
 from wimfris.cli import app
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.params import read_params
 from wimfris.repro import Stop
+from wimfris.settings.params import read_params
 from wimfris.slurm import Task, read_options, run_on_slurm
 from wimfris.train import train_run
 

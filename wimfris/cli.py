@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wimfris.errors import UserError
-from wimfris.params import Params, Settings, read_params
+from wimfris.settings.params import Params, Settings, read_params
 
 app = typer.Typer(
     help="WIMFRIS, a research harness: `dvc repro` runs it all, these are its steps.",

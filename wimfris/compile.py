@@ -11,7 +11,7 @@ from wimfris.build import build_loss
 from wimfris.encoders.recompute import kept_statistics
 from wimfris.evaluate import precision_context
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 BACKEND = "inductor"  # torch's own
 TOLD = 200  # letters of a reason

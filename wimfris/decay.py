@@ -32,7 +32,7 @@ from wimfris.model.hmf import Neck, WindowMambaFusion, window_padding
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 BATCH = 32  # images at a time
 

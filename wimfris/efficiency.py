@@ -39,8 +39,8 @@ from wimfris.manifest import _processor
 from wimfris.model import mamba
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings, read_params
 from wimfris.profile import blank_segmenter
+from wimfris.settings.params import Settings, read_params
 
 BATCHES = (1, 8)
 TRAIN_BATCH = 8

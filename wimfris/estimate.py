@@ -25,8 +25,8 @@ from wimfris.errors import UserError
 from wimfris.evaluate import CONDITIONS, precision_context
 from wimfris.matrix import cores
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
 from wimfris.profile import blank_segmenter, count
+from wimfris.settings.params import Settings
 
 COCO_SIZE = (480, 640)  # of most of COCO's images, pixels
 COCO_BYTES = 14e9  # train2014, unpacked

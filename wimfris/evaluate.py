@@ -18,7 +18,7 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.distributed import Processes
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model is told: the sentence, or a control
     "sentence": every_sentence,

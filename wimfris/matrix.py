@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from wimfris.errors import UserError
-from wimfris.params import Params
 from wimfris.repro import (
     CHECKPOINTS,
     LOGS,
@@ -40,6 +39,7 @@ from wimfris.repro import (
     reproduce,
     reproduce_parents,
 )
+from wimfris.settings.params import Params
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from wimfris.errors import UserError
 from wimfris.evaluate import Evaluator
 from wimfris.metrics import ious
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
 from wimfris.results.figures import LABELS, Example
+from wimfris.settings.params import Settings
 
 OVERLAY = np.array([204, 0, 140])  # the colour of a prediction, RGB
 

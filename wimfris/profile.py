@@ -11,7 +11,7 @@ from wimfris.encoders.load import new_text, new_vision
 from wimfris.encoders.text import text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 CLIP_TOKENS, CLIP_LENGTH = 49408, 77  # vocabulary and positions of the hub's CLIP, end of text last (openai/CLIP)
 DINO_PIXELS = 518  # the image size that the hub's DINOv2 with registers has positions for

@@ -11,7 +11,7 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 from wimfris.model.baselines.checkpoint import load_detris
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Params, Settings
+from wimfris.settings.params import Params, Settings
 
 VARIANT = "detris_released"
 _ATTENTION = re.compile(r"(?:module\.)?dinov2\.blocks\.\d+\.adapter\.cross\.image_proj\.weight")

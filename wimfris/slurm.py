@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix import Board, run_matrix
-from wimfris.params import Params
 from wimfris.repro import (
     CHECKPOINTS,
     LOGS,
@@ -37,6 +36,7 @@ from wimfris.repro import (
     locked_project,
     reproduce,
 )
+from wimfris.settings.params import Params
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job

@@ -15,7 +15,6 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params, read_params
 from wimfris.results.evidence import changed, evidence_path, read_emphasis, read_evidence
 from wimfris.results.figures import read_log
 from wimfris.results.published import read_published
@@ -23,6 +22,7 @@ from wimfris.results.records import read_records, read_runs
 from wimfris.results.study import Study, csv_frame, markdown_intro, sections
 from wimfris.results.study_figure import draw
 from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
+from wimfris.settings.params import Params, read_params
 
 REPORTS = Path("reports")
 PARAMS = Path("params.yaml")

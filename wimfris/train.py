@@ -32,8 +32,8 @@ from wimfris.metrics import summarise
 from wimfris.model.loss import Losses
 from wimfris.model.scan import choose_backend
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import CosineSchedule, Settings, Train
 from wimfris.results.records import write_records
+from wimfris.settings.params import CosineSchedule, Settings, Train
 
 LOG_EVERY = 10  # steps between lines of the log
 RANK_SEEDS = 1_000_003  # between the random states of the processes of one run

@@ -14,7 +14,7 @@ from wimfris.data import index, mixed, refer
 from wimfris.data.index import read_index
 from wimfris.data.source import make_source, source_root
 from wimfris.errors import UserError
-from wimfris.params import MIXED, read_params
+from wimfris.settings.params import MIXED, read_params
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"

@@ -10,7 +10,7 @@ import yaml
 
 from wimfris.data.source import make_source, source_images, source_root
 from wimfris.errors import UserError
-from wimfris.params import Settings, read_params
+from wimfris.settings.params import Settings, read_params
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"

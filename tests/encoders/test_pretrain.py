@@ -27,7 +27,7 @@ from wimfris.encoders.pretrain import (
     pretrain_vision,
     program,
 )
-from wimfris.params import Params, read_params
+from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
 SIZE, GRID = 64, 8

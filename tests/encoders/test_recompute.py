@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wimfris.model.segmenter import Output, Segmenter
-from wimfris.params import read_params
 from wimfris.profile import blank_segmenter
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = ("full", "none", "detris_adapters_detris_neck", "etris_adapters_etris_neck", "lora", "finetune")

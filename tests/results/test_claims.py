@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.params import read_params
 from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, details, judge, read_claims, write_claims
 from wimfris.results.notebook import load_studies
 from wimfris.results.published import PUBLISHED
 from wimfris.results.statistics import compare, holm
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / PUBLISHED

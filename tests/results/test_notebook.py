@@ -15,7 +15,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from wimfris.errors import UserError
-from wimfris.params import read_params
 from wimfris.results.claims import CLAIMS
 from wimfris.results.evidence import EMPHASIS, evidence_path
 from wimfris.results.notebook import (
@@ -32,6 +31,7 @@ from wimfris.results.notebook import (
 )
 from wimfris.results.published import PUBLISHED
 from wimfris.results.records import SCHEMA
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 RUNS = [f"{variant}-{seed}" for variant in ("full", "no_window", "none") for seed in (0, 1)]

@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 
 from wimfris.errors import UserError
-from wimfris.params import read_params
 from wimfris.results import search as report
 from wimfris.results.tables import METRICS, csv_text, latex_text, markdown_text
 from wimfris.search.main import main
 from wimfris.search.promote import promote, promoted
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 

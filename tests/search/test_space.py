@@ -10,9 +10,9 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
 
 from wimfris.errors import UserError
-from wimfris.params import Params, read_params
 from wimfris.profile import trained_parameters
 from wimfris.search.space import TOLERANCE, Space, nested, read_search
+from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())["search"]["spaces"]

@@ -412,7 +412,7 @@ def test_two_searches_share_a_database(project: Any, postgres: str) -> None:
 
 
 if __name__ == "__main__":
-    from wimfris.params import read_params
+    from wimfris.settings.params import read_params
 
     searching.TRAINER = FAKE
     asked, at_once, weighed, place = sys.argv[1:]

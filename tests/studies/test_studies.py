@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wimfris.params import read_params
 from wimfris.results.published import read_published
 from wimfris.results.search import load_evidence
 from wimfris.results.study import Study
 from wimfris.search.promote import promoted
+from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 NAMES = (

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
-from wimfris.params import Params, Settings
 from wimfris.results.figures import read_log
 from wimfris.results.records import SCHEMA, read_records, read_runs
+from wimfris.settings.params import Params, Settings
 
 FOLDER = Path("records")  # under reports/
 PARTS = ("", "-extended")

@@ -24,11 +24,11 @@ from nbclient.exceptions import CellExecutionError
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params
 from wimfris.results.evidence import FOLDER, PARTS, current, read_evidence
 from wimfris.results.page import PAGE
 from wimfris.results.study import Study
 from wimfris.results.tables import Section
+from wimfris.settings.params import Params
 
 NOTEBOOK = Path("reports/results.ipynb")
 PAGE_PATH = Path("reports/index.html")

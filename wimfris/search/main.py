@@ -11,7 +11,6 @@ from typing import NoReturn
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix import default_jobs, duration
-from wimfris.params import Params, read_params
 from wimfris.repro import PARENTS, interruptible, outdated, reproduce_parents
 from wimfris.results.search import (
     confirmed_sections,
@@ -25,6 +24,7 @@ from wimfris.results.search import (
 from wimfris.search.promote import promoted
 from wimfris.search.space import Search, Space, read_search
 from wimfris.search.study import AGAINST, SAMPLERS, Plan, evidence, run_search
+from wimfris.settings.params import Params, read_params
 from wimfris.study import found_records, scale_set
 
 QUESTION = "Which settings does a search pick, and do they hold where it did not choose by them?"

@@ -10,8 +10,8 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.params import Params, plain, read_params
 from wimfris.results.search import FOLDER, Evidence, load_evidence
+from wimfris.settings.params import Params, plain, read_params
 
 
 def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:

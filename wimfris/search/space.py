@@ -16,8 +16,8 @@ from optuna.trial import BaseTrial
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from wimfris.errors import UserError
-from wimfris.params import Name, Params, Section, Settings, merge, validated
 from wimfris.profile import trained_parameters
+from wimfris.settings.params import Name, Params, Section, Settings, merge, validated
 
 BUDGET = "model.msa.width"  # the one width that gives way
 TOLERANCE = 0.05  # of the trained parameters of the adapters, where they are held

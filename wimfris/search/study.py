@@ -26,13 +26,13 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.manifest import code_revision
 from wimfris.matrix import duration, gpus
-from wimfris.params import Settings, plain
 from wimfris.profile import trained_parameters
 from wimfris.repro import Stop, environment, interruptible
 from wimfris.search import storage as kept
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.space import Space
 from wimfris.search.trial import MEMORY, PRUNED, STORAGE
+from wimfris.settings.params import Settings, plain
 from wimfris.train import RunFiles, what_decides
 
 AGAINST = ("parameters", "latency")  # what is weighed against mIoU: trained parameters, milliseconds of one image

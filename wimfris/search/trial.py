@@ -22,9 +22,9 @@ from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder, fingerprint
 from wimfris.data.source import source_images
 from wimfris.efficiency import latency
 from wimfris.errors import UserError
-from wimfris.params import Settings
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.storage import HEARTBEAT, open_storage
+from wimfris.settings.params import Settings
 from wimfris.train import train_run, what_decides
 
 PRUNED, MEMORY = 64, 65

@@ -16,7 +16,7 @@ from wimfris.model.baselines.checkpoint import load_detris
 from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings, read_params
+from wimfris.settings.params import Settings, read_params
 
 ROOT = Path(__file__).parents[3]
 SHAPES = json.loads((ROOT / "tests" / "golden" / "detris_small.json").read_text())

@@ -14,7 +14,7 @@ from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.baselines import tuned_parameters
 from wimfris.model.segmenter import Segmenter
-from wimfris.params import Settings
+from wimfris.settings.params import Settings
 
 SCALES = [
     scale

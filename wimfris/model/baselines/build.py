@@ -6,7 +6,7 @@ from wimfris.model.baselines.bottleneck import Bottleneck
 from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.model.baselines.etris import TextBridge, VisionBridge
 from wimfris.model.baselines.lora import inject_lora, lora_parameters
-from wimfris.params import Rivals, Settings
+from wimfris.settings.params import Rivals, Settings
 
 TUNING = ("lora", "finetune")  # what changes the backbones themselves, and has no modules beside them
 

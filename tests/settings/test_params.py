@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.params import CosineSchedule, Params, Settings, StepSchedule, merge, placed, read_params
+from wimfris.settings.params import CosineSchedule, Params, Settings, StepSchedule, merge, placed, read_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
