@@ -29,7 +29,7 @@ from wimfris.data.dataset import ReferDataset, every_sentence
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.estimate import time_steps
-from wimfris.manifest import platform_of
+from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import read_params
 
 HERE = Path(__file__).parent

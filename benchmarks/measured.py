@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from wimfris.manifest import code_revision, platform_of
+from wimfris.runs.manifest import code_revision, platform_of
 
 
 def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace) -> None:

@@ -41,9 +41,9 @@ from wimfris.build import build_device
 from wimfris.efficiency import Memory, count_flops, count_step_flops, example, quartiles, seconds, training_step
 from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
-from wimfris.manifest import platform_of
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter
+from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import Settings, read_params
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ import torch
 from wimfris.checkpoint import CHECKPOINTS
 from wimfris.distributed import Processes
 from wimfris.errors import UserError
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 
 ROOT = Path(__file__).parents[1]
 STEPS = Path(__file__).parent / "distributed_steps.py"

@@ -169,8 +169,8 @@ def test_fingerprint_of_a_checkpoint_covers_the_code_that_decides_the_result() -
     assert named(left_out) == [
         "wimfris/errors.py",
         "wimfris/files.py",
-        "wimfris/manifest.py",
-        "wimfris/results/records.py",
+        "wimfris/runs/manifest.py",
+        "wimfris/runs/records.py",
     ]
 
 

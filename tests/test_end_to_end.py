@@ -23,7 +23,7 @@ import yaml
 
 from wimfris.data.refer import annotation_files, images_folder, read_refer
 from wimfris.metrics import summarise
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 
 pytestmark = pytest.mark.slow
 

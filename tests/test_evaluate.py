@@ -17,8 +17,8 @@ from wimfris.data.letterbox import geometry, letterbox_image
 from wimfris.data.source import source_images
 from wimfris.evaluate import CONDITIONS, Evaluator
 from wimfris.predict import Predictor
-from wimfris.results import records as recorded
-from wimfris.results.records import read_records, write_records
+from wimfris.runs import records as recorded
+from wimfris.runs.records import read_records, write_records
 from wimfris.settings.params import Settings, read_params
 
 KEY = ["split", "condition", "ref_id", "sent_id"]

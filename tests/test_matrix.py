@@ -513,7 +513,7 @@ def test_the_full_model_s_table_does_not_wait_for_the_others(project: Path, monk
         shown.append((project / "trained").read_text())
 
     shown: list[str] = []
-    monkeypatch.setattr("wimfris.results.records.read_runs", lambda _, runs: shown.append(str(runs)))
+    monkeypatch.setattr("wimfris.runs.records.read_runs", lambda _, runs: shown.append(str(runs)))
     monkeypatch.setattr("wimfris.results.tables.main_table", lambda records: records)
     monkeypatch.setattr("wimfris.results.tables.print_table", show)
     assert run_matrix(PARAMS, RUNS, 1) == []

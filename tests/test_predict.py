@@ -18,7 +18,7 @@ from wimfris.data.source import source_images
 from wimfris.errors import UserError
 from wimfris.metrics import ious
 from wimfris.predict import OVERLAY, Predictor, gallery_examples, write_prediction
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 
 
 def test_prediction_is_what_the_records_say(trained: Any) -> None:

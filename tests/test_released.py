@@ -14,7 +14,7 @@ from wimfris.cli import evaluate
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.released import detris_settings, released_detris
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 from wimfris.settings.params import Params, merge
 
 SHAPES = json.loads((Path(__file__).parent / "golden" / "detris_small.json").read_text())["native_grid"]["state_dict"]

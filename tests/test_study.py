@@ -14,8 +14,8 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.repro import Failed
 from wimfris.results.evidence import current
-from wimfris.results.records import write_records
 from wimfris.results.study import Row, Study
+from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
 from wimfris.study import main, scale_set
 

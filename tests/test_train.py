@@ -22,7 +22,7 @@ from wimfris import train as training
 from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder, load_weights
 from wimfris.encoders.load import weights_hash
 from wimfris.errors import UserError
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 from wimfris.settings.params import CosineSchedule, StepSchedule
 from wimfris.train import Trainer, learning_rate_factor, train_run
 

@@ -261,8 +261,8 @@ def evaluate(
     from wimfris.encoders.load import load_tokenizer
     from wimfris.evaluate import Evaluator
     from wimfris.predict import Predictor
-    from wimfris.results.records import write_records
     from wimfris.results.tables import main_table, print_table
+    from wimfris.runs.records import write_records
     from wimfris.train import make_progress
 
     if (run is None) == (detris is None):
@@ -470,8 +470,8 @@ def promote(
 @app.command()
 def tables() -> None:
     """Write main.{csv,md,tex} of the runs of params.yaml: to reports/tables, and beside the runs, where it stays."""
-    from wimfris.results.records import read_runs
     from wimfris.results.tables import write_main_tables
+    from wimfris.runs.records import read_runs
 
     params = read_params()
     folder = params.settings().folder
@@ -485,7 +485,7 @@ def figures() -> None:
     from wimfris.data.source import source_images
     from wimfris.predict import gallery_examples
     from wimfris.results import figures as draw
-    from wimfris.results.records import read_records
+    from wimfris.runs.records import read_records
 
     params = read_params()
     settings = params.settings()
@@ -507,8 +507,8 @@ def report(
     """Print the results table of the data set and scale in use."""
     import pandas as pd
 
-    from wimfris.results.records import read_runs
     from wimfris.results.tables import main_table, print_table
+    from wimfris.runs.records import read_runs
 
     params = read_params()
     chosen = _names(variants) if variants else list(params.variants)

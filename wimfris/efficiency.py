@@ -35,11 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from wimfris.build import build_device, build_loss
 from wimfris.errors import UserError
 from wimfris.evaluate import precision_context
-from wimfris.manifest import _processor
 from wimfris.model import mamba
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter
+from wimfris.runs.manifest import _processor
 from wimfris.settings.params import Settings, read_params
 
 BATCHES = (1, 8)

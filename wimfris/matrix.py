@@ -291,8 +291,8 @@ class Board(ABC):
         full = set(self.params.runs_of("full"))
         if ended not in full or full & {*self._waiting, *(work.name for work in self._working.values())}:
             return
-        from wimfris.results.records import read_runs
         from wimfris.results.tables import main_table, print_table
+        from wimfris.runs.records import read_runs
 
         with contextlib.suppress(UserError):  # one that was not asked for, or failed, has no records
             print_table(main_table(read_runs(self.params.settings().outs, self.params.runs_of("full"))))

@@ -27,12 +27,12 @@ from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.evaluate import Evaluator, precision_context
 from wimfris.files import file_hash, write_text
-from wimfris.manifest import code_revision, write_manifest
 from wimfris.metrics import summarise
 from wimfris.model.loss import Losses
 from wimfris.model.scan import choose_backend
 from wimfris.model.segmenter import Segmenter
-from wimfris.results.records import write_records
+from wimfris.runs.manifest import code_revision, write_manifest
+from wimfris.runs.records import write_records
 from wimfris.settings.params import CosineSchedule, Settings, Train
 
 LOG_EVERY = 10  # steps between lines of the log

@@ -19,7 +19,7 @@ from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
-from wimfris.results.records import read_records
+from wimfris.runs.records import read_records
 from wimfris.settings.params import MIXED, Settings, read_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -30,7 +30,7 @@ from wimfris.results.notebook import (
     write_page,
 )
 from wimfris.results.published import PUBLISHED
-from wimfris.results.records import SCHEMA
+from wimfris.runs.records import SCHEMA
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]

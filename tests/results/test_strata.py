@@ -10,10 +10,10 @@ from pycocotools import mask as coco_mask
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.scenes import Description, Thing, World, draw_scene
 from wimfris.errors import UserError
-from wimfris.results.records import SCHEMA
 from wimfris.results.statistics import compare
 from wimfris.results.strata import STRATA, annotate, landmark, scene_landmarks, sections, strata_table, windows_of
 from wimfris.results.tables import markdown_text
+from wimfris.runs.records import SCHEMA
 
 
 def row(mask: np.ndarray, *, split: str = "val", image_id: int = 1, sentences: int = 1) -> dict[str, object]:

@@ -144,7 +144,7 @@ def judge(
 ) -> list[Verdict]:
     """A verdict for each claim, in order.
 
-    records: columns of `wimfris.results.records.SCHEMA`, runs of one data set and scale; emphasis: columns of
+    records: columns of `wimfris.runs.records.SCHEMA`, runs of one data set and scale; emphasis: columns of
     `wimfris.results.evidence.EMPHASIS`, of the same runs. The comparisons of a `better` claim are rows of
     `wimfris.results.statistics.compare` turned round: `difference`, its intervals and `improvement` are the system's
     over the rival, which is named in `rival`; all are fractions. Those of a `falls` claim are one row: `difference`,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from wimfris.errors import UserError
 from wimfris.files import replacing
 from wimfris.results.figures import read_log
-from wimfris.results.records import SCHEMA, read_records, read_runs
+from wimfris.runs.records import SCHEMA, read_records, read_runs
 from wimfris.settings.params import Params, Settings
 
 FOLDER = Path("records")  # under reports/

@@ -43,8 +43,8 @@ from scipy import optimize, special
 
 from wimfris.errors import UserError
 from wimfris.metrics import ious
-from wimfris.results.records import CONDITIONS
 from wimfris.results.tables import check_comparable
+from wimfris.runs.records import CONDITIONS
 
 METRICS = ("miou", "oiou", "pr70")
 """The metrics compared; the first is the primary one."""
@@ -88,7 +88,7 @@ def compare(
 ) -> pd.DataFrame:
     """Compare every variant with the baseline on one split, told the sentences: a row per variant and metric.
 
-    `records` has the columns of `wimfris.results.records.SCHEMA` and may hold more than is asked for. A comparison is
+    `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more than is asked for. A comparison is
     over the seeds that both systems have. Columns, all values fractions:
 
     * variant, baseline, split, metric (`METRICS`); value, baseline_value (means over the common seeds) and difference;

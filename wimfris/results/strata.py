@@ -26,7 +26,6 @@ from wimfris.data.index import decode_mask
 from wimfris.data.scenes import CANVAS, SPLITS_WRITTEN, Description, World, draw_scene
 from wimfris.errors import UserError
 from wimfris.results.figures import saved_figure
-from wimfris.results.records import CONDITIONS, SPLITS
 from wimfris.results.statistics import (
     _PR_THRESHOLD,
     METRICS,
@@ -41,6 +40,7 @@ from wimfris.results.statistics import (
 )
 from wimfris.results.tables import METRICS as VALUES
 from wimfris.results.tables import Section, built_in_note, by_seed, interval, p_value, percent
+from wimfris.runs.records import CONDITIONS, SPLITS
 
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 CASE = ["split", "ref_id", "sent_id"]

@@ -15,7 +15,6 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.results.published import Figure, read_published
-from wimfris.results.records import CONDITIONS, SPLITS
 from wimfris.results.statistics import METRICS as COMPARED
 from wimfris.results.statistics import SIGNIFICANCE, compare, holm, power_line
 from wimfris.results.tables import (
@@ -30,6 +29,7 @@ from wimfris.results.tables import (
     p_value,
     percent,
 )
+from wimfris.runs.records import CONDITIONS, SPLITS
 
 Published = Mapping[tuple[str, ...], Figure]
 """`wimfris.results.published.read_published`'s."""
@@ -94,7 +94,7 @@ class Study:
     def table(self, records: pd.DataFrame, split: str = "val", published: Published | None = None) -> pd.DataFrame:
         """Compare every row with its baseline on one split: a row a `Row`, all shares and differences as fractions.
 
-        `records` has the columns of `wimfris.results.records.SCHEMA` and may hold more runs than the study's. Columns:
+        `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more runs than the study's. Columns:
 
         * family, block, label, variant, baseline, dataset, scale, protocol, split;
         * seeds (how many), seed_list, n (sentences a seed), miou, miou_sd (over seeds, ddof 1), oiou, pr50 .. pr90;

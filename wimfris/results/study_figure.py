@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
 from wimfris.results.figures import saved_figure
-from wimfris.results.records import CONDITIONS
 from wimfris.results.study import PAPERS_SET
 from wimfris.results.tables import BUILT_IN
+from wimfris.runs.records import CONDITIONS
 
 _FOUND, _OPEN, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
 _ROW, _MARGINS = 0.3, 1.5  # inches

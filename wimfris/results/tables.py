@@ -20,7 +20,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.metrics import summarise
-from wimfris.results.records import CONDITIONS, SPLITS
+from wimfris.runs.records import CONDITIONS, SPLITS
 
 METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 """The metrics of a row, as `wimfris.metrics.summarise` names them."""

@@ -24,10 +24,10 @@ from optuna.trial import FrozenTrial, TrialState
 from wimfris.checkpoint import code_hash, fingerprint
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.manifest import code_revision
 from wimfris.matrix import duration, gpus
 from wimfris.profile import trained_parameters
 from wimfris.repro import Stop, environment, interruptible
+from wimfris.runs.manifest import code_revision
 from wimfris.search import storage as kept
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.space import Space

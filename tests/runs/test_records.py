@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wimfris.errors import UserError
-from wimfris.results.records import SCHEMA, read_records, read_runs, write_records
+from wimfris.runs.records import SCHEMA, read_records, read_runs, write_records
 
 
 def records(run: str = "full-0") -> pd.DataFrame:

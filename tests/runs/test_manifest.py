@@ -12,8 +12,8 @@ import torch
 from wimfris.checkpoint import code_hash
 from wimfris.encoders.load import weights_hash
 from wimfris.files import file_hash
-from wimfris.manifest import PACKAGES, code_revision
 from wimfris.predict import Predictor
+from wimfris.runs.manifest import PACKAGES, code_revision
 from wimfris.train import CODE
 
 
