@@ -192,7 +192,7 @@ def test_edits_rerun_what_they_affect(again: Path) -> None:
     report = {"tables", "gather", "studies", "page"}
     append("wimfris/results/tables.py")
     assert rerun(again) == {"tables", "studies", "page"}
-    append("wimfris/data/audit.py")
+    append("wimfris/checks/audit.py")
     assert rerun(again) == {"tables", "studies", "page", "prepare"}
     git(again, "checkout", "--quiet", "wimfris")
     append("wimfris/encoders/builtin/CARD.md")

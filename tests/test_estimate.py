@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from wimfris.checks.official_files import PUBLISHED
 from wimfris.cli import estimate as command
-from wimfris.data.check import PUBLISHED
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
 from wimfris.estimate import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume

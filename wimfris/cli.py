@@ -72,7 +72,7 @@ def data_prepare() -> None:
     """Check every annotation and image, and write the index: one row per referred object; and its audit."""
     import pandas as pd
 
-    from wimfris.data.audit import audit, shared_images
+    from wimfris.checks.audit import audit, shared_images
     from wimfris.data.index import prepare
     from wimfris.data.mixed import COUNTS, prepare_mixed, told
     from wimfris.data.source import source_root
@@ -102,7 +102,7 @@ def data_check(
     root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
 ) -> None:
     """Say which official file is missing and which count is wrong, and what to do about it; exit code 1 then."""
-    from wimfris.data.check import PUBLISHED, check
+    from wimfris.checks.official_files import PUBLISHED, check
 
     data = read_params().settings().data
     chosen = list(PUBLISHED) if sets == "all" else _names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
@@ -131,7 +131,7 @@ def data_audit(
     ] = None,
 ) -> None:
     """Print counts, sentence lengths, mask areas, the guesser's mIoU, and images that splits or sets share."""
-    from wimfris.data.audit import audit
+    from wimfris.checks.audit import audit
     from wimfris.data.index import read_index
 
     paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
@@ -176,7 +176,7 @@ def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
     """Say on one screen what is here and what works: versions, devices, scan backends, disk, encoders, data; what to
     install for what is missing. Exit code 1 where the scale in use lacks something.
     """
-    from wimfris.doctor import examine
+    from wimfris.checks.doctor import examine
 
     params = _params(scale, data)
     marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "-"}

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from wimfris.data import audit, index, refer
+from wimfris.checks import audit
+from wimfris.data import index, refer
 from wimfris.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"

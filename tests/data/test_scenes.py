@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from wimfris.checks.audit import random_object_miou
 from wimfris.data import refer, scenes
-from wimfris.data.audit import random_object_miou
 from wimfris.data.index import build_index
 from wimfris.data.letterbox import CLIP_MEAN
 from wimfris.data.scenes import SPLITS_WRITTEN, Description, Scene, Thing, draw_scene, vocabulary, write_scenes

@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from wimfris.data.check import PUBLISHED
+from wimfris.checks.official_files import PUBLISHED
 from wimfris.data.refer import annotation_files, images_folder
 from wimfris.encoders.load import BUILTIN, find_encoder
 from wimfris.encoders.original import read_tensors

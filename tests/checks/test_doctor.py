@@ -7,9 +7,9 @@ import pytest
 import torch
 import typer
 
-from wimfris import doctor
+from wimfris.checks import doctor
+from wimfris.checks.doctor import Finding
 from wimfris.cli import doctor as command
-from wimfris.doctor import Finding
 from wimfris.errors import UserError
 from wimfris.model import scan
 
