@@ -447,8 +447,8 @@ def needs(shape: Shape, images: int) -> "dict[str, tuple[float, Instructions]]":
     """
     from compiled import Instructions, instructions
 
-    from wimfris.model.scan import triton as launched
-    from wimfris.model.scan import triton_kernels as kernels
+    from wimfris.kernels import triton as launched
+    from wimfris.kernels import triton_kernels as kernels
 
     batch, length, width, states = shape.of_scan(images)
     numbers, narrow = batch * length * width, batch * length * states

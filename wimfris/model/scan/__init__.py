@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.scan.ops import conv_flops, fused_conv, fused_scan, scan_flops
+from wimfris.kernels.ops import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.scan.reference import scan_states
 
 __all__ = [
@@ -121,7 +121,7 @@ def selective_scan(
     batch, length, width = u.shape
     chosen = choose_backend(backend, u.device.type, (batch, length, width, A.shape[1]), A.dtype).backend
     if chosen == "mamba_ssm":
-        from wimfris.model.scan.cuda import mamba_ssm_scan
+        from wimfris.kernels.mamba_ssm import mamba_ssm_scan
 
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias)
     if chosen != "reference":
@@ -139,7 +139,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     """
     chosen = choose_backend(backend, x.device.type, dtype=weight.dtype).backend
     if chosen == "mamba_ssm":
-        from wimfris.model.scan.cuda import causal_conv1d_silu
+        from wimfris.kernels.mamba_ssm import causal_conv1d_silu
 
         return causal_conv1d_silu(x, weight, bias)
     if chosen != "reference":

@@ -18,10 +18,10 @@ GPU_CHUNK = 16  # by Triton, from a sequence's second token on
 def _module(backend: str) -> Any:
     """Imported when first used: numba and Triton take a second or two."""
     if backend == "triton":
-        from wimfris.model.scan import triton
+        from wimfris.kernels import triton
 
         return triton
-    from wimfris.model.scan import cpu
+    from wimfris.kernels import cpu
 
     return cpu
 

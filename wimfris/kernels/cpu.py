@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wimfris.model.scan import kernels
-from wimfris.model.scan.ops import CHUNK, evenly_spaced, kept_states
+from wimfris.kernels import numba_kernels as kernels
+from wimfris.kernels.ops import CHUNK, evenly_spaced, kept_states
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
 GRAIN = 2**21  # numbers (batch, L, D, N) a thread at least: for fewer, to start it takes longer than it saves
@@ -156,7 +156,7 @@ def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any],
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    """See `wimfris.model.scan.ops.fused_conv`; in x's dtype, computed in the weights'."""
+    """See `wimfris.kernels.ops.fused_conv`; in x's dtype, computed in the weights'."""
     if text is not None or cells is not None:
         raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
     batch, length, width = x.shape

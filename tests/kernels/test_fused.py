@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from wimfris.kernels.ops import CHUNK, fused_scan
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
-from wimfris.model.scan.ops import CHUNK, fused_scan
 
 _spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).with_name("test_scan.py"))
 assert _spec and _spec.loader
@@ -36,7 +36,7 @@ SHAPES = [  # around the chunk's and the block's edges: one token, a window, sev
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As many, however little there is to do."""
-    monkeypatch.setattr("wimfris.model.scan.cpu.GRAIN", 1)
+    monkeypatch.setattr("wimfris.kernels.cpu.GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed")
 
+from wimfris.kernels.triton import BLOCK, INTERPRETED  # noqa: E402
 from wimfris.model.hmf import (  # noqa: E402
     WindowMambaFusion,
     window_cells,
@@ -29,7 +30,6 @@ from wimfris.model.hmf import (  # noqa: E402
 )
 from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan import causal_conv_silu  # noqa: E402
-from wimfris.model.scan.triton import BLOCK, INTERPRETED  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="run by the interpreter, see below")
 _spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_scan_fused.py"))
@@ -115,7 +115,7 @@ def test_several_sequences_share_a_part_of_the_sums(
     shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As they do where there are more than `GROUPS`; the last group is not full."""
-    monkeypatch.setattr("wimfris.model.scan.triton.GROUPS", 2)
+    monkeypatch.setattr("wimfris.kernels.triton.GROUPS", 2)
     values, weight = fused.single(shape)
     found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
     fused.assert_close(found, fused.expected(values, weight), 1e-5)
@@ -124,7 +124,7 @@ def test_several_sequences_share_a_part_of_the_sums(
 @kernels
 def test_sums_over_a_block_of_a_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the block that a GPU has, whose threads share the exchanges of several sums; the last one has a channel."""
-    monkeypatch.setattr("wimfris.model.scan.triton.BLOCK_BACK", 32)
+    monkeypatch.setattr("wimfris.kernels.triton.BLOCK_BACK", 32)
     for length in (3, 17, 19):
         values, weight = fused.single((2, length, 33, 2))
         found = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
@@ -218,7 +218,7 @@ def test_a_block_says_the_same_as_with_the_reference(length: int, stir: Any) -> 
 def test_windows_cut_inside_the_kernels_are_those_cut_before(
     grid: tuple[int, int], window: tuple[int, int], groups: int, stir: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wimfris.model.scan.triton.GROUPS", groups)
+    monkeypatch.setattr("wimfris.kernels.triton.GROUPS", groups)
     block = stir(Mamba(2, state=2, backend="reference"))
     tokens, text = torch.randn(2, grid[0] * grid[1], 2), torch.randn(2, 1, 2)
 
@@ -333,7 +333,7 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
     """The interpreter accepts what the compiler does not: at the paper's sizes, bf16, for compute capability 9.0. And
     the compiler may lay tiles out so that a recurrence runs across threads, right and many times slower.
     """
-    from wimfris.model.scan import triton_kernels
+    from wimfris.kernels import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     spec = importlib.util.spec_from_file_location("compiled", Path(__file__).parents[2] / "benchmarks" / "compiled.py")

@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from wimfris.model.scan import triton_kernels as kernels
-from wimfris.model.scan.ops import GPU_CHUNK, evenly_spaced
+from wimfris.kernels import triton_kernels as kernels
+from wimfris.kernels.ops import GPU_CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Channels of a tile: of a warp, one or two a thread, of which the backward has registers for one. Small under the
@@ -162,7 +162,7 @@ def cut_conv(length: int) -> tuple[int, int]:
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    """See `wimfris.model.scan.ops.fused_conv`."""
+    """See `wimfris.kernels.ops.fused_conv`."""
     (x, x_step), taps = evenly_spaced(x), weight.shape[-1]
     width = x.shape[2]
     cell, windows, area, batch, length = _sequences(x, cells)
