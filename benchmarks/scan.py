@@ -50,9 +50,9 @@ from torch.nn import functional as F
 from wimfris.efficiency import Memory
 from wimfris.errors import UserError
 from wimfris.model import mamba
-from wimfris.model.baselines.detris import GatedNeck
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan
+from wimfris.rivals.detris import GatedNeck
 from wimfris.runs.manifest import code_revision, platform_of
 
 if TYPE_CHECKING:

@@ -29,14 +29,14 @@ def build_device(settings: Settings) -> torch.device:
 
 
 def uses_baselines(settings: Settings) -> bool:
-    """Whether any part of the model is a rival's: `wimfris.model.baselines` is imported for those alone."""
+    """Whether any part of the model is a rival's: `wimfris.rivals` is imported for those alone."""
     return settings.model.adapters != "wimfris" or settings.model.neck in ("detris", "etris")
 
 
 def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Text layer -> MTA, or the adapter of a rival."""
     if settings.model.adapters != "wimfris":
-        from wimfris.model.baselines import build as baselines
+        from wimfris.rivals import families as baselines
 
         return baselines.build_text_adapters(settings)
     mta = settings.model.mta
@@ -58,7 +58,7 @@ def build_text_adapters(settings: Settings) -> dict[int, nn.Module]:
 def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
     """Vision layer -> MSA, or the adapter of a rival."""
     if settings.model.adapters != "wimfris":
-        from wimfris.model.baselines import build as baselines
+        from wimfris.rivals import families as baselines
 
         return baselines.build_vision_adapters(settings)
     msa = settings.model.msa
@@ -81,7 +81,7 @@ def build_vision_adapters(settings: Settings) -> dict[int, nn.Module]:
 def build_neck(settings: Settings) -> nn.Module:
     """HMF, the 1x1 convolution alone where `model.neck` is none, or a rival's neck."""
     if settings.model.neck in ("detris", "etris"):
-        from wimfris.model.baselines import build as baselines
+        from wimfris.rivals import families as baselines
 
         return baselines.build_neck(settings)
     hmf, text_width = settings.model.hmf, settings.encoders.text.width
@@ -142,7 +142,7 @@ def assemble(
         loaded,
     )
     if settings.model.adapters != "wimfris":
-        from wimfris.model.baselines import build as baselines
+        from wimfris.rivals import families as baselines
 
         baselines.tune_backbones(settings, text, vision)
     return segmenter

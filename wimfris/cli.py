@@ -272,8 +272,8 @@ def evaluate(
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
-        from wimfris.model.baselines.checkpoint import read_detris
         from wimfris.released import released_detris
+        from wimfris.rivals.detris_weights import read_detris
 
         assert detris is not None
         params = read_params().with_protocol(protocol)

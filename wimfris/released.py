@@ -9,8 +9,8 @@ from torch import Tensor
 from wimfris.build import build_segmenter
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
-from wimfris.model.baselines.checkpoint import load_detris
 from wimfris.model.segmenter import Segmenter
+from wimfris.rivals.detris_weights import load_detris
 from wimfris.settings.params import Params, Settings
 
 VARIANT = "detris_released"

@@ -12,8 +12,8 @@ from wimfris.build import build_segmenter, build_text_adapters, build_vision_ada
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
-from wimfris.model.baselines import tuned_parameters
 from wimfris.model.segmenter import Segmenter
+from wimfris.rivals import tuned_parameters
 from wimfris.settings.params import Settings
 
 SCALES = [

@@ -1,6 +1,6 @@
 """The rivals, trained in the same Segmenter by the same protocol: DETRIS, ETRIS, LoRA, plain adapters, finetuning."""
 
-from wimfris.model.baselines.build import (
+from wimfris.rivals.families import (
     build_neck,
     build_text_adapters,
     build_vision_adapters,

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.baselines.checkpoint import (
+from wimfris.model.segmenter import Segmenter
+from wimfris.rivals.detris_weights import (
     THEIRS_ALONE,
     interpolate_positions,
     load_detris,
@@ -15,7 +16,6 @@ from wimfris.model.baselines.checkpoint import (
     read_detris,
     translate,
 )
-from wimfris.model.segmenter import Segmenter
 
 GRID = 4
 QKV = "dinov2.blocks.3.attn.qkv.weight"

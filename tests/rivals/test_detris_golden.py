@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wimfris.model.baselines.checkpoint import load_detris
 from wimfris.model.segmenter import Segmenter, padding_after
+from wimfris.rivals.detris_weights import load_detris
 
 GRIDS = ("native_grid", "interpolated_grid")
 

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.encoders.vision import Guidance
-from wimfris.model.baselines.bottleneck import Bottleneck
-from wimfris.model.baselines.detris import DenseAligner, DenseMixer, DenseTextAdapter, GatedNeck
-from wimfris.model.baselines.etris import TextBridge, VisionBridge
-from wimfris.model.baselines.lora import inject_lora, lora_parameters
+from wimfris.rivals.bottleneck import Bottleneck
+from wimfris.rivals.detris import DenseAligner, DenseMixer, DenseTextAdapter, GatedNeck
+from wimfris.rivals.etris import TextBridge, VisionBridge
+from wimfris.rivals.lora import inject_lora, lora_parameters
 
 GRID, PREFIX, WIDTH, TEXT = (3, 4), 3, 16, 12  # patches; class and two register tokens; widths of the encoders
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from wimfris.encoders.text import TextEncoder, text_backbone
 from wimfris.encoders.vision import VisionEncoder, vision_backbone
-from wimfris.model.baselines.checkpoint import load_detris
-from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.segmenter import Segmenter
+from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck
+from wimfris.rivals.detris_weights import load_detris
 from wimfris.settings.params import Settings, read_params
 
 ROOT = Path(__file__).parents[3]

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from wimfris.model.baselines.bottleneck import Bottleneck
-from wimfris.model.baselines.detris import DenseAligner, DenseTextAdapter, GatedNeck
-from wimfris.model.baselines.etris import TextBridge, VisionBridge
-from wimfris.model.baselines.lora import inject_lora, lora_parameters
+from wimfris.rivals.bottleneck import Bottleneck
+from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck
+from wimfris.rivals.etris import TextBridge, VisionBridge
+from wimfris.rivals.lora import inject_lora, lora_parameters
 from wimfris.settings.params import Rivals, Settings
 
 TUNING = ("lora", "finetune")  # what changes the backbones themselves, and has no modules beside them
