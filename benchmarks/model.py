@@ -37,14 +37,14 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from wimfris.build import build_device
 from wimfris.efficiency import Memory, count_flops, count_step_flops, example, quartiles, seconds, training_step
 from wimfris.errors import UserError
-from wimfris.evaluate import precision_context
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter
 from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import Settings, read_params
+from wimfris.training.build import build_device
+from wimfris.training.evaluate import precision_context
 
 HERE = Path(__file__).parent
 MODELS = {  # name -> variant of params.yaml

@@ -20,7 +20,7 @@ from measured import write
 from wimfris.results.evidence import trained_with
 from wimfris.results.tables import METRICS
 from wimfris.settings.params import Settings, read_params
-from wimfris.train import RunFiles
+from wimfris.training.trainer import RunFiles
 
 HERE = Path(__file__).parent
 

@@ -22,7 +22,7 @@ from measured import write
 from wimfris.data.source import source_images
 from wimfris.results.tables import METRICS
 from wimfris.settings.params import Settings, read_params
-from wimfris.train import RunFiles, train_run
+from wimfris.training.trainer import RunFiles, train_run
 
 HERE = Path(__file__).parent
 

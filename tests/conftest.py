@@ -26,7 +26,7 @@ from wimfris.model.msa import MultiScaleAligner
 from wimfris.model.mta import MambaTextAdapter
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Params, read_params
-from wimfris.train import train_run
+from wimfris.training.trainer import train_run
 
 torch.set_num_threads(1)  # the sums, and so the bits, depend on it
 

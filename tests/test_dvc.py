@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from wimfris.build import uses_baselines
 from wimfris.settings.params import Params, Settings, read_params
-from wimfris.train import CODE
+from wimfris.training.build import uses_baselines
+from wimfris.training.trainer import CODE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wimfris"
@@ -303,7 +303,7 @@ def test_large_files_are_cached_and_small_ones_committed() -> None:
 
 
 def test_train_outs_are_the_run_s_files() -> None:
-    from wimfris.train import RunFiles
+    from wimfris.training.trainer import RunFiles
 
     settings = read_params(ROOT / "params.yaml").settings()
     files = {str(path) for path in vars(RunFiles.of(settings.folder, "full-0")).values()}

@@ -97,8 +97,8 @@ def test_the_backend_does_not_change_the_count(smoke, backend: str) -> None:  # 
 
 @pytest.mark.parametrize("variant", ["full", "none", "detris_adapters_detris_neck", "lora", "finetune"])
 def test_a_blank_model_has_the_parameters_of_the_real_one(project, variant: str) -> None:  # type: ignore[no-untyped-def]
-    from wimfris.build import build_segmenter
     from wimfris.encoders.load import load_tokenizer
+    from wimfris.training.build import build_segmenter
 
     settings = project.params().settings(variant)
     blank, real = blank_segmenter(settings), build_segmenter(settings, load_tokenizer(settings))

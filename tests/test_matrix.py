@@ -22,10 +22,10 @@ import pytest
 import yaml
 
 from wimfris import matrix, repro
-from wimfris.checkpoint import CHECKPOINTS
 from wimfris.errors import UserError
 from wimfris.matrix import Costs, duration, estimate, run_matrix, select_runs, wall_seconds
 from wimfris.repro import LockFiles, Work, outdated
+from wimfris.training.checkpoint import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
 RUNS = ["full-0", "full-1", "plain-0", "plain-1"]

@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from wimfris.build import build_loss
 from wimfris.efficiency import example
 from wimfris.profile import blank_segmenter
 from wimfris.settings.params import Settings, read_params
+from wimfris.training.build import build_loss
 
 ROOT = Path(__file__).parents[1]
 SETS = ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from wimfris.checkpoint import load_weights, save_weights
 from wimfris.cli import app
 from wimfris.data.dataset import read_image
 from wimfris.data.index import decode_mask, read_index
@@ -19,6 +18,7 @@ from wimfris.errors import UserError
 from wimfris.metrics import ious
 from wimfris.predict import OVERLAY, Predictor, gallery_examples, write_prediction
 from wimfris.runs.records import read_records
+from wimfris.training.checkpoint import load_weights, save_weights
 
 
 def test_prediction_is_what_the_records_say(trained: Any) -> None:

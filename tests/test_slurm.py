@@ -30,7 +30,7 @@ from wimfris.errors import UserError
 from wimfris.repro import Stop
 from wimfris.settings.params import read_params
 from wimfris.slurm import Task, read_options, run_on_slurm
-from wimfris.train import train_run
+from wimfris.training.trainer import train_run
 
 _spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))
 assert _spec and _spec.loader

@@ -194,7 +194,7 @@ def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
 def train(run: RunOption) -> None:
     """Train and evaluate one run. Interrupted, it goes on from its last checkpoint."""
     from wimfris.data.source import source_images
-    from wimfris.train import train_run
+    from wimfris.training.trainer import train_run
 
     params = read_params()
     variant, seed = _split_run(run)
@@ -254,16 +254,16 @@ def evaluate(
     """
     import torch
 
-    from wimfris.build import build_device
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
-    from wimfris.distributed import processes
     from wimfris.encoders.load import load_tokenizer
-    from wimfris.evaluate import Evaluator
     from wimfris.predict import Predictor
     from wimfris.results.tables import main_table, print_table
     from wimfris.runs.records import write_records
-    from wimfris.train import make_progress
+    from wimfris.training.build import build_device
+    from wimfris.training.distributed import processes
+    from wimfris.training.evaluate import Evaluator
+    from wimfris.training.trainer import make_progress
 
     if (run is None) == (detris is None):
         raise UserError("evaluate: name either --run or --detris")

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from wimfris.build import build_segmenter
 from wimfris.data.dataset import Case, ReferDataset
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.hmf import Neck, WindowMambaFusion, window_padding
@@ -33,6 +32,7 @@ from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Settings
+from wimfris.training.build import build_segmenter
 
 BATCH = 32  # images at a time
 

@@ -32,15 +32,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from wimfris.build import build_device, build_loss
 from wimfris.errors import UserError
-from wimfris.evaluate import precision_context
 from wimfris.model import mamba
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter
 from wimfris.runs.manifest import _processor
 from wimfris.settings.params import Settings, read_params
+from wimfris.training.build import build_device, build_loss
+from wimfris.training.evaluate import precision_context
 
 BATCHES = (1, 8)
 TRAIN_BATCH = 8

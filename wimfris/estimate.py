@@ -22,11 +22,11 @@ from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.efficiency import WARM_UP, Memory, example, seconds, training_step
 from wimfris.errors import UserError
-from wimfris.evaluate import CONDITIONS, precision_context
 from wimfris.matrix import cores
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter, count
 from wimfris.settings.params import Settings
+from wimfris.training.evaluate import CONDITIONS, precision_context
 
 COCO_SIZE = (480, 640)  # of most of COCO's images, pixels
 COCO_BYTES = 14e9  # train2014, unpacked

@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wimfris.build import build_segmenter
-from wimfris.checkpoint import load_weights
 from wimfris.data.dataset import Case, read_image
 from wimfris.data.index import decode_mask
 from wimfris.data.letterbox import letterbox_image, predicted_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
-from wimfris.evaluate import Evaluator
 from wimfris.metrics import ious
 from wimfris.model.segmenter import Segmenter
 from wimfris.results.figures import LABELS, Example
 from wimfris.settings.params import Settings
+from wimfris.training.build import build_segmenter
+from wimfris.training.checkpoint import load_weights
+from wimfris.training.evaluate import Evaluator
 
 OVERLAY = np.array([204, 0, 140])  # the colour of a prediction, RGB
 

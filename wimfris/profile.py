@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
-from wimfris.build import assemble
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders.load import new_text, new_vision
@@ -12,13 +11,14 @@ from wimfris.encoders.text import text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Settings
+from wimfris.training.build import assemble
 
 CLIP_TOKENS, CLIP_LENGTH = 49408, 77  # vocabulary and positions of the hub's CLIP, end of text last (openai/CLIP)
 DINO_PIXELS = 518  # the image size that the hub's DINOv2 with registers has positions for
 
 
 def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
-    """The model as `wimfris.build` makes it, with fresh weights everywhere: nothing is loaded. On `meta` it has shapes
+    """The model as `wimfris.training.build` makes it, with fresh weights everywhere: nothing is loaded. On `meta` it has shapes
     alone, takes no memory and computes nothing.
     """
     with torch.device(device):

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from wimfris.build import build_segmenter
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import load_detris
 from wimfris.settings.params import Params, Settings
+from wimfris.training.build import build_segmenter
 
 VARIANT = "detris_released"
 _ATTENTION = re.compile(r"(?:module\.)?dinov2\.blocks\.\d+\.adapter\.cross\.image_proj\.weight")

@@ -246,7 +246,9 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("wimfris.data.index.PUBLISHED_OBJECTS", {})  # the fixture is an excerpt,
-    monkeypatch.setattr("wimfris.evaluate.CONDITIONS", {"sentence": every_sentence})  # too small for the controls
+    monkeypatch.setattr(
+        "wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence}
+    )  # too small for the controls
     cli.data_make()
     cli.data_prepare()
     assert "left out of training" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every rival through `wimfris.build`: what is trained, what starts untouched, and how many parameters it has."""
+"""Every rival through `wimfris.training.build`: what is trained, what starts untouched, and how many parameters it has."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from wimfris.build import build_segmenter, build_text_adapters, build_vision_adapters
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals import tuned_parameters
 from wimfris.settings.params import Settings
+from wimfris.training.build import build_segmenter, build_text_adapters, build_vision_adapters
 
 SCALES = [
     scale

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from wimfris.checkpoint import code_hash
 from wimfris.encoders.load import weights_hash
 from wimfris.files import file_hash
 from wimfris.predict import Predictor
 from wimfris.runs.manifest import PACKAGES, code_revision
-from wimfris.train import CODE
+from wimfris.training.checkpoint import code_hash
+from wimfris.training.trainer import CODE
 
 
 def test_manifest_of_a_run(trained: Any) -> None:
@@ -67,7 +67,7 @@ def test_code_without_a_commit(repository: Path) -> None:
 def test_dirty_is_what_changes_a_run(repository: Path) -> None:
     git("init", "--quiet")
     (repository / "wimfris").mkdir()
-    for name in ("wimfris/train.py", "params.yaml", "README.md"):
+    for name in ("wimfris/training/trainer.py", "params.yaml", "README.md"):
         (repository / name).write_text("one\n")
     git("add", "--all")
     git("commit", "--quiet", "--message", "one")

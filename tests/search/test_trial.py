@@ -10,12 +10,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from wimfris.checkpoint import CHECKPOINTS
 from wimfris.search import trial as worker
 from wimfris.search.sampler import make_pruner
 from wimfris.search.space import Space, read_search
 from wimfris.search.study import Plan
-from wimfris.train import RunFiles
+from wimfris.training.checkpoint import CHECKPOINTS
+from wimfris.training.trainer import RunFiles
 
 
 @pytest.fixture

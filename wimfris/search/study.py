@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from wimfris.checkpoint import code_hash, fingerprint
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix import duration, gpus
@@ -33,7 +32,8 @@ from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.space import Space
 from wimfris.search.trial import MEMORY, PRUNED, STORAGE
 from wimfris.settings.params import Settings, plain
-from wimfris.train import RunFiles, what_decides
+from wimfris.training.checkpoint import code_hash, fingerprint
+from wimfris.training.trainer import RunFiles, what_decides
 
 AGAINST = ("parameters", "latency")  # what is weighed against mIoU: trained parameters, milliseconds of one image
 SAMPLERS = ("tpe", "random")

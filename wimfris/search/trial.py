@@ -18,14 +18,14 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import load_study
 from optuna.trial import TrialState
 
-from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder, fingerprint
 from wimfris.data.source import source_images
 from wimfris.efficiency import latency
 from wimfris.errors import UserError
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.storage import HEARTBEAT, open_storage
 from wimfris.settings.params import Settings
-from wimfris.train import train_run, what_decides
+from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder, fingerprint
+from wimfris.training.trainer import train_run, what_decides
 
 PRUNED, MEMORY = 64, 65
 STORAGE = "WIMFRIS_SEARCH_STORAGE"  # of the environment: a URL may hold a password

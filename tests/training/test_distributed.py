@@ -15,10 +15,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from wimfris.checkpoint import CHECKPOINTS
-from wimfris.distributed import Processes
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
+from wimfris.training.checkpoint import CHECKPOINTS
+from wimfris.training.distributed import Processes
 
 ROOT = Path(__file__).parents[1]
 STEPS = Path(__file__).parent / "distributed_steps.py"

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wimfris.build import build_loss
 from wimfris.encoders.recompute import kept_statistics
-from wimfris.evaluate import precision_context
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Settings
+from wimfris.training.build import build_loss
+from wimfris.training.evaluate import precision_context
 
 BACKEND = "inductor"  # torch's own
 TOLD = 200  # letters of a reason

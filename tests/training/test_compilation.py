@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from wimfris.build import build_segmenter
-from wimfris.compile import compile_segmenter
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Settings
+from wimfris.training.build import build_segmenter
+from wimfris.training.compilation import compile_segmenter
 
 CPU = torch.device("cpu")
 ALONE = pytest.mark.skipif(
@@ -87,7 +87,7 @@ def test_where_compiling_fails_a_run_goes_on_eagerly(
     def no_compiler(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler\nand more about it")
 
-    monkeypatch.setattr("wimfris.compile.compile_segmenter.__defaults__", (no_compiler,))
+    monkeypatch.setattr("wimfris.training.compilation.compile_segmenter.__defaults__", (no_compiler,))
     capfd.readouterr()
     project.train()
     told = [line for line in capfd.readouterr().err.splitlines() if "compile" in line.lower()]

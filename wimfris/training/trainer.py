@@ -17,15 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wimfris.build import build_device, build_loss, build_segmenter, uses_baselines
-from wimfris.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
-from wimfris.compile import compile_segmenter
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.index import read_index
-from wimfris.distributed import Processes, processes
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
-from wimfris.evaluate import Evaluator, precision_context
 from wimfris.files import file_hash, write_text
 from wimfris.metrics import summarise
 from wimfris.model.loss import Losses
@@ -34,6 +29,11 @@ from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import code_revision, write_manifest
 from wimfris.runs.records import write_records
 from wimfris.settings.params import CosineSchedule, Settings, Train
+from wimfris.training.build import build_device, build_loss, build_segmenter, uses_baselines
+from wimfris.training.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
+from wimfris.training.compilation import compile_segmenter
+from wimfris.training.distributed import Processes, processes
+from wimfris.training.evaluate import Evaluator, precision_context
 
 LOG_EVERY = 10  # steps between lines of the log
 RANK_SEEDS = 1_000_003  # between the random states of the processes of one run

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from wimfris import train as training
-from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder
 from wimfris.data.source import source_images
-from wimfris.distributed import Processes, processes
 from wimfris.settings.params import read_params
+from wimfris.training import trainer as training
+from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder
+from wimfris.training.distributed import Processes, processes
 
 build, move = training.build_segmenter, training.to_device
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from wimfris import train as training
-from wimfris.checkpoint import CHECKPOINTS, CheckpointFolder, load_weights
 from wimfris.encoders.load import weights_hash
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
 from wimfris.settings.params import CosineSchedule, StepSchedule
-from wimfris.train import Trainer, learning_rate_factor, train_run
+from wimfris.training import trainer as training
+from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder, load_weights
+from wimfris.training.trainer import Trainer, learning_rate_factor, train_run
 
 
 class Interrupted(Exception):
@@ -125,7 +125,7 @@ def test_best_epoch_is_kept_not_the_last(project: Any, monkeypatch: pytest.Monke
         states.append({name: value.clone() for name, value in self.segmenter.trained_state().items()})
         end_epoch(self, *arguments)
 
-    monkeypatch.setattr("wimfris.evaluate.Evaluator.score", score)
+    monkeypatch.setattr("wimfris.training.evaluate.Evaluator.score", score)
     monkeypatch.setattr(Trainer, "_end_epoch", remember)
     project.train()
     kept, _ = load_weights(project.runs / "weights" / "full-0.safetensors")
@@ -261,7 +261,7 @@ def test_checkpoint_half_deleted_is_ignored(
 
     def halfway(self: CheckpointFolder) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr("wimfris.checkpoint.shutil.rmtree", die_halfway)
+            patched.setattr("wimfris.training.checkpoint.shutil.rmtree", die_halfway)
             delete(self)
 
     monkeypatch.setattr(CheckpointFolder, "delete", halfway)

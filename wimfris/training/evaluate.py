@@ -15,10 +15,10 @@ from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sent
 from wimfris.data.index import decode_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import Tokenizer
-from wimfris.distributed import Processes
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import Settings
+from wimfris.training.distributed import Processes
 
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model is told: the sentence, or a control
     "sentence": every_sentence,
