@@ -257,7 +257,7 @@ def evaluate(
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
     from wimfris.encoders.load import load_tokenizer
-    from wimfris.predict import Predictor
+    from wimfris.inference.predict import Predictor
     from wimfris.results.tables import main_table, print_table
     from wimfris.runs.records import write_records
     from wimfris.training.build import build_device
@@ -272,7 +272,7 @@ def evaluate(
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
-        from wimfris.released import released_detris
+        from wimfris.inference.released_detris import released_detris
         from wimfris.rivals.detris_weights import read_detris
 
         assert detris is not None
@@ -304,7 +304,7 @@ def predict(
 ) -> None:
     """Write the mask of what the sentence names, and the picture with it laid over."""
     from wimfris.data.dataset import read_image
-    from wimfris.predict import Predictor, write_prediction
+    from wimfris.inference.predict import Predictor, write_prediction
 
     if not image.is_file():
         raise UserError(f"--image {image}: no such file")
@@ -483,7 +483,7 @@ def figures() -> None:
     """Draw the gallery, the learning curves and the learned emphasis of the runs of the set and scale in use."""
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
-    from wimfris.predict import gallery_examples
+    from wimfris.inference.predict import gallery_examples
     from wimfris.results import figures as draw
     from wimfris.runs.records import read_records
 

@@ -11,7 +11,7 @@ import torch
 
 from wimfris.encoders.load import weights_hash
 from wimfris.files import file_hash
-from wimfris.predict import Predictor
+from wimfris.inference.predict import Predictor
 from wimfris.runs.manifest import PACKAGES, code_revision
 from wimfris.training.checkpoint import code_hash
 from wimfris.training.trainer import CODE

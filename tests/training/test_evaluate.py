@@ -15,7 +15,7 @@ from wimfris.data import refer
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import geometry, letterbox_image
 from wimfris.data.source import source_images
-from wimfris.predict import Predictor
+from wimfris.inference.predict import Predictor
 from wimfris.runs import records as recorded
 from wimfris.runs.records import read_records, write_records
 from wimfris.settings.params import Settings, read_params

@@ -13,7 +13,7 @@ from torch import Tensor
 from wimfris.cli import evaluate
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
-from wimfris.released import detris_settings, released_detris
+from wimfris.inference.released_detris import detris_settings, released_detris
 from wimfris.runs.records import read_records
 from wimfris.settings.params import Params, merge
 
