@@ -12,7 +12,7 @@ import pytest
 import wimfris.study
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.repro import Failed
+from wimfris.matrix.repro import Failed
 from wimfris.results.evidence import current
 from wimfris.results.study import Row, Study
 from wimfris.runs.records import write_records
@@ -85,7 +85,7 @@ class Matrix:
 @pytest.fixture
 def matrix(monkeypatch: pytest.MonkeyPatch) -> Matrix:
     found = Matrix()
-    monkeypatch.setattr("wimfris.matrix.run_matrix", found)
+    monkeypatch.setattr("wimfris.matrix.local.run_matrix", found)
     return found
 
 

@@ -222,7 +222,7 @@ def matrix(
     """Train what is missing or out of date of the runs of params.yaml, several at once; whatever is killed, the same
     command goes on.
     """
-    from wimfris.matrix import default_jobs, run_matrix, select_runs
+    from wimfris.matrix.local import default_jobs, run_matrix, select_runs
 
     if launcher not in ("local", "slurm"):
         raise UserError(f"--launcher {launcher}: there are: local, slurm")
@@ -234,7 +234,7 @@ def matrix(
     beyond = extended or any(name in params.extended for name in chosen or ())
     runs = select_runs(params, chosen, numbers, beyond)
     if launcher == "slurm":
-        from wimfris.slurm import run_on_slurm
+        from wimfris.matrix.slurm import run_on_slurm
 
         failed = run_on_slurm(params, runs, jobs, slurm or [], dry_run=dry_run)
     else:
@@ -336,7 +336,7 @@ def estimate(
 ) -> None:
     """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
     from wimfris import estimate as of
-    from wimfris.matrix import duration
+    from wimfris.matrix.local import duration
     from wimfris.results.notebook import load_studies
 
     params = _params(scale, data)

@@ -22,7 +22,7 @@ from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.efficiency import WARM_UP, Memory, example, seconds, training_step
 from wimfris.errors import UserError
-from wimfris.matrix import cores
+from wimfris.matrix.local import cores
 from wimfris.model.segmenter import Segmenter
 from wimfris.profile import blank_segmenter, count
 from wimfris.settings.params import Settings

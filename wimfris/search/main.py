@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix import default_jobs, duration
-from wimfris.repro import PARENTS, interruptible, outdated, reproduce_parents
+from wimfris.matrix.local import default_jobs, duration
+from wimfris.matrix.repro import PARENTS, interruptible, outdated, reproduce_parents
 from wimfris.results.search import (
     confirmed_sections,
     draw,

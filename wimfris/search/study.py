@@ -23,9 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix import duration, gpus
+from wimfris.matrix.local import duration, gpus
+from wimfris.matrix.repro import Stop, environment, interruptible
 from wimfris.profile import trained_parameters
-from wimfris.repro import Stop, environment, interruptible
 from wimfris.runs.manifest import code_revision
 from wimfris.search import storage as kept
 from wimfris.search.sampler import make_pruner, make_sampler

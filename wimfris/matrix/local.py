@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from wimfris.errors import UserError
-from wimfris.repro import (
+from wimfris.matrix.repro import (
     CHECKPOINTS,
     LOGS,
     PARENTS,

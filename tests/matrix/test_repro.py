@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wimfris import repro
-from wimfris.repro import Stop, Work, environment, reproduce
+from wimfris.matrix.local import repro
+from wimfris.matrix.repro import Stop, Work, environment, reproduce
 
 BUSY_DVC = """
 import sys

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix import Board, run_matrix
-from wimfris.repro import (
+from wimfris.matrix.local import Board, run_matrix
+from wimfris.matrix.repro import (
     CHECKPOINTS,
     LOGS,
     Failed,

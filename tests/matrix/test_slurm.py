@@ -23,13 +23,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from wimfris import slurm
 from wimfris.cli import app
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.repro import Stop
+from wimfris.matrix.local import slurm
+from wimfris.matrix.repro import Stop
+from wimfris.matrix.slurm import Task, read_options, run_on_slurm
 from wimfris.settings.params import read_params
-from wimfris.slurm import Task, read_options, run_on_slurm
 from wimfris.training.trainer import train_run
 
 _spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))

@@ -21,10 +21,10 @@ import psutil  # type: ignore[import-untyped]  # DVC's own dependency
 import pytest
 import yaml
 
-from wimfris import matrix, repro
 from wimfris.errors import UserError
-from wimfris.matrix import Costs, duration, estimate, run_matrix, select_runs, wall_seconds
-from wimfris.repro import LockFiles, Work, outdated
+from wimfris.matrix.local import Costs, duration, estimate, repro, run_matrix, select_runs, wall_seconds
+from wimfris.matrix.local import local as matrix
+from wimfris.matrix.repro import LockFiles, Work, outdated
 from wimfris.training.checkpoint import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
