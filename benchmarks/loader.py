@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from wimfris.data.dataset import ReferDataset, every_sentence
 from wimfris.data.scenes import vocabulary
 from wimfris.data.tokens import WordTokenizer
-from wimfris.estimate import time_steps
+from wimfris.measure.run_cost import time_steps
 from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import read_params
 

@@ -28,10 +28,10 @@ from matplotlib.patches import Patch
 
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
-from wimfris.decay import block_inputs, curve, directions, fit_rate, fusion_of, text_reach, untrained
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.inference.predict import Predictor
+from wimfris.measure.text_reach import block_inputs, curve, directions, fit_rate, fusion_of, text_reach, untrained
 from wimfris.results.figures import saved_figure
 from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text

@@ -23,9 +23,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Patch
 
-from wimfris.efficiency import BATCHES, PARTS, TRAIN_BATCH, Measured, count_flops, machine, measure_apart, quartiles
 from wimfris.errors import UserError
-from wimfris.profile import blank_segmenter, parameters
+from wimfris.measure.efficiency import (
+    BATCHES,
+    PARTS,
+    TRAIN_BATCH,
+    Measured,
+    count_flops,
+    machine,
+    measure_apart,
+    quartiles,
+)
+from wimfris.measure.parameters import blank_segmenter, parameters
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section
 from wimfris.settings.params import Params, Settings, read_params

@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from wimfris.efficiency import example
-from wimfris.profile import blank_segmenter
+from wimfris.measure.efficiency import example
+from wimfris.measure.parameters import blank_segmenter
 from wimfris.settings.params import Settings, read_params
 from wimfris.training.build import build_loss
 

@@ -318,7 +318,7 @@ def predict(
 @app.command()
 def profile(scale: ScaleOption = None, variant: str = "full") -> None:
     """Print the trained parameters of each part of the model."""
-    from wimfris.profile import trained_parameters
+    from wimfris.measure.parameters import trained_parameters
 
     params = _params(scale)
     table = Table("part", "trained parameters", title=f"{variant} at scale {params.scale}")
@@ -335,8 +335,8 @@ def estimate(
     batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
 ) -> None:
     """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
-    from wimfris import estimate as of
     from wimfris.matrix.local import duration
+    from wimfris.measure import run_cost as of
     from wimfris.results.notebook import load_studies
 
     params = _params(scale, data)
@@ -370,8 +370,8 @@ def ceiling() -> None:
     """Print the best score that a model can get on each split: that of the targets at the size of the logits."""
     import torch
 
-    from wimfris.ceiling import ceiling as score
     from wimfris.data.index import read_index
+    from wimfris.measure.target_resolution import ceiling as score
 
     torch.set_num_threads(1)
     settings = read_params().settings()

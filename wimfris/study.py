@@ -256,7 +256,7 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(found.records, published)
     if study.parameters:
-        from wimfris.profile import trained_parameters
+        from wimfris.measure.parameters import trained_parameters
 
         counts = {name: trained_parameters(found.params.settings(name))["total"] for name in found.variants}
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]

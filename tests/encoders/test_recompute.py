@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wimfris.measure.parameters import blank_segmenter
 from wimfris.model.segmenter import Output, Segmenter
-from wimfris.profile import blank_segmenter
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -222,7 +222,7 @@ def test_a_garbled_claim_is_refused_in_one_line(tmp_path: Path, change: dict[str
 
 
 def test_the_parameters_are_what_the_model_has_at_scale_base() -> None:
-    profile = pytest.importorskip("wimfris.profile")
+    profile = pytest.importorskip("wimfris.measure.parameters")
     claim = next(claim for claim in ALL if isinstance(claim, Construction))
     params = read_params(ROOT / "params.yaml").model_copy(update={"scale": "base"})
     counted = profile.trained_parameters(params.settings(claim.system))["adapters"]

@@ -10,7 +10,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
 
 from wimfris.errors import UserError
-from wimfris.profile import trained_parameters
+from wimfris.measure.parameters import trained_parameters
 from wimfris.search.space import TOLERANCE, Space, nested, read_search
 from wimfris.settings.params import Params, read_params
 

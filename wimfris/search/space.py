@@ -16,7 +16,7 @@ from optuna.trial import BaseTrial
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from wimfris.errors import UserError
-from wimfris.profile import trained_parameters
+from wimfris.measure.parameters import trained_parameters
 from wimfris.settings.params import Name, Params, Section, Settings, merge, validated
 
 BUDGET = "model.msa.width"  # the one width that gives way

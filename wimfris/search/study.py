@@ -25,7 +25,7 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.local import duration, gpus
 from wimfris.matrix.repro import Stop, environment, interruptible
-from wimfris.profile import trained_parameters
+from wimfris.measure.parameters import trained_parameters
 from wimfris.runs.manifest import code_revision
 from wimfris.search import storage as kept
 from wimfris.search.sampler import make_pruner, make_sampler

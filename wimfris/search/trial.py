@@ -19,8 +19,8 @@ from optuna.study import load_study
 from optuna.trial import TrialState
 
 from wimfris.data.source import source_images
-from wimfris.efficiency import latency
 from wimfris.errors import UserError
+from wimfris.measure.efficiency import latency
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.storage import HEARTBEAT, open_storage
 from wimfris.settings.params import Settings

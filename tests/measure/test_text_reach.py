@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wimfris.decay import block_inputs, curve, directions, fit_rate, text_reach, unroll, untrained
+from wimfris.measure.text_reach import block_inputs, curve, directions, fit_rate, text_reach, unroll, untrained
 from wimfris.model.mamba import Mamba
 
 

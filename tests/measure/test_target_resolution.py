@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wimfris.ceiling import ceiling
 from wimfris.data.refer import encode_segmentation
+from wimfris.measure.target_resolution import ceiling
 from wimfris.settings.params import read_params
 
 

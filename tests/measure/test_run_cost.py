@@ -11,8 +11,8 @@ from wimfris.checks.official_files import PUBLISHED
 from wimfris.cli import estimate as command
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
-from wimfris.estimate import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
-from wimfris.profile import blank_segmenter, count
+from wimfris.measure.parameters import blank_segmenter, count
+from wimfris.measure.run_cost import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 from wimfris.settings.params import MIXED
 
 ROOT = Path(__file__).parents[1]

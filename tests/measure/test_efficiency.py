@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from wimfris.efficiency import (
+from wimfris.errors import UserError
+from wimfris.measure.efficiency import (
     BATCHES,
     count_flops,
     count_step_flops,
@@ -17,11 +18,10 @@ from wimfris.efficiency import (
     measure_apart,
     quartiles,
 )
-from wimfris.errors import UserError
+from wimfris.measure.parameters import blank_segmenter, parameters, trained_parameters
 from wimfris.model import mamba as mamba_module
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import conv_flops, scan_flops
-from wimfris.profile import blank_segmenter, parameters, trained_parameters
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[1]

@@ -20,11 +20,11 @@ from wimfris.data.dataset import read_image
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
-from wimfris.efficiency import WARM_UP, Memory, example, seconds, training_step
 from wimfris.errors import UserError
 from wimfris.matrix.local import cores
+from wimfris.measure.efficiency import WARM_UP, Memory, example, seconds, training_step
+from wimfris.measure.parameters import blank_segmenter, count
 from wimfris.model.segmenter import Segmenter
-from wimfris.profile import blank_segmenter, count
 from wimfris.settings.params import Settings
 from wimfris.training.evaluate import CONDITIONS, precision_context
 

@@ -11,7 +11,7 @@ for the gate. A Mamba block's causal convolution counts as torch counts convolut
 out.
 
 Times are wall time of fresh weights (they do not depend on what the weights are), each variant in a process of its own
-(`python -m wimfris.efficiency`), so that its peak memory is its own too.
+(`python -m wimfris.measure.efficiency`), so that its peak memory is its own too.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.errors import UserError
+from wimfris.measure.parameters import blank_segmenter
 from wimfris.model import mamba
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
-from wimfris.profile import blank_segmenter
 from wimfris.runs.manifest import _processor
 from wimfris.settings.params import Settings, read_params
 from wimfris.training.build import build_device, build_loss
@@ -284,7 +284,7 @@ def _status(key: str) -> int | None:
 
 def measure_apart(variant: str, scale: str, repetitions: int) -> Measured:
     """`measure` in a process of its own. Raises UserError with its last line where that fails."""
-    command = [sys.executable, "-m", "wimfris.efficiency", variant, scale, str(repetitions)]
+    command = [sys.executable, "-m", "wimfris.measure.efficiency", variant, scale, str(repetitions)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         told = (done.stderr.strip().splitlines() or ["no message"])[-1]
