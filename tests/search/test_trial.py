@@ -11,9 +11,9 @@ import torch
 from optuna.trial import TrialState
 
 from wimfris.search import trial as worker
+from wimfris.search.loop import Plan
 from wimfris.search.sampler import make_pruner
 from wimfris.search.space import Space, read_search
-from wimfris.search.study import Plan
 from wimfris.training.checkpoint import CHECKPOINTS
 from wimfris.training.trainer import RunFiles
 

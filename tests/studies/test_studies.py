@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from wimfris.results.published import read_published
-from wimfris.results.search import load_evidence
 from wimfris.results.study import Study
 from wimfris.search.promote import promoted
+from wimfris.search.report import load_evidence
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,9 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.local import default_jobs, duration
 from wimfris.matrix.repro import PARENTS, interruptible, outdated, reproduce_parents
-from wimfris.results.search import (
+from wimfris.search.loop import AGAINST, SAMPLERS, Plan, evidence, run_search
+from wimfris.search.promote import promoted
+from wimfris.search.report import (
     confirmed_sections,
     draw,
     evidence_path,
@@ -21,9 +23,7 @@ from wimfris.results.search import (
     report_sections,
     trials_frame,
 )
-from wimfris.search.promote import promoted
 from wimfris.search.space import Search, Space, read_search
-from wimfris.search.study import AGAINST, SAMPLERS, Plan, evidence, run_search
 from wimfris.settings.params import Params, read_params
 from wimfris.study import found_records, scale_set
 

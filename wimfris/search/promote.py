@@ -10,7 +10,7 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.results.search import FOLDER, Evidence, load_evidence
+from wimfris.search.report import FOLDER, Evidence, load_evidence
 from wimfris.settings.params import Params, plain, read_params
 
 

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from wimfris.errors import UserError
-from wimfris.results import search as report
 from wimfris.results.tables import METRICS, csv_text, latex_text, markdown_text
+from wimfris.search import report
 from wimfris.search.main import main
 from wimfris.search.promote import promote, promoted
 from wimfris.settings.params import read_params

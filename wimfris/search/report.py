@@ -23,7 +23,7 @@ from wimfris.results.study import Row, Study, sections
 from wimfris.results.tables import DASH, METRICS, Section, built_in_note
 
 Evidence = dict[str, Any]
-"""What `wimfris.search.study.evidence` makes of a search."""
+"""What `wimfris.search.loop.evidence` makes of a search."""
 
 FOLDER = "search"
 SHORT = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}

@@ -19,10 +19,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from wimfris.errors import UserError
+from wimfris.search import loop as searching
 from wimfris.search import storage as kept
-from wimfris.search import study as searching
+from wimfris.search.loop import Plan, evidence, run_search
 from wimfris.search.space import Space, read_search
-from wimfris.search.study import Plan, evidence, run_search
 
 HERE = Path(__file__)
 ROOT = HERE.parents[2]

@@ -448,7 +448,7 @@ def _reason(code: int, log: Path) -> str:
 
 
 def evidence(plan: Plan) -> dict[str, Any]:
-    """All trials of a search as the report is made from: JSON, see wimfris.results.search."""
+    """All trials of a search as the report is made from: JSON, see wimfris.search.report."""
     study = plan.open()
     reference = plan.settings(REFERENCE, {})
     files = RunFiles.of(reference.outs, f"{REFERENCE}-{plan.seed}")
