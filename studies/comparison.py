@@ -10,7 +10,7 @@ scales gave. A dash is a gap: nobody has stated the figure, or we have not run i
 
 import pandas as pd
 
-from wimfris.results.study import DASH, Published, Row, Study
+from wimfris.results.comparison import DASH, Published, Row, Study
 from wimfris.results.tables import BUILT_IN, Section, main_table
 from wimfris.study import main
 

@@ -32,8 +32,8 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.inference.predict import Predictor
 from wimfris.measure.text_reach import block_inputs, curve, directions, fit_rate, fusion_of, text_reach, untrained
+from wimfris.results.comparison import Row, Study
 from wimfris.results.figures import saved_figure
-from wimfris.results.study import Row, Study
 from wimfris.results.tables import Section, built_in_note, csv_text
 from wimfris.settings.params import Settings
 from wimfris.study import REPORTS, Found, main, write_report

@@ -10,7 +10,7 @@ second picture shows the alpha that the runs of `full` learned.
 from pathlib import Path
 
 from wimfris.results import figures
-from wimfris.results.study import Row, Study
+from wimfris.results.comparison import Row, Study
 from wimfris.study import Found, main
 
 STUDY = Study(

@@ -21,8 +21,8 @@ from pathlib import Path
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.errors import UserError
+from wimfris.results.comparison import Row, Study
 from wimfris.results.strata import annotate, draw, scene_landmarks, sections, strata_table
-from wimfris.results.study import Row, Study
 from wimfris.study import Found, main, write_report
 
 STUDY = Study(

@@ -8,7 +8,7 @@ paper: there are no numbers of its own code to hold it to.
     python studies/neck.py            # 18 runs at scale tiny, 12 of them beyond the core: about 45 minutes on 2 cores
 """
 
-from wimfris.results.study import Row, Study
+from wimfris.results.comparison import Row, Study
 from wimfris.study import main
 
 ETRIS = [

@@ -13,8 +13,8 @@ import wimfris.study
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.repro import Failed
+from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import current
-from wimfris.results.study import Row, Study
 from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
 from wimfris.study import main, scale_set

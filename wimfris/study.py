@@ -15,11 +15,11 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.results.comparison import Study, csv_frame, markdown_intro, sections
+from wimfris.results.comparison_figure import draw
 from wimfris.results.evidence import changed, evidence_path, read_emphasis, read_evidence
 from wimfris.results.figures import read_log
 from wimfris.results.published import read_published
-from wimfris.results.study import Study, csv_frame, markdown_intro, sections
-from wimfris.results.study_figure import draw
 from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.runs.records import read_records, read_runs
 from wimfris.settings.params import Params, read_params

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from wimfris.results.comparison import Study
 from wimfris.results.published import read_published
-from wimfris.results.study import Study
 from wimfris.search.promote import promoted
 from wimfris.search.report import load_evidence
 from wimfris.settings.params import read_params

@@ -24,9 +24,9 @@ from nbclient.exceptions import CellExecutionError
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.results.comparison import Study
 from wimfris.results.evidence import FOLDER, PARTS, current, read_evidence
 from wimfris.results.page import PAGE
-from wimfris.results.study import Study
 from wimfris.results.tables import Section
 from wimfris.settings.params import Params
 

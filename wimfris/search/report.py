@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from wimfris.errors import UserError
+from wimfris.results.comparison import Row, Study, sections
 from wimfris.results.figures import saved_figure
-from wimfris.results.study import Row, Study, sections
 from wimfris.results.tables import DASH, METRICS, Section, built_in_note
 
 Evidence = dict[str, Any]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
+from wimfris.results.comparison import DASH, Row, Study, csv_frame, sections
 from wimfris.results.published import Figure
 from wimfris.results.statistics import compare, holm
-from wimfris.results.study import DASH, Row, Study, csv_frame, sections
 from wimfris.results.tables import main_table
 
 PUBLISHED = {
@@ -249,7 +249,7 @@ def test_a_grid_shows_every_block_by_label() -> None:
 @pytest.mark.parametrize("runs", [RUNS, {"full": 1, "part": 1}, {"full": 1}])
 def test_the_figure_is_drawn_whatever_there_is(runs: dict[str, int], tmp_path: Path, monkeypatch) -> None:
     frame = records(runs, SHIFTS)
-    monkeypatch.setattr("wimfris.results.study.read_published", lambda: PUBLISHED)
+    monkeypatch.setattr("wimfris.results.comparison.read_published", lambda: PUBLISHED)
     for name in ("one.png", "two.png"):
         STUDY.figure(frame, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

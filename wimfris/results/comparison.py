@@ -132,7 +132,7 @@ class Study:
 
     def figure(self, records: pd.DataFrame, path: Path, split: str = "val") -> None:
         """Draw the split's table to a PNG, see `study_figure.draw`."""
-        from wimfris.results.study_figure import draw
+        from wimfris.results.comparison_figure import draw
 
         draw(self.table(records, split), records, path)
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
+from wimfris.results.comparison import PAPERS_SET
 from wimfris.results.figures import saved_figure
-from wimfris.results.study import PAPERS_SET
 from wimfris.results.tables import BUILT_IN
 from wimfris.runs.records import CONDITIONS
 
