@@ -10,9 +10,9 @@ scales gave. A dash is a gap: nobody has stated the figure, or we have not run i
 
 import pandas as pd
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import DASH, Published, Row, Study
 from wimfris.results.tables import BUILT_IN, Section, main_table
-from wimfris.study import main
 
 SYSTEMS = {"full": "WIMFRIS", "detris_adapters_detris_neck": "DETRIS", "etris_adapters_etris_neck": "ETRIS"}
 SIZES = {"base": "B", "large": "L"}

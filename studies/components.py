@@ -6,8 +6,8 @@ encoder. The paper adds them one after the other; the rows none, MTA and MSA+MTA
     python studies/components.py      # 18 runs at scale tiny, all of the core: about 45 minutes on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 STUDY = Study(
     name="components",

@@ -6,8 +6,8 @@ them at once, as the README does. Each part's own study asks less at a time, and
     python studies/core.py      # 33 runs at scale tiny, all of the core: about an hour on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 STUDY = Study(
     name="core",

@@ -26,6 +26,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from wimfris.cli.study import REPORTS, Found, main, write_report
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
@@ -36,7 +37,6 @@ from wimfris.results.comparison import Row, Study
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section, built_in_note, csv_text
 from wimfris.settings.params import Settings
-from wimfris.study import REPORTS, Found, main, write_report
 
 STUDY = Study(
     name="decay",

@@ -23,6 +23,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Patch
 
+from wimfris.cli.study import write_report
 from wimfris.errors import UserError
 from wimfris.measure.efficiency import (
     BATCHES,
@@ -38,7 +39,6 @@ from wimfris.measure.parameters import blank_segmenter, parameters
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section
 from wimfris.settings.params import Params, Settings, read_params
-from wimfris.study import write_report
 
 NAME, TITLE = "efficiency", "Efficiency"
 QUESTION = "What do the window, the neck and the adapters cost, beside those of ETRIS and DETRIS?"

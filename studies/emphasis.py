@@ -9,9 +9,9 @@ second picture shows the alpha that the runs of `full` learned.
 
 from pathlib import Path
 
+from wimfris.cli.study import Found, main
 from wimfris.results import figures
 from wimfris.results.comparison import Row, Study
-from wimfris.study import Found, main
 
 STUDY = Study(
     name="emphasis",

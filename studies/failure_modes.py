@@ -18,12 +18,12 @@ are left out.
 from functools import partial
 from pathlib import Path
 
+from wimfris.cli.study import Found, main, write_report
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
 from wimfris.results.strata import annotate, draw, scene_landmarks, sections, strata_table
-from wimfris.study import Found, main, write_report
 
 STUDY = Study(
     name="failure_modes",

@@ -6,8 +6,8 @@ sentence stands, one scan or two, and what mixes the tokens of a window.
     python studies/fusion.py          # 21 runs at scale tiny, 18 of them beyond the core: an hour on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 STUDY = Study(
     name="fusion",

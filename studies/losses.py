@@ -6,8 +6,8 @@ gives the alignment loss the share of target pixels in a window as its target, w
     python studies/losses.py          # 11 runs at scale tiny, 8 of them beyond the core: about 40 minutes on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 STUDY = Study(
     name="losses",

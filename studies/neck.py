@@ -8,8 +8,8 @@ paper: there are no numbers of its own code to hold it to.
     python studies/neck.py            # 18 runs at scale tiny, 12 of them beyond the core: about 45 minutes on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 ETRIS = [
     Row("none", "etris_adapters_no_neck", ("T1", "no neck"), "ETRIS's adapters", "ETRIS"),

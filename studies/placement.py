@@ -6,8 +6,8 @@ second layer, as in `full`.
     python studies/placement.py       # 9 runs at scale tiny, 6 of them beyond the core: about half an hour on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 STUDY = Study(
     name="placement",

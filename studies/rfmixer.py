@@ -6,8 +6,8 @@ ours: one depthwise 7x7, dilated 3x3 of the same reach, and nothing at all.
     python studies/rfmixer.py         # 17 runs at scale tiny, 14 of them beyond the core: about 45 minutes on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 KERNELS, PLAIN = "kernels of RFMixer", "plain rivals"
 

@@ -7,8 +7,8 @@ beside them: nothing tuned in the encoders, and all of them fine-tuned.
     python studies/rivals.py          # 16 runs at scale tiny, 10 of them beyond the core: about 40 minutes on 2 cores
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 EQUAL, ENDS = "equal parameters", "the two ends"
 

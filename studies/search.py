@@ -13,8 +13,8 @@ by its score on val: `wimfris promote TRIAL --as NAME` makes it a variant, which
 seeds.
 """
 
+from wimfris.cli.study import write_report
 from wimfris.search.main import main
-from wimfris.study import write_report
 
 if __name__ == "__main__":
     main(write_report)

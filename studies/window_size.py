@@ -8,8 +8,8 @@ their loss as well; the second block holds the loss's window at 4 for every row.
     python studies/window_size.py --scale small   # grid 16x16, where 8x8 is a window too: ten minutes of a core a run
 """
 
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
-from wimfris.study import main
 
 PAPERS = "loss window: scan's"
 FIXED = "loss window: 4"

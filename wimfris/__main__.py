@@ -1,5 +1,5 @@
 """`python -m wimfris`, and so `torchrun -m wimfris`: the command line."""
 
-from wimfris.cli import main
+from wimfris.cli.app import main
 
 main()

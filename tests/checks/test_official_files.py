@@ -9,7 +9,7 @@ import typer
 
 from wimfris.checks import official_files as check
 from wimfris.checks.official_files import PUBLISHED, Counts
-from wimfris.cli import data_check
+from wimfris.cli.app import data_check
 from wimfris.data.index import PUBLISHED_OBJECTS
 from wimfris.data.refer import read_refer
 from wimfris.errors import UserError

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from wimfris.cli import data_make, data_prepare
+from wimfris.cli.app import data_make, data_prepare
 from wimfris.data import index, mixed, refer
 from wimfris.data.index import read_index
 from wimfris.data.source import make_source, source_root

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from wimfris.cli import app
+from wimfris.cli.app import app
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
 from wimfris.matrix.local import slurm
@@ -242,7 +242,7 @@ def test_a_requeued_trainer_goes_on_from_its_checkpoint(
     done("dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
 
-    command = [sys.executable, "-c", "from wimfris.cli import main; main()", "matrix", "--launcher", "slurm"]
+    command = [sys.executable, "-c", "from wimfris.cli.app import main; main()", "matrix", "--launcher", "slurm"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 240
     while not list(Path(".checkpoints").glob("*/0*")):

@@ -94,7 +94,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("window_size", "components"):
         shutil.copy(ROOT / "studies" / f"{name}.py", folder / "studies")
     (folder / "studies" / "clock.py").write_text(
-        "from wimfris.study import main, write_report\nimport torch_is_not_needed\n"
+        "from wimfris.cli.study import main, write_report\nimport torch_is_not_needed\n"
     )
     path = evidence_path("scenes-tiny", False, folder / "reports")
     path.parent.mkdir()

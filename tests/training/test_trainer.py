@@ -306,7 +306,7 @@ def test_checkpoint_of_other_settings_is_not_taken(
 
 def start(project: Any, run: str = "full-0") -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from wimfris.cli import main; main()", "train", "--run", run],
+        [sys.executable, "-c", "from wimfris.cli.app import main; main()", "train", "--run", run],
         cwd=project.folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

@@ -52,7 +52,7 @@ class StudyFile:
     study: Study | None
 
 
-_OWN = "write_report"  # of wimfris.study: what a study calls whose numbers come from more than records
+_OWN = "write_report"  # of wimfris.cli.study: what a study calls whose numbers come from more than records
 
 
 def load_studies(folder: Path = Path("studies")) -> list[StudyFile]:

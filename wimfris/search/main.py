@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from wimfris.cli.study import found_records, scale_set
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.local import default_jobs, duration
@@ -25,7 +26,6 @@ from wimfris.search.report import (
 )
 from wimfris.search.space import Search, Space, read_search
 from wimfris.settings.params import Params, read_params
-from wimfris.study import found_records, scale_set
 
 QUESTION = "Which settings does a search pick, and do they hold where it did not choose by them?"
 PAPER = "Window, kernels, widths, placement and loss weights are picked by hand; no search."
@@ -33,7 +33,7 @@ LEFT_TO_THE_FILES = ("P@70", "P@90", "seconds")
 
 
 def main(write: Callable[..., None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Search from the command line, report with `write` (`wimfris.study.write_report`), and exit: 0 all is well, 2 the
+    """Search from the command line, report with `write` (`wimfris.cli.study.write_report`), and exit: 0 all is well, 2 the
     input or the storage is wrong (told in one line).
     """
     try:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import wimfris.study
+import wimfris.cli.study
+from wimfris.cli.study import main, scale_set
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.repro import Failed
@@ -17,7 +18,6 @@ from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import current
 from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
-from wimfris.study import main, scale_set
 
 ROOT = Path(__file__).parents[1]
 STUDY = Study(
@@ -261,13 +261,13 @@ def test_the_paper_table_shows_published_figures_and_gaps(folder: Path) -> None:
     for dataset, scale in (("scenes", "tiny"), ("refcoco", "base")):
         data = params.data | {"name": dataset}
         leave(params.model_copy(update={"scale": scale, "data": data}), "full-0")
-    records = wimfris.study.everything(["full"])
+    records = wimfris.cli.study.everything(["full"])
     assert set(records["dataset"]) == {"scenes", "refcoco"}
-    cells = module.table_2(records, wimfris.study.read_published()).cells.set_index(["system", "figures"])
+    cells = module.table_2(records, wimfris.cli.study.read_published()).cells.set_index(["system", "figures"])
     assert cells.loc[("DETRIS-B", "released"), "refcoco val"] == "76.0 / 74.3"
     assert cells.loc[("WIMFRIS-B", "paper"), "refcoco val"] == "77.3 / –"
     assert cells.loc[("WIMFRIS-B", "ours"), "refcoco testB"] == "–"
     assert cells.loc[("WIMFRIS-B", "ours"), "refcoco val"] not in ("–", "77.3 / –")
     assert set(cells.loc[("WIMFRIS-L", "ours")]) == {"–"}
-    built_in = module.table_2(records[records["dataset"] == "scenes"], wimfris.study.read_published()).cells
+    built_in = module.table_2(records[records["dataset"] == "scenes"], wimfris.cli.study.read_published()).cells
     assert set(built_in[built_in["figures"] == "ours"]["refcoco val"]) == {"–"}
