@@ -257,7 +257,7 @@ def test_no_stage_depends_on_other_scales_or_all_of_them() -> None:
 
 def test_runs_depend_on_the_built_in_encoders_through_what_identifies_them() -> None:
     """`encoders` hashes them; an edit of their card then trains nothing anew."""
-    assert "wimfris/encoders/builtin" in STAGES["encoders"]["deps"]
+    assert "wimfris/builtin/encoders" in STAGES["encoders"]["deps"]
     assert "runs/${data.name}-${scale}/encoders.json" in STAGES["train"]["deps"]
     for name in ("train", "figures"):
         assert not [dependency for dependency in STAGES[name]["deps"] if "builtin" in dependency]

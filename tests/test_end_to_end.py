@@ -195,7 +195,7 @@ def test_edits_rerun_what_they_affect(again: Path) -> None:
     append("wimfris/checks/audit.py")
     assert rerun(again) == {"tables", "studies", "page", "prepare"}
     git(again, "checkout", "--quiet", "wimfris")
-    append("wimfris/encoders/builtin/CARD.md")
+    append("wimfris/builtin/encoders/CARD.md")
     assert rerun(again) == {"encoders"}
     git(again, "checkout", "--quiet", "wimfris")
     append("wimfris/model/hmf.py")

@@ -19,7 +19,7 @@ from wimfris.results.evidence import current
 from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STUDY = Study(
     name="neckless",
     title="Neckless",

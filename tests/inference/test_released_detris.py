@@ -17,7 +17,9 @@ from wimfris.inference.released_detris import detris_settings, released_detris
 from wimfris.runs.records import read_records
 from wimfris.settings.params import Params, merge
 
-SHAPES = json.loads((Path(__file__).parent / "golden" / "detris_small.json").read_text())["native_grid"]["state_dict"]
+SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "detris_small.json").read_text())["native_grid"][
+    "state_dict"
+]
 SIZES = {  # of the golden model, at scale smoke's data
     "data": {"image_size": 56},
     "encoders": {

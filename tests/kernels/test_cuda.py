@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import selective_scan
 
-_spec = spec_from_file_location("fused_tests", Path(__file__).with_name("test_scan_fused.py"))
+_spec = spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
 assert _spec and _spec.loader
 fused = module_from_spec(_spec)
 _spec.loader.exec_module(fused)

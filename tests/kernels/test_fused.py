@@ -16,7 +16,7 @@ from wimfris.kernels.ops import CHUNK, fused_scan
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
 
-_spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).with_name("test_scan.py"))
+_spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).parents[1] / "model" / "test_scan.py")
 assert _spec and _spec.loader
 _tests = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tests)

@@ -32,7 +32,7 @@ from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan import causal_conv_silu  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="run by the interpreter, see below")
-_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_scan_fused.py"))
+_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
 assert _spec and _spec.loader
 fused = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fused)

@@ -27,7 +27,7 @@ from wimfris.matrix.local import local as matrix
 from wimfris.matrix.repro import LockFiles, Work, outdated
 from wimfris.training.checkpoint import CHECKPOINTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS = ["full-0", "full-1", "plain-0", "plain-1"]
 STAGES = [f"train@{run}" for run in RUNS]
 

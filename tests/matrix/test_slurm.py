@@ -32,7 +32,7 @@ from wimfris.matrix.slurm import Task, read_options, run_on_slurm
 from wimfris.settings.params import read_params
 from wimfris.training.trainer import train_run
 
-_spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_matrix.py"))
+_spec = importlib.util.spec_from_file_location("matrix_tests", Path(__file__).with_name("test_local.py"))
 assert _spec and _spec.loader
 _tests = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tests)

@@ -24,7 +24,7 @@ from wimfris.model.mamba import Mamba
 from wimfris.model.scan import conv_flops, scan_flops
 from wimfris.settings.params import read_params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_mamba_block_counts_as_by_hand() -> None:

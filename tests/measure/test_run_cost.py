@@ -15,7 +15,7 @@ from wimfris.measure.parameters import blank_segmenter, count
 from wimfris.measure.run_cost import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 from wimfris.settings.params import MIXED
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_volume_is_the_index_s_or_the_published_one(project: Any) -> None:

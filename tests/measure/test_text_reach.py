@@ -103,7 +103,7 @@ def test_the_study_shows_rates_where_there_is_something_to_fit(project, tmp_path
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
 
-    spec = importlib.util.spec_from_file_location("decay_study", Path(__file__).parents[1] / "studies" / "decay.py")
+    spec = importlib.util.spec_from_file_location("decay_study", Path(__file__).parents[2] / "studies" / "decay.py")
     assert spec and spec.loader
     study = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(study)

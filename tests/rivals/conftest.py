@@ -18,7 +18,7 @@ from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.rivals.detris_weights import load_detris
 from wimfris.settings.params import Settings, read_params
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SHAPES = json.loads((ROOT / "tests" / "golden" / "detris_small.json").read_text())
 LAYERS = (1, 3, 5, 7, 9, 11)
 END, GRID = 63, 4  # the end-of-text token; patches along a side of the 56 px image

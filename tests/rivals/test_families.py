@@ -18,7 +18,7 @@ from wimfris.training.build import build_segmenter, build_text_adapters, build_v
 
 SCALES = [
     scale
-    for scale in yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text())["scales"]
+    for scale in yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["scales"]
     if scale != "smoke"
 ]
 ADAPTERS = {  # adapters -> a variant that has them under HMF

@@ -11,7 +11,7 @@ import yaml
 from wimfris.errors import UserError
 from wimfris.settings.params import CosineSchedule, Params, Settings, StepSchedule, merge, placed, read_params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SCALES = ("smoke", "tiny", "small", "base", "large")
 NAMES = ("scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")

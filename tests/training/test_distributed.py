@@ -20,7 +20,7 @@ from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import CHECKPOINTS
 from wimfris.training.distributed import Processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = Path(__file__).parent / "distributed_steps.py"
 VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # batch norms of both kinds; parameters without a use
 TRAIN = ["-m", "--", "wimfris", "train", "--run", "full-0"]

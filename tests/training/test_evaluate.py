@@ -162,7 +162,7 @@ def test_each_image_and_text_is_run_once(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize("name", ["refcoco", "refcocog-umd"])
 def test_splits_are_those_of_the_data_set(name: str, tmp_path: Path) -> None:
-    content = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    content = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     content["scale"], content["data"]["name"] = "base", name
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     settings = read_params(tmp_path / "params.yaml").settings()

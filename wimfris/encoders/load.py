@@ -31,7 +31,7 @@ from wimfris.errors import UserError
 from wimfris.files import file_hash
 from wimfris.settings.params import Settings, TextBackbone, VisionBackbone
 
-BUILTIN = Path(__file__).parent / "builtin"  # <text|vision>[-small].safetensors and their cards
+BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
 WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # of a snapshot; CLIP's pinned revision has no safetensors
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, of a text encoder's snapshot

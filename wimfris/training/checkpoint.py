@@ -30,7 +30,7 @@ def fingerprint(content: Any) -> str:
 
 def code_hash(modules: list[str]) -> str:
     """SHA-256 over the source of these files and folders of the package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for module in modules:
         place = package / module

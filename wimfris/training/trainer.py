@@ -39,20 +39,7 @@ LOG_EVERY = 10  # steps between lines of the log
 RANK_SEEDS = 1_000_003  # between the random states of the processes of one run
 AfterEpoch = Callable[[int, float], None]
 """Told of each epoch once it has been evaluated: its number from 1, and mIoU over all validation sentences."""
-CODE = [
-    *(f"model/{part}.py" for part in ("decoder", "hmf", "loss", "mamba", "msa", "mta", "segmenter")),
-    "model/scan",
-    "encoders",
-    "data",
-    "build.py",
-    "checkpoint.py",
-    "compile.py",
-    "distributed.py",
-    "evaluate.py",
-    "metrics.py",
-    "params.py",
-    "train.py",
-]
+CODE = ["data", "encoders", "kernels", "metrics.py", "model", "settings", "training"]
 
 
 @dataclass(frozen=True)
@@ -399,7 +386,7 @@ def what_decides(settings: Settings, seed: int) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
         "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
-        "code": code_hash([*CODE, *(["model/baselines"] if uses_baselines(settings) else [])]),
+        "code": code_hash([*CODE, *(["rivals"] if uses_baselines(settings) else [])]),
         "encoders": json.loads((settings.folder / "encoders.json").read_text()),
     }
 
