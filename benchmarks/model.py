@@ -14,7 +14,7 @@ time, which other processes lengthen little; otherwise it is wall time.
 
 Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it,
 adapters apart from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is
-the kernels' time. Utilisation is the model's operations (`wimfris.measure.efficiency`) over the time, as a share of the rate of
+the kernels' time. Utilisation is the model's operations (`measure.efficiency`) over the time, as a share of the rate of
 a large matrix product in the same precision, timed in the same process.
 """
 

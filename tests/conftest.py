@@ -37,6 +37,7 @@ START, END, VOCABULARY = 18, 19, 20
 
 Stir = Callable[[nn.Module], Any]
 Golden = Callable[[str, str], dict[str, np.ndarray]]
+GoldenScan = Callable[[str], tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,27 @@ def golden() -> Golden:
             return {
                 name.removeprefix(f"{prefix}/"): arrays[name] for name in arrays.files if name.startswith(f"{prefix}/")
             }
+
+    return load
+
+
+@pytest.fixture
+def golden_scan(golden: Golden) -> GoldenScan:
+    """golden_scan(case): the inputs; a weight for the output; what the output, "y", is, and the derivatives of the
+    weighted sum by the inputs.
+    """
+
+    def load(case: str) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        arrays = golden("mamba_reference.npz", case)
+
+        def ours(name: str) -> Tensor:
+            value = torch.from_numpy(arrays[name])
+            return value.mT.contiguous() if value.dim() == 3 else value
+
+        y = arrays["out/y"]
+        weight = torch.from_numpy(np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float32)).mT
+        inputs = {name.removeprefix("in/"): ours(name) for name in arrays if name.startswith("in/")}
+        return inputs, weight, {"y": ours("out/y")} | {name: ours(f"grad/{name}") for name in inputs}
 
     return load
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from wimfris.cli.app import app as cli
+from wimfris.cli import app as cli
 from wimfris.data import refer
 from wimfris.data.dataset import (
     Case,

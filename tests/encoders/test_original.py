@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from wimfris.cli.app import app as cli
+from wimfris.cli import app as cli
 from wimfris.data.dataset import every_sentence
 from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer

@@ -22,8 +22,10 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.matrix.local import Costs, duration, estimate, repro, run_matrix, select_runs, wall_seconds
-from wimfris.matrix.local import local as matrix
+from wimfris.matrix import local as matrix
+from wimfris.matrix import repro
+from wimfris.matrix.costs import Costs, duration, estimate, wall_seconds
+from wimfris.matrix.local import run_matrix, select_runs
 from wimfris.matrix.repro import LockFiles, Work, outdated
 from wimfris.training.checkpoint import CHECKPOINTS
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from wimfris.matrix.local import repro
-from wimfris.matrix.repro import Stop, Work, environment, reproduce
+from wimfris.matrix import repro
+from wimfris.matrix.processes import Stop, environment
+from wimfris.matrix.repro import Work, reproduce
 
 BUSY_DVC = """
 import sys

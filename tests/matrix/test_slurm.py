@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 from wimfris.cli.app import app
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.matrix.local import slurm
-from wimfris.matrix.repro import Stop
+from wimfris.matrix import slurm
+from wimfris.matrix.processes import Stop
 from wimfris.matrix.slurm import Task, read_options, run_on_slurm
 from wimfris.settings.params import read_params
 from wimfris.training.trainer import train_run

@@ -1,4 +1,4 @@
-"""Every rival through `wimfris.training.build`: what is trained, what starts untouched, and how many parameters it has."""
+"""Every rival through `training.build`: what is trained, what starts untouched, how many parameters it has."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -66,7 +66,7 @@ def test_code_without_a_commit(repository: Path) -> None:
 
 def test_dirty_is_what_changes_a_run(repository: Path) -> None:
     git("init", "--quiet")
-    (repository / "wimfris").mkdir()
+    (repository / "wimfris" / "training").mkdir(parents=True)
     for name in ("wimfris/training/trainer.py", "params.yaml", "README.md"):
         (repository / name).write_text("one\n")
     git("add", "--all")

@@ -222,7 +222,8 @@ def matrix(
     """Train what is missing or out of date of the runs of params.yaml, several at once; whatever is killed, the same
     command goes on.
     """
-    from wimfris.matrix.local import default_jobs, run_matrix, select_runs
+    from wimfris.matrix.costs import default_jobs
+    from wimfris.matrix.local import run_matrix, select_runs
 
     if launcher not in ("local", "slurm"):
         raise UserError(f"--launcher {launcher}: there are: local, slurm")
@@ -335,7 +336,7 @@ def estimate(
     batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
 ) -> None:
     """Say what a run and the studies take on this device in time, memory and disk, from a timed handful of steps."""
-    from wimfris.matrix.local import duration
+    from wimfris.matrix.costs import duration
     from wimfris.measure import run_cost as of
     from wimfris.results.notebook import load_studies
 

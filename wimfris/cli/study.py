@@ -194,7 +194,8 @@ def _seeds(params: Params, text: str | None) -> list[int] | None:
 
 def _train(found: Found, in_file: str, jobs: int | None) -> int:
     """Train what is missing or out of date; how many runs failed."""
-    from wimfris.matrix.local import default_jobs, run_matrix
+    from wimfris.matrix.costs import default_jobs
+    from wimfris.matrix.local import run_matrix
 
     with scale_set(found.params.scale, in_file):
         return len(run_matrix(found.params, found.runs, default_jobs(found.params) if jobs is None else jobs))
@@ -225,7 +226,8 @@ def _tell_plan(found: Found, in_file: str, jobs: int | None) -> None:
     """What would run and what it costs. At another scale than params.yaml's, DVC cannot tell what is out of date:
     there it is the runs without records.
     """
-    from wimfris.matrix.local import default_jobs, duration, estimate, run_matrix
+    from wimfris.matrix.costs import default_jobs, duration, estimate
+    from wimfris.matrix.local import run_matrix
 
     params, here = found.params, set(found.finished())
     jobs = default_jobs(params) if jobs is None else jobs

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.matrix.processes import Stop, environment
 
 PARENTS = ("data", "prepare", "encoders")  # what every run depends on
 CHECKPOINTS = Path(".checkpoints")  # the trainer's, whose steps tell how far it is; git ignores it
@@ -32,43 +32,6 @@ GRACE = 15.0  # seconds that dvc gets to tell of its trainer's end and to give b
 # DVC's words for: another process holds this, and nothing has been run
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock|already locked|database is locked")
 CUT_OFF = re.compile(r"Unable to read RWLock-file")  # and for: a kill cut off the list of who uses which file
-
-
-# --- stopping ---------------------------------------------------------------------------------------------------------
-
-
-class Stop(threading.Event):
-    """Set by Ctrl-C, SIGTERM or SIGHUP."""
-
-    signals = 0  # how many came
-    number = 0  # which
-
-    def check(self) -> None:
-        """Say how to go on, and exit, if a signal has come."""
-        if self.is_set():
-            print("wimfris: interrupted; the same command again goes on from the runs' checkpoints", file=sys.stderr)
-            raise SystemExit(128 + self.number)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Within it, the signals that ask to stop set the event instead. Those that are ignored (nohup) stay so."""
-    stop = Stop()
-
-    def note(number: int, _: object) -> None:
-        stop.signals, stop.number = stop.signals + 1, number
-        stop.set()
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- one dvc process --------------------------------------------------------------------------------------------------
@@ -197,12 +160,6 @@ def _end(process: "subprocess.Popen[bytes]", stop: Stop) -> int:
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def environment(gpu: str | None = None) -> dict[str, str]:
-    """The stages call `python` and `wimfris` by name: they must be this interpreter's."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return dict(os.environ) | {"PATH": path} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
 
 
 def reproduce_parents(stop: Stop) -> None:

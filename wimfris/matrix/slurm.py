@@ -25,14 +25,12 @@ from typing import TYPE_CHECKING, Any
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.local import Board, run_matrix
+from wimfris.matrix.processes import Stop, environment, interruptible
 from wimfris.matrix.repro import (
     CHECKPOINTS,
     LOGS,
     Failed,
-    Stop,
     Work,
-    environment,
-    interruptible,
     locked_project,
     reproduce,
 )

@@ -18,7 +18,7 @@ DINO_PIXELS = 518  # the image size that the hub's DINOv2 with registers has pos
 
 
 def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
-    """The model as `wimfris.training.build` makes it, with fresh weights everywhere: nothing is loaded. On `meta` it has shapes
+    """The model as `training.build` makes it, with fresh weights everywhere: nothing is loaded. On `meta` it has shapes
     alone, takes no memory and computes nothing.
     """
     with torch.device(device):

@@ -21,7 +21,7 @@ from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.errors import UserError
-from wimfris.matrix.local import cores
+from wimfris.matrix.costs import cores
 from wimfris.measure.efficiency import WARM_UP, Memory, example, seconds, training_step
 from wimfris.measure.parameters import blank_segmenter, count
 from wimfris.model.segmenter import Segmenter

@@ -1,4 +1,4 @@
-"""From settings to the rivals' parts: what `wimfris.training.build` calls where a run's adapters or neck are a rival's."""
+"""From settings to the rivals' parts: what `training.build` calls where a run's adapters or neck are a rival's."""
 
 from torch import nn
 

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix.local import duration, gpus
-from wimfris.matrix.repro import Stop, environment, interruptible
+from wimfris.matrix.costs import duration, gpus
+from wimfris.matrix.processes import Stop, environment, interruptible
 from wimfris.measure.parameters import trained_parameters
 from wimfris.runs.manifest import code_revision
 from wimfris.search import storage as kept

@@ -11,8 +11,9 @@ from typing import NoReturn
 from wimfris.cli.study import found_records, scale_set
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix.local import default_jobs, duration
-from wimfris.matrix.repro import PARENTS, interruptible, outdated, reproduce_parents
+from wimfris.matrix.costs import default_jobs, duration
+from wimfris.matrix.processes import interruptible
+from wimfris.matrix.repro import PARENTS, outdated, reproduce_parents
 from wimfris.search.loop import AGAINST, SAMPLERS, Plan, evidence, run_search
 from wimfris.search.promote import promoted
 from wimfris.search.report import (
@@ -33,7 +34,7 @@ LEFT_TO_THE_FILES = ("P@70", "P@90", "seconds")
 
 
 def main(write: Callable[..., None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Search from the command line, report with `write` (`wimfris.cli.study.write_report`), and exit: 0 all is well, 2 the
+    """Search from the command line, report with `write` (`cli.study.write_report`), and exit: 0 all is well, 2 the
     input or the storage is wrong (told in one line).
     """
     try:
