@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from wimfris.settings.params import Params, Settings, read_params
+from wimfris.settings.params import Params, read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.build import uses_baselines
 from wimfris.training.trainer import CODE
 

@@ -18,6 +18,7 @@ from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import current
 from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
+from wimfris.settings.run import Run
 
 ROOT = Path(__file__).parents[2]
 STUDY = Study(
@@ -175,7 +176,7 @@ def test_runs_of_other_settings_are_no_evidence(folder: Path, matrix: Matrix, ca
     params = read_params()
     for run in RUNS:
         leave(params, run)
-        settings = params.settings_of(run)
+        settings = params.settings_of(Run.parse(run))
         told = settings.model_dump(mode="json")
         if run == "lora-1":
             told["train"]["epochs"] += 1

@@ -20,7 +20,8 @@ from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weight
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
-from wimfris.settings.params import MIXED, Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import MIXED, Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 

@@ -27,6 +27,7 @@ from wimfris.matrix import repro
 from wimfris.matrix.costs import Costs, duration, estimate, wall_seconds
 from wimfris.matrix.local import run_matrix, select_runs
 from wimfris.matrix.repro import LockFiles, Work, outdated
+from wimfris.settings.run import Run
 from wimfris.training.checkpoint import CHECKPOINTS
 
 ROOT = Path(__file__).parents[2]
@@ -104,18 +105,18 @@ class Fake:
     extended: dict[str, Any] = {"odd": {}}  # noqa: RUF012
     extended_seeds = (0,)
 
-    def stage(self, run: str) -> str:
-        return f"studies/dvc.yaml:train@{run}" if run.startswith("odd") else f"train@{run}"
+    def stage(self, run: Run) -> str:
+        return f"studies/dvc.yaml:train@{run}" if run.variant == "odd" else f"train@{run}"
 
     def settings(self, variant: str = "full") -> Any:
         train = SimpleNamespace(threads=1, workers=0, device="cpu", epochs=2, steps=lambda objects: objects // 8)
         return SimpleNamespace(folder=Path("runs"), outs=Path("runs"), train=train)
 
-    def settings_of(self, run: str) -> Any:
-        return self.settings(run.rpartition("-")[0])
+    def settings_of(self, run: Run) -> Any:
+        return self.settings(run.variant)
 
-    def runs_of(self, variant: str) -> list[str]:
-        return [f"{variant}-{seed}" for seed in self.seeds]
+    def runs_of(self, variant: str) -> list[Run]:
+        return [Run(variant, seed) for seed in self.seeds]
 
 
 PARAMS: Any = Fake()

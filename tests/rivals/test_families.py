@@ -13,7 +13,7 @@ from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals import tuned_parameters
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter, build_text_adapters, build_vision_adapters
 
 SCALES = [

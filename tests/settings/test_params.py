@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.settings.params import CosineSchedule, Params, Settings, StepSchedule, merge, placed, read_params
+from wimfris.settings.params import Params, merge, read_params
+from wimfris.settings.run import Run
+from wimfris.settings.schema import CosineSchedule, Settings, StepSchedule, placed
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -59,7 +61,7 @@ def test_every_shipped_scale_and_variant_resolves(scale: str, tmp_path: Path) ->
         assert (found.scale, found.variant) == (scale, variant)
         assert found.folder == Path(f"runs/scenes-{scale}")
         beyond = variant in SHIPPED["extended"]
-        assert found.outs == (found.folder / "extended" if beyond else found.folder)
+        assert found.outs == (found.folder / ("extended" if beyond else "core"))
 
 
 def test_scales_are_the_documented_ones() -> None:
@@ -149,16 +151,29 @@ def test_a_variant_overrides_model_loss_and_train_alone(section: str, tmp_path: 
 
 def test_runs_are_variants_times_seeds(tmp_path: Path) -> None:
     params = read_params(changed(tmp_path, seeds=[0, 3], variants={"full": {}, "plain": {"model": {"neck": "none"}}}))
-    assert params.runs() == ["full-0", "full-3", "plain-0", "plain-3"]
+    assert params.runs() == [Run("full", 0), Run("full", 3), Run("plain", 0), Run("plain", 3)]
+    assert params.settings_of(Run("plain", 3)) == params.settings("plain")
 
 
 def test_extended_runs_have_stages_of_their_own(tmp_path: Path) -> None:
     other = {"model": {"hmf": {"gate": "text"}}}
     params = read_params(changed(tmp_path, seeds=[0, 3], extended={"gate_text": other}, extended_seeds=[1]))
-    assert params.extended_runs() == ["gate_text-1"]
-    assert params.runs_of("full") == ["full-0", "full-3"] and params.runs_of("gate_text") == ["gate_text-1"]
-    assert params.stage("full-0") == "train@full-0"
-    assert params.stage("gate_text-1") == "studies/dvc.yaml:train@gate_text-1"
+    assert params.extended_runs() == [Run("gate_text", 1)]
+    assert params.runs_of("full") == [Run("full", 0), Run("full", 3)]
+    assert params.runs_of("gate_text") == [Run("gate_text", 1)]
+    assert params.stage(Run("full", 0)) == "train@full-0"
+    assert params.stage(Run("gate_text", 1)) == "studies/dvc.yaml:train@gate_text-1"
+
+
+def test_extra_seeds_add_runs_beyond_the_declared_ones(tmp_path: Path) -> None:
+    declared = {"extended": {"gate_text": {"model": {"hmf": {"gate": "text"}}}}, "extended_seeds": [0], "seeds": [0, 1]}
+    params = read_params(changed(tmp_path, **declared, extra_seeds={"gate_text": [7], "full": [10, 11]}))
+    assert params.extra_runs() == [Run("gate_text", 7), Run("full", 10), Run("full", 11)]
+    assert params.runs_of("full") == params.runs() == [Run("full", 0), Run("full", 1)]
+    assert params.all_runs() == [*params.runs(), *params.extended_runs(), *params.extra_runs()]
+    assert len(set(params.all_runs())) == len(params.all_runs()) == 6
+    assert [run for run in params.all_runs() if params.is_core(run)] == params.runs()
+    assert read_params(changed(tmp_path, extra_seeds={})).extra_runs() == []
 
 
 def test_placement_puts_as_many_adapters_side_by_side() -> None:
@@ -367,6 +382,24 @@ def test_variant_name_that_makes_no_file_name(name: str, tmp_path: Path) -> None
 def test_seeds_make_distinct_runs(tmp_path: Path) -> None:
     assert refusal(tmp_path, seeds=[0, 0]) == "params.yaml: seeds: [0, 0] is not possible; allowed: each seed once"
     assert re.match(r"params\.yaml: seeds: .*at least 1 item", refusal(tmp_path, seeds=[]))
+
+
+def test_extra_seeds_are_of_a_variant_and_new(tmp_path: Path) -> None:
+    extended = {"extended": {"gate_text": {"model": {"hmf": {"gate": "text"}}}}, "extended_seeds": [1]}
+    for extra, error in (
+        ({"half": [7]}, "extra_seeds: half is not possible; allowed: the variants: full, gate_text"),
+        ({"full": [7, 7]}, "extra_seeds.full: [7, 7] is not possible; allowed: each seed once"),
+        (
+            {"full": [7, 0]},
+            "extra_seeds.full: [7, 0] is not possible; allowed: seeds other than the declared [0, 1, 2]",
+        ),
+        ({"gate_text": [1]}, "extra_seeds.gate_text: [1] is not possible; allowed: seeds other than the declared [1]"),
+    ):
+        assert refusal(tmp_path, **extended, extra_seeds=extra) == f"params.yaml: {error}"
+    assert re.match(
+        r"params\.yaml: extra_seeds\.full\.0: .*greater than", refusal(tmp_path, extra_seeds={"full": [-1]})
+    )
+    assert re.match(r"params\.yaml: extra_seeds\.full: .*at least 1", refusal(tmp_path, extra_seeds={"full": []}))
 
 
 @pytest.mark.parametrize("key", ["scale", "variant"])

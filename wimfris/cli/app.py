@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from wimfris.errors import UserError
-from wimfris.settings.params import Params, Settings, read_params
+from wimfris.settings.params import Params, read_params
+from wimfris.settings.run import Run
 
 app = typer.Typer(
     help="WIMFRIS, a research harness: `dvc repro` runs it all, these are its steps.",
@@ -37,13 +38,6 @@ def _params(scale: str | None = None, data: str | None = None) -> Params:
     return params.at_scale(scale)
 
 
-def _split_run(run: str) -> tuple[str, int]:
-    variant, _, seed = run.rpartition("-")
-    if not variant or not seed.isdigit():
-        raise UserError(f"--run {run}: a run is named <variant>-<seed>, for example full-0")
-    return variant, int(seed)
-
-
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -53,10 +47,6 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: whole numbers, separated by commas, for example 0,1,2") from None
-
-
-def _settings_of(run: str) -> Settings:
-    return read_params().settings(_split_run(run)[0])
 
 
 @data_app.command("make")
@@ -196,10 +186,9 @@ def train(run: RunOption) -> None:
     from wimfris.data.source import source_images
     from wimfris.training.trainer import train_run
 
-    params = read_params()
-    variant, seed = _split_run(run)
-    settings = params.settings(variant)
-    train_run(settings, seed, source_images(settings))
+    named = Run.parse(run)
+    settings = read_params().settings_of(named)
+    train_run(settings, named.seed, source_images(settings))
 
 
 @app.command()
@@ -269,7 +258,8 @@ def evaluate(
     if (run is None) == (detris is None):
         raise UserError("evaluate: name either --run or --detris")
     if run is not None:
-        settings, seed = read_params().with_protocol(protocol).settings(_split_run(run)[0]), _split_run(run)[1]
+        named = Run.parse(run)
+        settings, seed = read_params().with_protocol(protocol).settings_of(named), named.seed
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
@@ -310,7 +300,7 @@ def predict(
     if not image.is_file():
         raise UserError(f"--image {image}: no such file")
     picture = read_image(image)
-    mask = Predictor.load(_settings_of(run), run)(picture, text)
+    mask = Predictor.load(read_params().settings_of(Run.parse(run)), run)(picture, text)
     paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
     write_prediction(picture, mask, *paths)
     print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]}")
@@ -401,10 +391,10 @@ def gather(
     params = read_params()
     settings = params.settings()
     path = evidence_path(settings.folder.name, extended)
-    folder, runs, kept = settings.outs, params.runs(), list[str]()
+    folder, runs, kept = settings.outs, [str(run) for run in params.runs()], list[str]()
     if extended:
         folder = settings.folder / "extended"
-        runs = finished(folder, params.extended_runs())
+        runs = finished(folder, [str(run) for run in params.extended_runs()])
         kept = [run for run in gathered(path) if run not in runs and _unchanged(params, run)]
         if not runs and not kept:
             raise UserError(f"{folder / 'records'}: no records; train with `wimfris matrix --extended`")
@@ -416,10 +406,10 @@ def _unchanged(params: Params, run: str) -> bool:
     """Whether a run is declared, and its manifest is there and of the settings that params.yaml gives it now."""
     from wimfris.results.evidence import changed
 
-    variant, _ = _split_run(run)
-    if variant not in (*params.variants, *params.extended) or run not in params.runs_of(variant):
+    named = Run.parse(run)
+    if named not in params.all_runs():
         return False
-    return (params.settings(variant).outs / "manifests" / f"{run}.json").is_file() and not changed(params, run)
+    return (params.settings_of(named).outs / "manifests" / f"{run}.json").is_file() and not changed(params, run)
 
 
 @app.command()
@@ -465,7 +455,9 @@ def promote(
 
     params = add(trial, name)
     runs = params.runs_of(name)
-    print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({', '.join(runs)})")
+    print(
+        f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({', '.join(map(str, runs))})"
+    )
 
 
 @app.command()
@@ -476,7 +468,7 @@ def tables() -> None:
 
     params = read_params()
     folder = params.settings().folder
-    write_main_tables(read_runs(folder, params.runs()), (REPORTS / "tables", folder / "tables"))
+    write_main_tables(read_runs(folder, [str(run) for run in params.runs()]), (REPORTS / "tables", folder / "tables"))
 
 
 @app.command()
@@ -491,7 +483,7 @@ def figures() -> None:
     params = read_params()
     settings = params.settings()
     folder = REPORTS / "figures" / settings.folder.name
-    names = [f"full-{seed}" for seed in params.seeds]
+    names = [str(run) for run in params.runs_of("full")]
     logs = {name: draw.read_log(settings.folder / "logs" / f"{name}.jsonl") for name in names}
     draw.learning_curves(logs, folder / "curves.png")
     draw.emphasis(logs, folder / "learned-emphasis.png", settings.scale)
@@ -513,7 +505,9 @@ def report(
 
     params = read_params()
     chosen = _names(variants) if variants else list(params.variants)
-    tables = [read_runs(params.settings(variant).outs, params.runs_of(variant)) for variant in chosen]
+    tables = [
+        read_runs(params.settings(variant).outs, [str(run) for run in params.runs_of(variant)]) for variant in chosen
+    ]
     print_table(main_table(pd.concat(tables)))
 
 

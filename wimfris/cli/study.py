@@ -23,6 +23,7 @@ from wimfris.results.published import read_published
 from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.runs.records import read_records, read_runs
 from wimfris.settings.params import Params, read_params
+from wimfris.settings.run import Run
 
 REPORTS = Path("reports")
 PARAMS = Path("params.yaml")
@@ -34,7 +35,7 @@ Picture = Callable[["Found", Path], None]
 
 def _records_here(params: Params, runs: Sequence[str]) -> dict[str, Path]:
     """Those of the runs that left records under runs/, and the folder of their outs."""
-    outs = {run: params.settings_of(run).outs for run in runs}
+    outs = {run: params.settings_of(Run.parse(run)).outs for run in runs}
     return {run: folder for run, folder in outs.items() if (folder / "records" / f"{run}.parquet").is_file()}
 
 
@@ -76,10 +77,7 @@ class Found:
         for variant in self.variants:
             params.settings(variant)  # refuses, in one line, what cannot be at this scale
         self.runs = [
-            run
-            for variant in self.variants
-            for run in params.runs_of(variant)
-            if not seeds or int(run.rpartition("-")[2]) in seeds
+            str(run) for variant in self.variants for run in params.runs_of(variant) if not seeds or run.seed in seeds
         ]
         self.records = pd.DataFrame()
         self.missing: list[str] = []
@@ -95,9 +93,9 @@ class Found:
     def emphasis(self, variant: str) -> dict[str, list[dict[str, Any]]]:
         """Run -> its epochs with the emphasis learned, as in its log, or as gathered where the log is not here."""
         here, found = set(self.finished()), {}
-        for run in (run for run in self.runs if run.rpartition("-")[0] == variant and run not in self.missing):
+        for run in (run for run in self.runs if Run.parse(run).variant == variant and run not in self.missing):
             if run in here:
-                found[run] = read_log(self.params.settings_of(run).outs / "logs" / f"{run}.jsonl")
+                found[run] = read_log(self.params.settings_of(Run.parse(run)).outs / "logs" / f"{run}.jsonl")
                 continue
             gathered = read_emphasis(self.settings.folder.name, REPORTS)
             epochs = gathered[gathered["run"] == run].groupby("epoch")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wimfris.settings.params import Params
+from wimfris.settings.run import Run
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Costs:
 
 def _alike(measured: dict[str, float], run: str) -> list[float]:
     """What was measured of runs of the same variant."""
-    return [cost for name, cost in measured.items() if name.rpartition("-")[0] == run.rpartition("-")[0]]
+    return [cost for name, cost in measured.items() if Run.parse(name).variant == Run.parse(run).variant]
 
 
 def _wall_seconds(manifest: Path) -> float | None:

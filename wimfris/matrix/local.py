@@ -33,6 +33,7 @@ from wimfris.matrix.repro import (
     reproduce_parents,
 )
 from wimfris.settings.params import Params
+from wimfris.settings.run import Run
 
 
 def select_runs(
@@ -53,7 +54,7 @@ def select_runs(
             if one not in known:
                 raise UserError(f"{key} {one}: not in params.yaml; there are: {', '.join(map(str, known))}")
     return [
-        f"{variant}-{seed}"
+        str(Run(variant, seed))
         for part, of_part in sets
         for variant in part
         for seed in of_part
@@ -75,7 +76,7 @@ def run_matrix(
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: needs at least one")
-    stages = {params.stage(run): run for run in runs}
+    stages = {params.stage(Run.parse(run)): run for run in runs}
     with interruptible() as stop:
         if not dry_run:
             LockFiles([*PARENTS, *stages]).keep()
@@ -120,7 +121,7 @@ class Board(ABC):
         self.params, self.jobs, self.stop, self.total = params, jobs, stop, len(todo)
         self.failed: list[Failed] = []
         self._costs = Costs(params, todo)
-        self._lock_files = LockFiles([*PARENTS, *map(params.stage, todo)])
+        self._lock_files = LockFiles([*PARENTS, *(params.stage(Run.parse(run)) for run in todo)])
         self._lock_files.keep()
         self._waiting = deque(todo)
         self._working: dict[int, Work] = {}
@@ -159,7 +160,7 @@ class Board(ABC):
         how = "up to date, by another process or from the cache"
         if "Running stage" in work.text():
             how = f"done in {duration(elapsed)}"
-            manifest = self.params.settings_of(work.name).outs / "manifests" / f"{work.name}.json"
+            manifest = self.params.settings_of(Run.parse(work.name)).outs / "manifests" / f"{work.name}.json"
             # the manifest's covers all resumes, this worker's the start of dvc and of the trainer
             self._costs.ended(work.name, max(_wall_seconds(manifest) or 0, elapsed))
         self._tell(f"{work.name}: {how}; {self._state()}")
@@ -169,14 +170,14 @@ class Board(ABC):
 
     def _show_full(self, ended: str) -> None:
         """The full model's table, once the last of its runs has ended: all the others may take hours more."""
-        full = set(self.params.runs_of("full"))
-        if ended not in full or full & {*self._waiting, *(work.name for work in self._working.values())}:
+        full = [str(run) for run in self.params.runs_of("full")]
+        if ended not in full or set(full) & {*self._waiting, *(work.name for work in self._working.values())}:
             return
         from wimfris.results.tables import main_table, print_table
         from wimfris.runs.records import read_runs
 
         with contextlib.suppress(UserError):  # one that was not asked for, or failed, has no records
-            print_table(main_table(read_runs(self.params.settings().outs, self.params.runs_of("full"))))
+            print_table(main_table(read_runs(self.params.settings().outs, full)))
 
     def _state(self) -> str:
         left = self._left()
@@ -201,7 +202,7 @@ class Board(ABC):
 
     def _steps(self, work: Work) -> tuple[int, int | None]:
         """How far the trainer is, by its checkpoints and lines, and where it ends, if that is known."""
-        settings = self.params.settings_of(work.name)
+        settings = self.params.settings_of(Run.parse(work.name))
         epoch = settings.train.steps(self._train_rows or 0)
         seen = [0]
         for folder in CHECKPOINTS.glob(f"{settings.folder.name}-{work.name}-{'[0-9a-f]' * 16}/[0-9]*"):
@@ -281,7 +282,7 @@ class Matrix(Board):
                 run = self._waiting[0]
                 work = self._begin(run)
             try:
-                failed = reproduce(work, ["-s", self.params.stage(run)], own, self.stop)
+                failed = reproduce(work, ["-s", self.params.stage(Run.parse(run))], own, self.stop)
                 with self._keeping:
                     self._lock_files.keep()
             except Exception as error:  # a full disk, say: the other runs go on

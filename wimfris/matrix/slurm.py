@@ -35,6 +35,7 @@ from wimfris.matrix.repro import (
     reproduce,
 )
 from wimfris.settings.params import Params
+from wimfris.settings.run import Run
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -240,7 +241,7 @@ class Array(Board):
             log = LOGS / f"{run}.log"
             log.touch()  # it is written on another machine: what is there already is seen to grow at once
             self._offsets[run] = log.stat().st_size
-        tasks = [Task(Path.cwd(), run, self.params.stage(run)) for run in runs]
+        tasks = [Task(Path.cwd(), run, self.params.stage(Run.parse(run))) for run in runs]
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
                 jobs = self._executor.submit_array(tasks)

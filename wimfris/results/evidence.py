@@ -18,7 +18,9 @@ from wimfris.errors import UserError
 from wimfris.files import replacing
 from wimfris.results.figures import read_log
 from wimfris.runs.records import SCHEMA, read_records, read_runs
-from wimfris.settings.params import Params, Settings
+from wimfris.settings.params import Params
+from wimfris.settings.run import Run
+from wimfris.settings.schema import Settings
 
 FOLDER = Path("records")  # under reports/
 PARTS = ("", "-extended")
@@ -48,7 +50,7 @@ def write_evidence(folder: Path, runs: Sequence[str], path: Path, kept: Sequence
     """
     emphasis = pd.DataFrame(
         [
-            (run, *run.rsplit("-", 1), event["epoch"], int(layer), alpha)
+            (run, Run.parse(run).variant, Run.parse(run).seed, event["epoch"], int(layer), alpha)
             for run in runs
             for event in read_log(folder / "logs" / f"{run}.jsonl")
             if event["event"] == "epoch"
@@ -75,7 +77,7 @@ def changed(params: Params, run: str) -> bool:
     there is no manifest to tell. The scan's backend is how the same thing is computed, and none of them. Raises
     UserError as `Params.settings` does.
     """
-    settings = params.settings_of(run)
+    settings = params.settings_of(Run.parse(run))
     manifest = settings.outs / "manifests" / f"{run}.json"
     if not manifest.is_file():
         return False
@@ -99,7 +101,7 @@ def current(params: Params, records: pd.DataFrame) -> pd.DataFrame:
     """The records without those of runs that were trained with other settings than params.yaml has now, or that it no
     longer has: they are no evidence of what is compared with them.
     """
-    declared = {*params.runs(), *params.extended_runs()}
+    declared = {str(run) for run in params.all_runs()}
     kept = [run for run in records["run"].unique() if run in declared and not changed(params, run)]
     return records[records["run"].isin(kept)].reset_index(drop=True)
 

@@ -6,7 +6,7 @@ from wimfris.rivals.bottleneck import Bottleneck
 from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.rivals.etris import TextBridge, VisionBridge
 from wimfris.rivals.lora import inject_lora, lora_parameters
-from wimfris.settings.params import Rivals, Settings
+from wimfris.settings.schema import Rivals, Settings
 
 TUNING = ("lora", "finetune")  # what changes the backbones themselves, and has no modules beside them
 

@@ -19,6 +19,8 @@ class Run:
     def parse(cls, name: str) -> "Run":
         """Return the run of this name. Raises UserError where it is no run's name."""
         variant, _, seed = name.rpartition("-")
-        if not variant or not seed.isdecimal():
-            raise UserError(f"run {name}: a run is named <variant>-<seed>, for example full-0")
-        return cls(variant, int(seed))
+        if variant and seed.isdecimal():
+            run = cls(variant, int(seed))
+            if str(run) == name:  # no second name of a run, as full-00 would be
+                return run
+        raise UserError(f"run {name}: a run is named <variant>-<seed>, for example full-0")

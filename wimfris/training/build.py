@@ -15,7 +15,7 @@ from wimfris.model.loss import SegmentationLoss
 from wimfris.model.msa import MultiScaleAligner
 from wimfris.model.mta import MambaTextAdapter
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 
 
 def build_device(settings: Settings) -> torch.device:

@@ -28,7 +28,7 @@ from wimfris.model.scan import choose_backend
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import code_revision, write_manifest
 from wimfris.runs.records import write_records
-from wimfris.settings.params import CosineSchedule, Settings, Train
+from wimfris.settings.schema import CosineSchedule, Settings, Train
 from wimfris.training.build import build_device, build_loss, build_segmenter, uses_baselines
 from wimfris.training.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
 from wimfris.training.compilation import compile_segmenter
