@@ -89,10 +89,6 @@ class Params(Section):
         """Return whether a run is one of the core: a core variant with one of `seeds`."""
         return run.variant in self.variants and run.seed in self.seeds
 
-    def stage(self, run: Run) -> str:
-        """Return DVC's address of the stage that trains a run."""
-        return f"studies/dvc.yaml:train@{run}" if run.variant in self.extended else f"train@{run}"
-
     def _seeds_of(self, variant: str) -> list[int]:
         return self.extended_seeds if variant in self.extended else self.seeds
 
@@ -107,8 +103,21 @@ class Params(Section):
         return found
 
     def settings_of(self, run: Run) -> Settings:
-        """Return the resolved settings of a run. Raises as `settings` does."""
-        return self.settings(run.variant)
+        """Return the resolved settings of a run. Raises UserError where its seed is not declared, or as `settings`."""
+        settings = self.settings(run.variant)
+        if run.seed in self._seeds_of(run.variant):
+            return settings
+        if run.seed in self.extra_seeds.get(run.variant, ()):
+            return settings.model_copy(update={"group": "extra"})
+        raise UserError(
+            f"params.yaml: run {run}: {run.seed} is not a seed of {run.variant}; declare it as "
+            f"extra_seeds: {{{run.variant}: [{run.seed}]}}"
+        )
+
+    def at_name(self, name: str) -> "Params":
+        """Return the same at a data set and scale, given as in folder names: scenes-tiny."""
+        data, _, scale = name.rpartition("-")
+        return self.model_copy(update={"scale": scale, "data": self.data | {"name": data}})
 
     def settings(self, variant: str = "full") -> Settings:
         """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
