@@ -187,7 +187,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{path}: {line}not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: the file must be a mapping of settings; restore it with git")
+        raise UserError(f"{path}: must be a mapping of settings; restore it with git")
     params = validated(Params, content)
     _check_variants(params)
     return params
