@@ -1,7 +1,7 @@
-"""params.yaml, read and resolved: a scale and a variant are merged into the settings of one run, and what is unknown or
-impossible is refused before anything runs.
+"""Read params.yaml, and merge a scale and a variant into the settings of one run.
 
-The settings of one run are the shared sections, overridden by `scales.<scale>`, overridden by `variants.<variant>`.
+The settings of a run are the shared sections, overridden by `scales.<scale>`, overridden by `variants.<variant>` or
+`extended.<variant>`. Invalid settings raise an error before anything runs.
 """
 
 import json
@@ -20,7 +20,7 @@ Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 class Params(Section):
-    """The whole file. `scales` and `variants` hold overrides; `settings` resolves them."""
+    """The whole file. `scales`, `variants` and `extended` hold overrides; `settings` merges them."""
 
     scale: str
     data: dict[str, Any]
@@ -33,36 +33,37 @@ class Params(Section):
     loss: dict[str, Any]
     evaluate: dict[str, Any]
     rivals: dict[str, dict[str, Any]]
-    search: dict[str, Any]  # see wimfris.search.space, which alone reads it: no run depends on it
+    search: dict[str, Any]  # read only by wimfris.search.space; no run depends on it
     pretrain: Pretrain
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
 
     @field_validator("seeds", "extended_seeds")
     @classmethod
-    def _distinct(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
-        require(len(set(seeds)) == len(seeds), str(info.field_name), "each seed once", seeds)
+    def _check_seeds(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        require(len(set(seeds)) == len(seeds), str(info.field_name), "distinct", seeds)
         return seeds
 
     @model_validator(mode="after")
-    def _apart(self) -> "Params":
+    def _check_variant_names(self) -> "Params":
         both = sorted(self.variants.keys() & self.extended.keys())
-        require(not both, "extended", "names that `variants` does not have", both)
-        require("full" in self.variants, "variants", "a variant `full`, which the others are compared with", "no full")
+        require(not both, "extended", "without names that are in variants", ", ".join(both))
+        allowed = "a mapping with the key full, because studies compare with this variant"
+        require("full" in self.variants, "variants", allowed, f"only {', '.join(self.variants)}")
         return self
 
     @model_validator(mode="after")
-    def _extra_seeds_are_new(self) -> "Params":
+    def _check_extra_seeds(self) -> "Params":
         known = [*self.variants, *self.extended]
         for variant, seeds in self.extra_seeds.items():
-            require(variant in known, "extra_seeds", f"the variants: {', '.join(known)}", variant)
+            require(variant in known, "the variant of extra_seeds", f"one of {', '.join(known)}", variant)
             key, declared = f"extra_seeds.{variant}", self._seeds_of(variant)
-            require(len(set(seeds)) == len(seeds), key, "each seed once", seeds)
+            require(len(set(seeds)) == len(seeds), key, "distinct", seeds)
             require(not set(seeds) & set(declared), key, f"seeds other than the declared {declared}", seeds)
         return self
 
     def with_protocol(self, protocol: str | None) -> "Params":
-        """These params under another evaluation protocol; None leaves them as they are."""
+        """Return these params with another evaluation protocol, or unchanged for None."""
         return self if protocol is None else self.model_copy(update={"evaluate": {"protocol": protocol}})
 
     def runs(self) -> list[Run]:
@@ -93,17 +94,18 @@ class Params(Section):
         return self.extended_seeds if variant in self.extended else self.seeds
 
     def at_scale(self, scale: str | None) -> "Params":
-        """The same at another scale, or as it is for None. Raises UserError, in one line, where a variant cannot be at
-        that scale, or is another one under a second name there.
+        """Return these params at another scale, or unchanged for None.
+
+        Raises UserError, in one line, if a variant is invalid at that scale or two variants have equal settings there.
         """
         if scale is None or scale == self.scale:
             return self
-        found = self.model_copy(update={"scale": scale})
-        _check_variants(found)
-        return found
+        params = self.model_copy(update={"scale": scale})
+        _check_variants(params)
+        return params
 
     def settings_of(self, run: Run) -> Settings:
-        """Return the resolved settings of a run. Raises UserError where its seed is not declared, or as `settings`."""
+        """Return the settings of a run. Raises UserError if its seed is not declared, or as `settings` does."""
         settings = self.settings(run.variant)
         if run.seed in self._seeds_of(run.variant):
             return settings
@@ -115,54 +117,54 @@ class Params(Section):
         )
 
     def at_name(self, name: str) -> "Params":
-        """Return the same at a data set and scale, given as in folder names: scenes-tiny."""
+        """Return these params for another data set and scale, named as folders are: scenes-tiny."""
         data, _, scale = name.rpartition("-")
         return self.model_copy(update={"scale": scale, "data": self.data | {"name": data}})
 
     def settings(self, variant: str = "full") -> Settings:
-        """The resolved settings of a variant at the scale in use. Raises UserError in one line that names the key at
-        fault.
-        """
+        """Return the settings of a variant at the current scale. Raises UserError, in one line, if they are invalid."""
         if self.scale not in self.scales:
-            raise UserError(f"params.yaml: scale: no scale '{self.scale}'; allowed: {', '.join(self.scales)}")
+            raise UserError(f"params.yaml: scale must be one of {', '.join(self.scales)}, got {self.scale}")
         section = "extended" if variant in self.extended else "variants"
         known: dict[str, dict[str, Any]] = getattr(self, section)
         if variant not in known:
-            there = ", ".join([*self.variants, *self.extended])
-            raise UserError(f"params.yaml: variants: no variant '{variant}'; there are: {there}")
+            names = ", ".join([*self.variants, *self.extended])
+            raise UserError(f"params.yaml: no variant '{variant}'; the variants are {names}")
         overrides = known[variant]
         foreign = sorted(set(overrides) - {"model", "loss", "train"})
         if foreign:
             raise UserError(
-                f"params.yaml: {section}.{variant}.{foreign[0]}: a variant overrides model, loss and train alone"
+                f"params.yaml: the keys of {section}.{variant} must be model, loss or train, got {foreign[0]}"
             )
         settings = self.resolve(variant, overrides, group="extended" if section == "extended" else "core")
         model = settings.model
         if section == "variants" and (model.adapters in (*RIVALS, "finetune") or model.neck in RIVALS):
             raise UserError(
-                f"params.yaml: variants.{variant}: a rival's adapters or neck; declare it under `extended`, "
-                "for no run of the core depends on the rivals' code"
+                f"params.yaml: variants.{variant} uses the adapters or the neck of a rival; move it to extended, "
+                "because no core run may depend on the rivals' code"
             )
         return settings
 
     def resolve(self, name: str, overrides: dict[str, Any], *, group: str) -> Settings:
-        """The settings of the scale in use under these overrides, as those of a variant of this name whose outs lie in
-        this group. Raises UserError in one line that names the key at fault.
+        """Return the settings of the current scale with these overrides, for a variant with this name and group.
+
+        Raises UserError, in one line, if they are invalid.
         """
         for reserved in {"scale", "variant", "group"} & self.scales[self.scale].keys():
-            raise UserError(f"params.yaml: scales.{self.scale}.{reserved}: unknown key; remove it")
+            raise UserError(f"params.yaml: unknown key scales.{self.scale}.{reserved}; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
         merged = merge(merge(shared, self.scales[self.scale]), overrides)
         rival = merged["model"].get("adapters") in RIVALS
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
         merged["model"] = merged["model"] | {"rivals": sizes}
-        named = {"scale": self.scale, "variant": name, "group": group}
-        return validated(Settings, merged | named, scale=self.scale, variant=name)
+        merged |= {"scale": self.scale, "variant": name, "group": group}
+        return validated(Settings, merged, scale=self.scale, variant=name)
 
 
 def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Overrides laid over base, map by map; lists and numbers are replaced. A `kind` that changes replaces its whole
-    map.
+    """Return base with overrides, merged mapping by mapping. Lists and numbers are replaced, not merged.
+
+    A mapping with another `kind` also replaces the old one: the two have different keys.
     """
     merged = dict(base)
     for key, value in overrides.items():
@@ -175,40 +177,40 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:
-    """The file, checked for the scale in use and every variant. Raises UserError in one line that names the key at
-    fault.
-    """
+    """Return the params of a file. Raises UserError, in one line, if a variant is invalid at the file's scale."""
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's root, or name another params file") from None
+        raise UserError(f"{path}: no such file; run from the project's root") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {where}not YAML ({getattr(error, 'problem', error)})") from None
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: {line}not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no settings; restore it with git")
+        raise UserError(f"{path}: must be a mapping of settings; restore it with git")
     params = validated(Params, content)
     _check_variants(params)
     return params
 
 
 def _check_variants(params: Params) -> None:
-    """Refuse, before anything trains, a variant that cannot be or that is another one under a second name."""
+    """Raise UserError if a variant is invalid, or if two variants have equal settings."""
     names: dict[str, str] = {}
     for variant in (*params.variants, *params.extended):
         resolved = plain(params.settings(variant))
         if resolved in names:
             raise UserError(
                 f"params.yaml: variants {names[resolved]} and {variant} have equal settings at scale {params.scale}; "
-                f"remove one, a table can name {names[resolved]} twice"
+                "remove one of them; a table can show the other twice"
             )
         names[resolved] = variant
 
 
 def plain(settings: Settings) -> str:
-    """What a variant's settings come to, however they are worded: a window of the whole grid is none, the alignment's
-    window is a number, and of a neck that is not there only the width counts.
+    """Return the settings as JSON that is equal for settings that train the same model.
+
+    A window as large as the grid becomes "grid", the alignment window becomes a number, and without the HMF neck only
+    its width and heads remain.
     """
     content = settings.model_copy(update={"variant": ""}).model_dump(mode="json")
     content["loss"]["align_window"] = settings.align_window
