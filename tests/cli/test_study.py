@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from wimfris.matrix.repro import Failed
 
 import wimfris.cli.study
 from wimfris.cli.study import main, scale_set
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix.repro import Failed
 from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import current
 from wimfris.runs.records import write_records
