@@ -126,10 +126,10 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise UserError(f"`{' '.join(command[2:])}` failed, see above")
+    if study.variants:  # a study of measurements alone is written when they are taken, by a stage of studies/dvc.yaml
+        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()
     report = _report(study, params, _select(study, params, None, gaps=True))
     for section in report.sections_shown:
