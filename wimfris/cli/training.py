@@ -52,11 +52,11 @@ def train(
             key = digest(decisive(settings, one.seed))
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
-        if not retrain:
-            # Importing torch takes seconds; taking a finished run from the store does not need it.
-            if fetch(run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))):
-                print(f"{one}: taken from the store of finished runs ({key})")
-                continue
+        entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
+        # Importing torch takes seconds; taking a finished run from the store does not need it.
+        if not retrain and fetch(entry, files):
+            print(f"{one}: taken from the store of finished runs ({key})")
+            continue
         if os.environ.get(NO_TRAINING):
             raise UserError(f"{one}: not finished ({key}), and {NO_TRAINING} is set; unset it to train the run")
         from wimfris.training.run import train_run
