@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.vision import Guidance
-from wimfris.model.hmf import CoordConv, conv_norm_relu
+from wimfris.model.layers import CoordConv, conv_norm_relu
 
 NORM_EPSILON = 1e-3  # of the adapters' batch norms: the authors' value
 ATTENTION_DROPOUT = 0.1  # of the aligner's attention weights: the authors' value
