@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import torch
 
 from wimfris.errors import UserError
+from wimfris.kernels import ops
 
-BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
+BACKENDS = ("auto", "reference", *ops.BACKENDS)
 SMALL = 2**14  # batch * L * D * N below which a call's fixed cost dominates, and the reference is as fast
 
 
@@ -18,7 +19,7 @@ class Choice:
     """The backend that runs, and the reason in a few words."""
 
     backend: str
-    why: str
+    reason: str
 
 
 def choose_backend(

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from wimfris.kernels.ops import fused_conv, fused_scan
+from wimfris.kernels.ops import fused_conv, fused_scan, load_backend
 from wimfris.model.scan import reference
 from wimfris.model.scan.backends import choose_backend
 from wimfris.model.windows import (
@@ -41,9 +41,7 @@ def selective_scan(
     if backend == "reference":
         return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias)
     if backend == "mamba_ssm":
-        from wimfris.kernels.mamba_ssm import mamba_ssm_scan
-
-        return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias)
+        return load_backend(backend).selective_scan(u, delta, A, B, C, D, z, delta_bias)
     return fused_scan(u, delta, A, B, C, D, z, delta_bias, backend=backend)
 
 
@@ -56,9 +54,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     if backend == "reference":
         return reference.causal_conv_silu(x, weight, bias)
     if backend == "mamba_ssm":
-        from wimfris.kernels.mamba_ssm import causal_conv1d_silu
-
-        return causal_conv1d_silu(x, weight, bias)
+        return load_backend(backend).causal_conv_silu(x, weight, bias)
     return fused_conv(x, weight, bias, backend=backend)
 
 
