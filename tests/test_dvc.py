@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from wimfris.settings.params import Params, Settings, read_params
-from wimfris.training.build import uses_baselines
 from wimfris.training.trainer import CODE
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +146,8 @@ def test_closure_follows_imports_within_functions_and_packages() -> None:
 
 def test_core_has_no_rival() -> None:
     params = read_params(ROOT / "params.yaml")
-    assert not any(uses_baselines(params.settings(variant)) for variant in params.variants)
+    models = [params.settings(variant).model for variant in params.variants]
+    assert all(model.adapters == "wimfris" and model.neck in ("hmf", "none") for model in models)
 
 
 @pytest.mark.parametrize("name", STAGES)

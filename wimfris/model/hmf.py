@@ -1,6 +1,6 @@
 """HMF, the neck: one map from three stages, fused with the sentence window by window (WMF)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -141,3 +141,25 @@ class Neck(nn.Module):
         """Three stages (B, D, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
         fused = self.aggregate(torch.cat(stages, dim=1))
         return fused if self.fusion is None else self.fusion(fused, words, sentence, padding)
+
+
+def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return the neck `hmf`, or `none`; see `wimfris.rivals.families`."""
+    hmf, fusion = model.hmf, None
+    if model.neck == "hmf":
+        fusion = WindowMambaFusion(
+            hmf.width,
+            text_width,
+            window=None if hmf.window == "grid" else hmf.window,
+            text_token=hmf.text_token,
+            direction=hmf.direction,
+            mixing=hmf.mixing,
+            gate=hmf.gate,
+            norm=hmf.norm,
+            heads=hmf.heads,
+            state=hmf.state,
+            conv=hmf.conv,
+            expand=hmf.expand,
+            backend=model.scan,
+        )
+    return Neck(vision_width, hmf.width, fusion)

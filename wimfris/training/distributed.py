@@ -69,16 +69,14 @@ class Processes:
         if size % self.size:
             raise UserError(f"train.batch_size: {size} samples have no {self.size} equal parts, one for each process")
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """The model with batch norms over all processes' samples (in place) and gradients averaged over them; frozen
-        parameters are in none of the buckets. unused: whether some trained parameters take no part in the output.
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with batch norms over all processes' samples (in place) and gradients averaged over them. Every
+        trained parameter must take part in the output; frozen ones are in none of the buckets.
         """
         if self.size == 1:
             return model
         synchronise_norms(model)
-        return DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=unused, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import code_revision, write_manifest
 from wimfris.runs.records import write_records
 from wimfris.settings.params import CosineSchedule, Settings, Train
-from wimfris.training.build import build_device, build_loss, build_segmenter, uses_baselines
+from wimfris.training.build import build_device, build_loss, build_segmenter
 from wimfris.training.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFolder, code_hash, fingerprint, save_weights
 from wimfris.training.compilation import compile_segmenter
 from wimfris.training.distributed import Processes, processes
@@ -39,7 +39,7 @@ LOG_EVERY = 10  # steps between lines of the log
 RANK_SEEDS = 1_000_003  # between the random states of the processes of one run
 AfterEpoch = Callable[[int, float], None]
 """Told of each epoch once it has been evaluated: its number from 1, and mIoU over all validation sentences."""
-CODE = ["data", "encoders", "kernels", "metrics.py", "model", "settings", "training"]
+CODE = ["data", "encoders", "kernels", "metrics.py", "model", "rivals", "settings", "training"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Trainer:
         self.tokenizer = load_tokenizer(settings)
         self.segmenter = build_segmenter(settings, self.tokenizer).to(self.device)
         self.compiled = train.compile and compile_segmenter(self.segmenter, settings, self.device)
-        self.model = group.wrap(self.segmenter, unused=uses_baselines(settings))
+        self.model = group.wrap(self.segmenter)
         if not group.leads:  # the same weights everywhere, but dropout of its own
             torch.manual_seed(seed + RANK_SEEDS * group.rank)
         self.loss = build_loss(settings)
@@ -386,7 +386,7 @@ def what_decides(settings: Settings, seed: int) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
         "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
-        "code": code_hash([*CODE, *(["rivals"] if uses_baselines(settings) else [])]),
+        "code": code_hash(CODE),
         "encoders": json.loads((settings.folder / "encoders.json").read_text()),
     }
 
