@@ -42,7 +42,8 @@ from wimfris.measure.efficiency import Memory, count_flops, count_step_flops, ex
 from wimfris.measure.parameters import blank_segmenter
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import platform_of
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_device
 from wimfris.training.evaluate import precision_context
 

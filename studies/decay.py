@@ -36,7 +36,8 @@ from wimfris.measure.text_reach import block_inputs, curve, directions, fit_rate
 from wimfris.results.comparison import Row, Study
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section, built_in_note, csv_text
-from wimfris.settings.params import Settings
+from wimfris.settings.run import Run
+from wimfris.settings.schema import Settings
 
 STUDY = Study(
     name="decay",
@@ -59,8 +60,8 @@ SCANS = ("untrained", "trained")
 
 def measure(settings: Settings, run: str, scan: str, rows: pd.DataFrame, images: Path) -> pd.DataFrame:
     """The curve of a run's trained or untrained scan, a row a position, with what is fitted to it (`summarise`)."""
-    variant, _, seed = run.rpartition("-")
-    segmenter = untrained(settings, int(seed)) if scan == "untrained" else Predictor.load(settings, run).segmenter
+    named = Run.parse(run)
+    segmenter = untrained(settings, named.seed) if scan == "untrained" else Predictor.load(settings, run).segmenter
     mamba = fusion_of(segmenter).mamba
     assert mamba is not None
     x = block_inputs(segmenter, settings, rows, images, IMAGES, SEQUENCES)
@@ -70,9 +71,9 @@ def measure(settings: Settings, run: str, scan: str, rows: pd.DataFrame, images:
     rates = np.quantile(fit.rates, [0.05, 0.95]) if fit else (np.nan, np.nan)
     return curve(
         reach,
-        variant=variant,
+        variant=named.variant,
         scan=scan,
-        seed=int(seed),
+        seed=named.seed,
         sequences=len(x),
         first_norm=float(reach.norms[:, 1].log().mean().exp()),
         rate=fit.rate if fit else np.nan,
@@ -169,7 +170,7 @@ def report(found: Found) -> None:
     settings = found.settings
     index = read_index(settings.folder / "index" / "index.parquet")
     rows, images = index[index["split"] == SPLIT], source_images(settings)
-    of_runs = {run: found.params.settings_of(run) for run in found.runs}
+    of_runs = {run: found.params.settings_of(Run.parse(run)) for run in found.runs}
     trained = [run for run in found.runs if (of_runs[run].outs / "weights" / f"{run}.safetensors").is_file()]
     if not trained:
         raise UserError(f"{settings.outs / 'weights'}: no weights of {', '.join(found.runs)}; train with `dvc repro`")

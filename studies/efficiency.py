@@ -38,7 +38,8 @@ from wimfris.measure.efficiency import (
 from wimfris.measure.parameters import blank_segmenter, parameters
 from wimfris.results.figures import saved_figure
 from wimfris.results.tables import Section
-from wimfris.settings.params import Params, Settings, read_params
+from wimfris.settings.params import Params, read_params
+from wimfris.settings.schema import Settings
 
 NAME, TITLE = "efficiency", "Efficiency"
 QUESTION = "What do the window, the neck and the adapters cost, beside those of ETRIS and DETRIS?"

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from wimfris.data.index import prepare
-from wimfris.data.source import make_source, source_images
+from wimfris.data.source import make_source
 from wimfris.encoders.load import describe_encoders
 from wimfris.encoders.text import TextEncoder, text_backbone
 from wimfris.encoders.vision import VisionEncoder, vision_backbone
@@ -25,8 +25,10 @@ from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.msa import MultiScaleAligner
 from wimfris.model.mta import MambaTextAdapter
 from wimfris.model.segmenter import Segmenter
+from wimfris.runs.files import RunFiles
 from wimfris.settings.params import Params, read_params
-from wimfris.training.trainer import train_run
+from wimfris.settings.run import Run
+from wimfris.training.run import train_run
 
 torch.set_num_threads(1)  # the sums, and so the bits, depend on it
 
@@ -198,17 +200,19 @@ class Project:
     def params(self) -> Params:
         return read_params(self.folder / "params.yaml")
 
-    def train(self, run: str = "full-0") -> None:
+    def train(self, run: str = "full-0", *, retrain: bool = True) -> None:
         """Train the run in this process."""
-        variant, seed = run.split("-")
-        settings = self.params().settings(variant)
-        train_run(settings, int(seed), source_images(settings))
+        one = Run.parse(run)
+        train_run(self.params().settings_of(one), one.seed, retrain=retrain)
+
+    def files(self, run: str = "full-0") -> RunFiles:
+        """Return where the run's files are."""
+        return RunFiles(self.runs / "core" / run)
 
     def outs(self, run: str = "full-0") -> dict[str, bytes]:
-        """Every file that the run left, by path; its manifest, which tells times, aside."""
-        files = [path for path in self.runs.glob(f"*/{run}*") if path.parent.name != "manifests"]
-        files += [path for path in (self.runs / "live" / run).rglob("*") if path.is_file()]
-        return {str(path.relative_to(self.runs)): path.read_bytes() for path in files if path.is_file()}
+        """Return the bytes of every file that the run left, by name; without the manifest, which holds times."""
+        files = self.files(run)
+        return {path.name: path.read_bytes() for path in files.all if path != files.manifest and path.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from wimfris.measure.efficiency import example
 from wimfris.measure.parameters import blank_segmenter
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss
 
 ROOT = Path(__file__).parents[1]

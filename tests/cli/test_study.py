@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from wimfris.matrix.repro import Failed
 
 import wimfris.cli.study
 from wimfris.cli.study import main, scale_set
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.matrix.repro import Failed
 from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import current
 from wimfris.runs.records import write_records
 from wimfris.settings.params import Params, read_params
+from wimfris.settings.run import Run
 
 ROOT = Path(__file__).parents[2]
 STUDY = Study(
@@ -175,7 +176,7 @@ def test_runs_of_other_settings_are_no_evidence(folder: Path, matrix: Matrix, ca
     params = read_params()
     for run in RUNS:
         leave(params, run)
-        settings = params.settings_of(run)
+        settings = params.settings_of(Run.parse(run))
         told = settings.model_dump(mode="json")
         if run == "lora-1":
             told["train"]["epochs"] += 1
@@ -225,7 +226,7 @@ def test_the_scale_is_put_back_however_it_ends(error: type[BaseException], folde
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--scale", "huge"], "no scale 'huge'"),
+        (["--scale", "huge"], "scale must be one of "),
         (["--seeds", "7"], "--seeds 7: not in params.yaml; there are: 0, 1, 2"),
         (["--seeds", "one"], "--seeds one: whole numbers"),
         (["--no-train"], "no records of full-0, full-1"),

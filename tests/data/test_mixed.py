@@ -14,7 +14,8 @@ from wimfris.data import index, mixed, refer
 from wimfris.data.index import read_index
 from wimfris.data.source import make_source, source_root
 from wimfris.errors import UserError
-from wimfris.settings.params import MIXED, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import MIXED
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
@@ -126,7 +127,7 @@ def test_leaking_results_say_so(tmp_path: Path) -> None:
     for name in ("refcoco", "mixed_strict", "mixed_as_published"):
         content["data"]["name"] = name
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-        told[name] = read_params(tmp_path / "params.yaml").settings().data.told("refcoco")
+        told[name] = mixed.dataset_label(read_params(tmp_path / "params.yaml").settings().data, "refcoco")
     assert told["refcoco"] == "refcoco"
     assert told["mixed_strict"] == "refcoco (mixed_strict)"
     assert told["mixed_as_published"] == "refcoco (mixed_as_published: leaking)"

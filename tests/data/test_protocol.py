@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from wimfris.data.letterbox import letterbox_image, letterbox_mask
 from wimfris.data.protocol import PROTOCOLS, SQUASHED_SIDE
 from wimfris.metrics import ious
-from wimfris.settings.params import Evaluate
+from wimfris.settings.schema import Evaluate
 
 HEIGHT, WIDTH, SIZE = 75, 110, 56
 

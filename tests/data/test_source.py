@@ -10,7 +10,8 @@ import yaml
 
 from wimfris.data.source import make_source, source_images, source_root
 from wimfris.errors import UserError
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"

@@ -16,7 +16,8 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from wimfris.encoders.fetch import fetch_encoders, wanted
 from wimfris.encoders.load import load_vision
 from wimfris.errors import UserError
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 
 ROOT = Path(__file__).parents[2]
 NAME, COMMIT = "maker/dino", "b" * 40

@@ -13,7 +13,7 @@ from wimfris.encoders.load import _load
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import TextBackbone
+from wimfris.settings.schema import TextBackbone
 
 
 def recorded(layers: Any) -> list[bool]:

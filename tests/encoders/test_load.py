@@ -32,7 +32,8 @@ from wimfris.encoders.load import (
 )
 from wimfris.encoders.text import TextEncoder
 from wimfris.errors import UserError
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 
 ROOT = Path(__file__).parents[2]
 COMMIT = {"text": "a" * 40, "vision": "b" * 40}

@@ -155,7 +155,7 @@ def test_command_writes_both_files(photo: Any) -> None:
         ({"image": "absent.png"}, r"--image absent\.png: no such file"),
         ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
-        ({"run": "full"}, r"--run full: a run is named <variant>-<seed>"),
+        ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
         ({"run": "full-9"}, r"full-9\.safetensors: no such weights"),
         ({"run": "half-0"}, "no variant 'half'"),
     ],

@@ -13,7 +13,7 @@ from wimfris.data.index import read_index
 from wimfris.errors import UserError
 from wimfris.measure.parameters import blank_segmenter, count
 from wimfris.measure.run_cost import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
-from wimfris.settings.params import MIXED
+from wimfris.settings.schema import MIXED
 
 ROOT = Path(__file__).parents[2]
 

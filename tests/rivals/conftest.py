@@ -16,7 +16,8 @@ from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck
 from wimfris.rivals.detris_weights import load_detris
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 
 ROOT = Path(__file__).parents[2]
 SHAPES = json.loads((ROOT / "tests" / "golden" / "detris_small.json").read_text())

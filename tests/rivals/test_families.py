@@ -15,7 +15,7 @@ from wimfris.encoders.vision import VisionEncoder
 from wimfris.measure.parameters import trained_parameters
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.families import FAMILIES, NECKS, load_family, load_neck
-from wimfris.settings.params import Model, Settings
+from wimfris.settings.schema import Model, Settings
 from wimfris.training.build import build_segmenter
 
 SCALES = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 from wimfris.training.compilation import compile_segmenter
 

@@ -18,7 +18,8 @@ from wimfris.data.source import source_images
 from wimfris.inference.predict import Predictor
 from wimfris.runs import records as recorded
 from wimfris.runs.records import read_records, write_records
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.evaluate import CONDITIONS, Evaluator
 
 KEY = ["split", "condition", "ref_id", "sent_id"]

@@ -21,7 +21,7 @@ from filelock import FileLock
 from wimfris.encoders.load import weights_hash
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
-from wimfris.settings.params import CosineSchedule, StepSchedule
+from wimfris.settings.schema import CosineSchedule, StepSchedule
 from wimfris.training import trainer as training
 from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder, load_weights
 from wimfris.training.trainer import Trainer, learning_rate_factor, train_run

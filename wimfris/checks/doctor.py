@@ -18,7 +18,8 @@ from wimfris.encoders.load import BUILTIN, find_encoder
 from wimfris.encoders.original import read_tensors
 from wimfris.errors import UserError
 from wimfris.model.scan import BACKENDS, choose_backend, selective_scan
-from wimfris.settings.params import Params, Settings
+from wimfris.settings.params import Params
+from wimfris.settings.schema import Settings
 
 NEEDED = (
     "torch",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from wimfris.data import refer
 from wimfris.data.index import check_published_counts, write_prepared
+from wimfris.settings.schema import Data
 
 COUNTS = "mixed.csv"  # in the folder of the index
 
@@ -35,6 +36,12 @@ def prepare_mixed(
     index = write_prepared(kept, root, folder)
     shared_images(objects).to_csv(Path(folder) / COUNTS, index=False)
     return index
+
+
+def dataset_label(data: Data, dataset: str) -> str:
+    """Return how records name one of `data.sets`: by its name, after mixed training with how the sets were mixed."""
+    mixing = {"mixed_strict": " (mixed_strict)", "mixed_as_published": " (mixed_as_published: leaking)"}
+    return dataset + mixing.get(data.name, "")
 
 
 def held_out_images(objects: Sequence[refer.ReferredObject]) -> set[int]:

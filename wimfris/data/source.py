@@ -8,7 +8,7 @@ from wimfris.data.refer import annotation_files, images_folder
 from wimfris.data.scenes import write_scenes
 from wimfris.errors import UserError
 from wimfris.files import file_hash
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 
 POINTER = "source.json"
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from wimfris.encoders.load import check_file
 from wimfris.errors import UserError
-from wimfris.settings.params import Settings, TextBackbone
+from wimfris.settings.schema import Settings, TextBackbone
 
 SECONDS = 10  # that the hub may take for an answer
 TEXTS = (".json", ".txt")  # configuration and tokenizer

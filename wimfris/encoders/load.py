@@ -29,7 +29,7 @@ from wimfris.encoders.text import ATTENTION, text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
 from wimfris.files import file_hash
-from wimfris.settings.params import Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import Settings, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`

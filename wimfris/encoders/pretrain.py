@@ -26,7 +26,8 @@ from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders.load import BUILTIN, load_tokenizer, load_vision, new_text, new_vision, save_builtin
 from wimfris.encoders.vision import patch_size
 from wimfris.files import write_text
-from wimfris.settings.params import Params, Pretrain, PretrainText
+from wimfris.settings.params import Params
+from wimfris.settings.schema import Pretrain, PretrainText
 
 CELLS = 2  # cells along a patch's side: finer than a patch, so that a small thing has one of its own
 BACKGROUND = -1

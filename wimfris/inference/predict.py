@@ -17,7 +17,7 @@ from wimfris.errors import UserError
 from wimfris.metrics import ious
 from wimfris.model.segmenter import Segmenter
 from wimfris.results.figures import LABELS, Example
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 from wimfris.training.checkpoint import load_weights
 from wimfris.training.evaluate import Evaluator

@@ -10,7 +10,8 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import load_detris
-from wimfris.settings.params import Params, Settings
+from wimfris.settings.params import Params
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 
 VARIANT = "detris_released"

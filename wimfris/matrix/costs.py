@@ -1,97 +1,58 @@
 """What the machine has, and what runs cost on it."""
 
+import csv
 import json
 import os
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wimfris.settings.params import Params
+from wimfris.settings.run import Run
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """What runs cost, by those measured so far. core_minutes: CPU threads x time; wall_minutes: with so many jobs."""
-
-    core_minutes: float
-    wall_minutes: float
+EVALUATION = 1.1  # a whole run takes this many times its training steps; measured at scale tiny
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
-    if shutil.which("nvidia-smi"):  # a torch of our own would hold memory on the GPU
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-        return [str(k) for k in range(sum(line.startswith("GPU ") for line in told.splitlines()))]
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    if shutil.which("nvidia-smi"):  # asking torch would hold memory on the GPU
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+        return [str(k) for k in range(sum(line.startswith("GPU ") for line in listing.splitlines()))]
     import torch
 
     return [str(k) for k in range(torch.cuda.device_count())]
 
 
 def default_jobs(params: Params) -> int:
-    """As many runs at once as the machine has room for: a GPU each, or on the CPU `train.threads` cores each."""
+    """Return how many runs fit on this machine at once: one per GPU, or one per `train.threads` CPU cores."""
     train = params.settings().train
     return max(len(gpus()) if train.device == "cuda" else cores() // train.threads, 1)
 
 
-class Costs:
-    """Seconds that runs take, from those that are measured: the median of the same variant, else of all. What was
-    measured before counts by the pace of the runs that have ended since: another machine, or a busier one.
-    """
-
-    def __init__(self, params: Params, waiting: Sequence[str]) -> None:
-        self._now: dict[str, float] = {}
-        self._fresh: dict[str, float] = {}
-        self._stale: dict[str, float] = {}  # of runs that are out of date: better than nothing
-        self._paces: list[float] = []
-        folder = params.settings().folder  # the core's manifests, and the extended runs' in a folder of their own
-        for path in sorted([*folder.glob("manifests/*.json"), *folder.glob("*/manifests/*.json")]):
-            seconds = _wall_seconds(path)
-            if seconds is not None:
-                (self._stale if path.stem in waiting else self._fresh)[path.stem] = seconds
-
-    def ended(self, run: str, seconds: float) -> None:
-        """A run that ended just now."""
-        before = _alike(self._fresh, run) or _alike(self._stale, run)
-        if before:
-            self._paces.append(seconds / statistics.median(before))
-        self._now[run] = seconds
-
-    def of(self, run: str) -> float | None:
-        """Seconds that the run will take; None where nothing has been measured."""
-        pace = statistics.median(self._paces) if self._paces else 1.0
-        measured = (self._now, 1.0), (self._fresh, pace), (self._stale, pace)
-        like = [(_alike(part, run), factor) for part, factor in measured]
-        for costs, factor in (*like, *((list(part.values()), factor) for part, factor in measured)):
-            if costs:
-                return factor * statistics.median(costs)
-        return None
-
-
-def _alike(measured: dict[str, float], run: str) -> list[float]:
-    """What was measured of runs of the same variant."""
-    return [cost for name, cost in measured.items() if name.rpartition("-")[0] == run.rpartition("-")[0]]
-
-
-def _wall_seconds(manifest: Path) -> float | None:
-    try:
-        return float(json.loads(manifest.read_text())["wall_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def duration(seconds: float) -> str:
+    """Return a time as people read it: 12 s, 3 min 05 s, 2 h 10 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def wall_seconds(waiting: Sequence[float], jobs: int, running: Sequence[float] = ()) -> float:
-    """When the last ends, where each worker takes the next that waits; `running`: what is left of those at work."""
+    """Return when the last run ends. waiting: seconds of the runs that have not started; running: seconds left of those
+    that have. Each of the `jobs` workers takes the next run that waits.
+    """
     ends = sorted([*running, *[0.0] * jobs][: max(jobs, len(running))])
     for cost in waiting:
         ends[0] += cost
@@ -99,20 +60,112 @@ def wall_seconds(waiting: Sequence[float], jobs: int, running: Sequence[float] =
     return max(ends)
 
 
-def estimate(params: Params, runs: Sequence[str], jobs: int) -> Estimate | None:
-    """What these runs cost with so many jobs; None where no run has been measured at this data set and scale."""
-    costs = Costs(params, runs)
-    found = [costs.of(run) for run in runs]
-    known = [cost for cost in found if cost is not None]
-    if len(known) < len(found):
+@dataclass
+class Progress:
+    """How far a run at work is. A rate needs two readings: the first steps also load and compile."""
+
+    started: float = field(default_factory=time.time)
+    first: tuple[float, int] | None = None  # time and step of the first reading
+    last: tuple[float, int] | None = None
+    total: int | None = None
+
+    def read(self, path: Path) -> None:
+        """Read the step that the trainer wrote last, if it wrote one since this run started."""
+        try:
+            if path.stat().st_mtime < self.started:
+                return
+            step, self.total = map(int, path.read_text(encoding="utf-8").split())
+        except (OSError, ValueError):
+            return
+        if self.last is None or step > self.last[1]:
+            self.last = time.time(), step
+            self.first = self.first or self.last
+
+    @property
+    def step(self) -> int:
+        """The last step read."""
+        return self.last[1] if self.last else 0
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds of a whole run at this pace; None before it is known."""
+        if self.first is None or self.last is None or self.total is None or self.last[1] == self.first[1]:
+            return None
+        rate = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
+        return self.total * rate * EVALUATION
+
+    def left(self, whole: float) -> float:
+        """Seconds until this run ends, if a whole run takes `whole`."""
+        share = self.step / self.total if self.total else 0.0
+        since = time.time() - (self.last[0] if self.last else self.started)
+        return max(whole * (1 - share / EVALUATION) - since, 0.0)
+
+
+class Costs:
+    """Seconds that runs take on this machine.
+
+    Recorded times say how variants compare with each other. The pace says how this machine compares with the recorded
+    times; it is known from the first steps of the first run.
+    """
+
+    def __init__(self, recorded: dict[str, float]) -> None:
+        self._recorded = recorded  # variant -> seconds
+        self._observed: dict[Run, float] = {}
+
+    def observe(self, run: Run, seconds: float) -> None:
+        """Note how long a run takes on this machine, projected or measured."""
+        self._observed[run] = seconds
+
+    def seconds(self, run: Run) -> float | None:
+        """Return the seconds of a whole run; None before anything was observed here."""
+        if not self._observed:
+            return None
+        if run in self._observed:
+            return self._observed[run]
+        if not self._recorded:
+            return statistics.median(self._observed.values())
+        pace = statistics.median(seconds / self._usual(run.variant) for run, seconds in self._observed.items())
+        return pace * self._usual(run.variant)
+
+    def _usual(self, variant: str) -> float:
+        return self._recorded.get(variant) or statistics.median(self._recorded.values())
+
+
+def recorded_seconds(params: Params, reports: Path = Path("reports")) -> dict[str, float]:
+    """Return variant -> median seconds of a run at this data set and scale, from the committed evidence and from the
+    runs of this checkout.
+    """
+    folder = params.settings().folder
+    seconds: dict[str, list[float]] = {}
+    for path in sorted((reports / "records").glob(f"{folder.name}-*runs.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                seconds.setdefault(row["variant"], []).append(60 * float(row["minutes"]))
+    for path in sorted(folder.glob("*/*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            seconds.setdefault(manifest["settings"]["variant"], []).append(float(manifest["wall_seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {variant: statistics.median(values) for variant, values in seconds.items()}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What runs cost by the recorded times. core_minutes: CPU threads times time."""
+
+    core_minutes: float
+    wall_minutes: float
+
+
+def estimate(params: Params, runs: Sequence[Run], jobs: int) -> Estimate | None:
+    """Return what these runs cost with so many jobs, by the recorded times; None where nothing is recorded at this data
+    set and scale.
+    """
+    recorded = recorded_seconds(params)
+    if not recorded:
         return None
+    usual = statistics.median(recorded.values())
+    seconds = [recorded.get(run.variant, usual) for run in runs]
     threads = params.settings().train.threads
-    return Estimate(sum(known) * threads / 60, wall_seconds(known, jobs) / 60)
-
-
-def duration(seconds: float) -> str:
-    """For people: 12 s, 3 min 05 s, 2 h 10 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return Estimate(sum(seconds) * threads / 60, wall_seconds(seconds, jobs) / 60)

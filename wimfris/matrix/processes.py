@@ -1,34 +1,38 @@
-"""Signals and environment of the processes that the matrix and a search start."""
+"""The processes that a matrix or a search starts: how they are started, stopped and waited for."""
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+GRACE = 15.0  # seconds that a process gets to end after SIGTERM
 
 
 class Stop(threading.Event):
     """Set by Ctrl-C, SIGTERM or SIGHUP."""
 
-    signals = 0  # how many came
-    number = 0  # which
+    number = 0  # of the signal
 
     def check(self) -> None:
-        """Say how to go on, and exit, if a signal has come."""
+        """Exit, with a line that says how to go on, if a signal has come."""
         if self.is_set():
-            print("wimfris: interrupted; the same command again goes on from the runs' checkpoints", file=sys.stderr)
+            print(
+                "wimfris: interrupted; run the same command again to go on from the last checkpoints", file=sys.stderr
+            )
             raise SystemExit(128 + self.number)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Stop]:
-    """Within it, the signals that ask to stop set the event instead. Those that are ignored (nohup) stay so."""
+    """Within the block, signals that ask to stop set the event instead. Ignored signals (nohup) stay ignored."""
     stop = Stop()
 
     def note(number: int, _: object) -> None:
-        stop.signals, stop.number = stop.signals + 1, number
+        stop.number = number
         stop.set()
 
     before = {}
@@ -44,6 +48,44 @@ def interruptible() -> Iterator[Stop]:
 
 
 def environment(gpu: str | None = None) -> dict[str, str]:
-    """The stages call `python` and `wimfris` by name: they must be this interpreter's."""
+    """Return the environment of a child process: `python` and `wimfris` are this interpreter's; it sees this GPU."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return dict(os.environ) | {"PATH": path} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+
+
+def run_logged(command: Sequence[str], log: Path, env: dict[str, str], stop: Stop) -> int:
+    """Run a command with its output appended to `log`; end it when `stop` is set. Return its exit code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        # A session of its own: Ctrl-C reaches only this process, which then ends its children in order.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
+        )
+    try:
+        while process.poll() is None and not stop.wait(0.1):
+            pass
+    finally:
+        end(process)
+    return process.returncode
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and its children, if they still run."""
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def exit_reason(code: int, output: str) -> str:
+    """Return how a process ended and the last line it wrote."""
+    lines = [line.strip() for line in output.replace("\r", "\n").splitlines() if line.strip()]
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{how}: {lines[-1]}" if lines else how

@@ -38,7 +38,8 @@ from wimfris.model import mamba
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import _processor
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_device, build_loss
 from wimfris.training.evaluate import precision_context
 

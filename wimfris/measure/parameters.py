@@ -10,7 +10,7 @@ from wimfris.encoders.load import new_text, new_vision
 from wimfris.encoders.text import text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import assemble
 
 CLIP_TOKENS, CLIP_LENGTH = 49408, 77  # vocabulary and positions of the hub's CLIP, end of text last (openai/CLIP)

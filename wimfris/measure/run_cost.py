@@ -25,7 +25,7 @@ from wimfris.matrix.costs import cores
 from wimfris.measure.efficiency import WARM_UP, Memory, example, seconds, training_step
 from wimfris.measure.parameters import blank_segmenter, count
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.evaluate import CONDITIONS, precision_context
 
 COCO_SIZE = (480, 640)  # of most of COCO's images, pixels

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from wimfris.data.index import decode_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.metrics import summarise
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 
 SURE = 1e-4  # distance of a perfect model's probabilities from 0 and 1
 

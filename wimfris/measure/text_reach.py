@@ -32,7 +32,7 @@ from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu
 from wimfris.model.segmenter import Segmenter
 from wimfris.model.windows import window_padding
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 
 BATCH = 32  # images at a time

@@ -1,12 +1,21 @@
-"""The evidence: the records of many runs of one data set and scale in one committed file, so that whoever clones the
-repository regenerates every table, figure and verdict without training.
+"""The evidence: the results of many runs of one data set and scale, committed, so that whoever clones the repository
+makes every table, figure and verdict again without training.
 
-reports/records/<set>-<scale>.parquet holds the core's runs and <set>-<scale>-extended.parquet those beyond it;
-beside each, <...>-emphasis.csv holds the emphasis alpha that its runs learned.
+Files in reports/records/, for a data set and scale `<name>` (for example scenes-tiny):
+
+    <name>.parquet         one row per evaluated sentence of the core's runs (stage `evidence` makes it from runs/)
+    <name>-runs.csv        one row per run: commit, fingerprint, settings, machine, cost, hashes of weights and records
+    <name>-emphasis.csv    the emphasis alpha that the runs learned, by epoch and layer
+    <name>-metrics.json    mIoU, oIoU and precisions of every run, for `dvc metrics`
+    <name>-added.*         the same for runs that no stage makes: beyond the core, of other machines, of other systems
+
+`wimfris gather` merges runs into the added files. Everything else in the report reads these files and nothing else.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,118 +24,267 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
-from wimfris.files import replacing
-from wimfris.results.figures import read_log
-from wimfris.runs.records import SCHEMA, read_records, read_runs
-from wimfris.settings.params import Params, Settings
+from wimfris.files import file_hash, replacing, write_text
+from wimfris.runs.files import RunFiles
+from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.log import read_log
+from wimfris.runs.manifest import is_finished, read_manifest
+from wimfris.runs.records import SCHEMA, read_records
+from wimfris.settings.params import Params
+from wimfris.settings.run import Run
+from wimfris.settings.schema import Settings
 
-FOLDER = Path("records")  # under reports/
-PARTS = ("", "-extended")
-EMPHASIS = ("run", "variant", "seed", "epoch", "layer", "alpha")
-_BY_SENTENCE = ["split", "condition", "ref_id", "sent_id", "run"]  # what is equal lies together, and takes no room
+REPORTS = Path("reports")
+FOLDER = "records"  # under reports/
+RUN_COLUMNS = (
+    "run",
+    "variant",
+    "seed",
+    "commit",  # of the code; "+" after it where the code had uncommitted changes
+    "fingerprint",
+    "settings_sha256",
+    "scan",  # the backend that computed the scan
+    "device",
+    "cpu_capability",
+    "processes",
+    "minutes",
+    "memory_gib",
+    "best_epoch",
+    "trained_parameters",
+    "weights",  # sha256:<hash> of the file
+    "records",  # sha256:<hash> of the rows, see `records_hash`
+    "settings",  # JSON
+)
+EMPHASIS_COLUMNS = ("run", "variant", "seed", "epoch", "layer", "alpha")
+_BY_SENTENCE = ["split", "condition", "ref_id", "sent_id", "run"]  # equal values lie together and compress well
 
 
-def evidence_path(name: str, extended: bool, reports: Path = Path("reports")) -> Path:
-    """Where the records of a set and scale (`name`, for example scenes-tiny) are kept."""
-    return reports / FOLDER / f"{name}{PARTS[extended]}.parquet"
+@dataclass(frozen=True)
+class EvidenceFiles:
+    """The files of one part of the evidence: the core's (`added` false), or the runs that no stage makes."""
+
+    name: str
+    added: bool
+    reports: Path = REPORTS
+
+    def _path(self, ending: str) -> Path:
+        return self.reports / FOLDER / f"{self.name}{'-added' * self.added}{ending}"
+
+    @property
+    def records(self) -> Path:
+        """One row per evaluated sentence."""
+        return self._path(".parquet")
+
+    @property
+    def runs(self) -> Path:
+        """One row per run."""
+        return self._path("-runs.csv")
+
+    @property
+    def emphasis(self) -> Path:
+        """One row per run, epoch and layer."""
+        return self._path("-emphasis.csv")
+
+    @property
+    def metrics(self) -> Path:
+        """Run -> split -> condition -> metric."""
+        return self._path("-metrics.json")
 
 
-def finished(folder: Path, runs: Sequence[str]) -> list[str]:
-    """Those of the runs whose records and log lie in the folder of their outs."""
-    return [
-        run
-        for run in runs
-        if (folder / "records" / f"{run}.parquet").is_file() and (folder / "logs" / f"{run}.jsonl").is_file()
-    ]
+@dataclass(frozen=True)
+class Evidence:
+    """Records (columns of `SCHEMA`), runs (`RUN_COLUMNS`) and learned emphasis (`EMPHASIS_COLUMNS`)."""
+
+    records: pd.DataFrame
+    runs: pd.DataFrame
+    emphasis: pd.DataFrame
+
+    def select(self, names: Sequence[str]) -> "Evidence":
+        """Return the evidence of these runs alone."""
+        frames = (frame[frame["run"].isin(list(names))] for frame in (self.records, self.runs, self.emphasis))
+        return Evidence(*(frame.reset_index(drop=True) for frame in frames))
 
 
-def write_evidence(folder: Path, runs: Sequence[str], path: Path, kept: Sequence[str] = ()) -> None:
-    """Gather records and learned emphasis of `runs`, whose outs lie in `folder`; of the runs `kept`, what `path` holds
-    of them already. The bytes depend on the records alone.
+# --- from runs/ to the evidence ---------------------------------------------------------------------------------------
 
-    Raises `UserError` where a run's records or log are missing or damaged.
+
+def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
+    """Make the core's evidence from the runs under runs/. Raises UserError where one is missing or damaged."""
+    runs = params.runs()
+    folders = {run: params.settings_of(run).outs / str(run) for run in runs}
+    missing = [str(run) for run, folder in folders.items() if not _is_finished(params, run, folder)]
+    if missing:
+        raise UserError(
+            f"{params.settings().outs}: {', '.join(missing)} missing, or trained with other settings or code; train with "
+            "`wimfris matrix`, then `dvc repro`"
+        )
+    files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
+    _write(files, _read_folders(folders))
+    metrics = {str(run): json.loads(RunFiles(folder).metrics.read_text()) for run, folder in folders.items()}
+    write_text(files.metrics, json.dumps(metrics, indent=1) + "\n")
+    return files
+
+
+def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tuple[EvidenceFiles, list[Run]]:
+    """Merge those of the runs that are finished under runs/ into the added evidence. A run that the core's evidence
+    holds with its present settings is left out. Return the files and the runs merged.
+
+    Raises UserError where none of the runs is finished.
     """
-    emphasis = pd.DataFrame(
-        [
-            (run, *run.rsplit("-", 1), event["epoch"], int(layer), alpha)
-            for run in runs
-            for event in read_log(folder / "logs" / f"{run}.jsonl")
+    name = params.settings().folder.name
+    core, files = EvidenceFiles(name, added=False, reports=reports), EvidenceFiles(name, added=True, reports=reports)
+    there = set(_current_names(params, _read(core).runs)) if core.records.is_file() else set()
+    folders = {run: params.settings_of(run).outs / str(run) for run in runs if str(run) not in there}
+    folders = {run: folder for run, folder in folders.items() if _is_finished(params, run, folder)}
+    if not folders:
+        raise UserError(f"{params.settings().folder}: no finished run to gather; train with `wimfris matrix` first")
+    fresh = _read_folders(folders)
+    if files.records.is_file():
+        before = _read(files)
+        kept = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
+        fresh = Evidence(
+            *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(kept), _frames(fresh), strict=True))
+        )
+    _write(files, fresh)
+    return files, list(folders)
+
+
+def _is_finished(params: Params, run: Run, folder: Path) -> bool:
+    """Return whether a folder holds this run, trained with the present settings, data, encoders and code."""
+    return is_finished(RunFiles(folder), digest(decisive(params.settings_of(run), run.seed)))
+
+
+def _frames(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    return evidence.records, evidence.runs, evidence.emphasis
+
+
+def _read_folders(folders: dict[Run, Path]) -> Evidence:
+    records, rows, emphasis = [], [], []
+    for run, folder in folders.items():
+        files = RunFiles(folder)
+        frame, manifest = read_records(files.records), read_manifest(files.manifest)
+        owners = set(frame["run"].unique())
+        if owners != {str(run)} or manifest["run"] != str(run):
+            raise UserError(
+                f"{folder}: holds {', '.join(sorted(owners | {manifest['run']}))} instead of {run}; delete the folder "
+                "and run `dvc repro`"
+            )
+        records.append(frame)
+        rows.append(_run_row(run, manifest) | {"weights": f"sha256:{file_hash(files.weights)}"})
+        rows[-1]["records"] = records_hash(frame)
+        emphasis += [
+            (str(run), run.variant, run.seed, event["epoch"], int(layer), alpha)
+            for event in read_log(files.log)
             if event["event"] == "epoch"
             for layer, alpha in event["emphasis"].items()
-        ],
-        columns=list(EMPHASIS),
+        ]
+    return Evidence(
+        pd.concat(records, ignore_index=True),
+        pd.DataFrame(rows, columns=list(RUN_COLUMNS)),
+        pd.DataFrame(emphasis, columns=list(EMPHASIS_COLUMNS)),
     )
-    records = read_runs(folder, runs) if runs else SCHEMA.empty_table().to_pandas()
-    if kept:
-        before, learned = read_records(path), pd.read_csv(_emphasis_path(path))
-        records = pd.concat([records, before[before["run"].isin(kept)]])
-        emphasis = pd.concat([emphasis, learned[learned["run"].isin(kept)]]).astype({"seed": int})
-    records = records.sort_values(_BY_SENTENCE, kind="stable")
+
+
+def _run_row(run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what runs.csv says of a run, from its manifest."""
+    code, memory = manifest["code"], manifest["peak_memory_bytes"]
+    settings = json.dumps(manifest["settings"], sort_keys=True)
+    return {
+        "run": str(run),
+        "variant": run.variant,
+        "seed": run.seed,
+        "commit": (code["commit"] or "none") + "+" * bool(code["dirty"]),
+        "fingerprint": manifest["fingerprint"],
+        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "scan": manifest["scan"],
+        "device": manifest["device"],
+        "cpu_capability": manifest.get("cpu_capability", ""),
+        "processes": manifest["processes"],
+        "minutes": round(manifest["wall_seconds"] / 60, 2),
+        "memory_gib": round(memory.get("cuda", memory["host"]) / 2**30, 2),
+        "best_epoch": manifest["best_epoch"],
+        "trained_parameters": manifest["trained_parameters"],
+        "settings": settings,
+    }
+
+
+def records_hash(frame: pd.DataFrame) -> str:
+    """Return the hash of a run's records: of their rows as CSV, in order. It depends on the rows alone, not on the
+    Parquet file around them.
+    """
+    ordered = frame[SCHEMA.names].sort_values(SCHEMA.names)
+    text = ordered.to_csv(index=False, lineterminator="\n")
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(files: EvidenceFiles, evidence: Evidence) -> None:
+    """Write the files. Their bytes depend on the evidence alone, not on the order in which it was gathered."""
+    records = evidence.records.sort_values(_BY_SENTENCE, kind="stable")
     table = pa.Table.from_pandas(records, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=19)
-    with replacing(_emphasis_path(path)) as temporary:
-        ordered = emphasis.astype({"seed": int}).sort_values(list(EMPHASIS[:5]))
-        ordered.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+    with replacing(files.records) as partial:
+        pq.write_table(table, partial, compression="zstd", compression_level=19)
+    with replacing(files.runs) as partial:
+        evidence.runs.sort_values(["variant", "seed"]).to_csv(partial, index=False, lineterminator="\n")
+    with replacing(files.emphasis) as partial:
+        ordered = evidence.emphasis.astype({"seed": int}).sort_values(list(EMPHASIS_COLUMNS[:5]))
+        ordered.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n")
 
 
-def changed(params: Params, run: str) -> bool:
-    """Whether params.yaml gives a run other settings now than it was trained with, as its manifest tells; False where
-    there is no manifest to tell. The scan's backend is how the same thing is computed, and none of them. Raises
-    UserError as `Params.settings` does.
+# --- from the evidence to the report ----------------------------------------------------------------------------------
+
+
+def _read(files: EvidenceFiles) -> Evidence:
+    for path in (files.records, files.runs, files.emphasis):
+        if not path.is_file():
+            raise UserError(f"{path}: no such evidence; restore it with `git checkout`, or run `dvc repro`")
+    records = read_records(files.records)
+    runs = pd.read_csv(files.runs, keep_default_na=False)
+    missing = sorted(set(records["run"].unique()) - set(runs["run"]))
+    if missing:
+        raise UserError(f"{files.runs}: no row of {', '.join(missing)}; restore both files with `git checkout`")
+    return Evidence(records, runs, pd.read_csv(files.emphasis))
+
+
+def read_evidence(params: Params, reports: Path = REPORTS) -> Evidence:
+    """Read the current evidence at the data set and scale of `params`: the runs that params.yaml declares and that were
+    trained with the settings it gives them now. Of a run in both parts, the core's row counts where it is current.
+
+    Raises UserError where there is no evidence at all, or a run of the records has no row in runs.csv.
     """
-    settings = params.settings_of(run)
-    manifest = settings.outs / "manifests" / f"{run}.json"
-    if not manifest.is_file():
-        return False
-    told = json.loads(manifest.read_text(encoding="utf-8"))
+    name = params.settings().folder.name
+    parts: list[Evidence] = []
+    for added in (False, True):
+        files = EvidenceFiles(name, added, reports)
+        if files.records.is_file():
+            part = _read(files)
+            taken = {run for other in parts for run in other.runs["run"]}
+            parts.append(part.select([run for run in _current_names(params, part.runs) if run not in taken]))
+    if not parts:
+        path = EvidenceFiles(name, False, reports).records
+        raise UserError(f"{path}: no such evidence; restore it with `git checkout`, or run `dvc repro`")
+    return Evidence(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(_frames, parts), strict=True)))
+
+
+def evidence_names(reports: Path = REPORTS) -> list[str]:
+    """Return the data sets and scales that have evidence, for example scenes-tiny."""
+    return sorted({path.stem.removesuffix("-added") for path in (reports / FOLDER).glob("*.parquet")})
+
+
+def _current_names(params: Params, runs: pd.DataFrame) -> list[str]:
+    declared = {str(run) for run in params.all_runs()}
+    return [row["run"] for row in runs.to_dict("records") if row["run"] in declared and _is_current(params, row)]
+
+
+def _is_current(params: Params, row: dict[Any, Any]) -> bool:
+    """Return whether params.yaml gives a run the settings that it was trained with.
+
+    A key that is newer than the run counts at its default. The scan backend is ignored: it changes how the result is
+    computed, not what it is.
+    """
+    settings = params.settings_of(Run.parse(row["run"]))
     try:
-        return trained_with(told, settings) != settings
+        values = json.loads(row["settings"])
+        values["model"]["scan"] = settings.model.scan
+        return Settings.model_validate(values | {"group": settings.group}) == settings
     except (KeyError, TypeError, ValueError):
-        return True
-
-
-def trained_with(manifest: dict[str, Any], settings: Settings) -> Settings:
-    """The settings that a run's manifest tells, to be compared with these: a key that is newer than the run at its
-    default, the scan's backend as here. Raises KeyError, TypeError or ValueError where they are none.
-    """
-    told = manifest["settings"]
-    told["model"]["scan"] = settings.model.scan
-    return Settings.model_validate(told | {"group": settings.group})
-
-
-def current(params: Params, records: pd.DataFrame) -> pd.DataFrame:
-    """The records without those of runs that were trained with other settings than params.yaml has now, or that it no
-    longer has: they are no evidence of what is compared with them.
-    """
-    declared = {*params.runs(), *params.extended_runs()}
-    kept = [run for run in records["run"].unique() if run in declared and not changed(params, run)]
-    return records[records["run"].isin(kept)].reset_index(drop=True)
-
-
-def gathered(path: Path) -> list[str]:
-    """The runs that an evidence file holds; none where there is no file."""
-    return sorted(read_records(path)["run"].unique()) if path.is_file() else []
-
-
-def read_evidence(name: str, reports: Path = Path("reports")) -> pd.DataFrame:
-    """The records of all gathered runs of a set and scale, core and extended, columns of `SCHEMA`.
-
-    Raises `UserError` where the core's file is missing; the extended one may be.
-    """
-    paths = [evidence_path(name, extended, reports) for extended in (False, True)]
-    if not paths[0].is_file():
-        raise UserError(f"{paths[0]}: no such evidence; restore it with git, or make it with `dvc repro`")
-    return pd.concat([read_records(path) for path in paths if path.is_file()], ignore_index=True)
-
-
-def read_emphasis(name: str, reports: Path = Path("reports")) -> pd.DataFrame:
-    """The learned emphasis of all gathered runs, a row a run, epoch and layer: columns of `EMPHASIS`."""
-    paths = [_emphasis_path(evidence_path(name, extended, reports)) for extended in (False, True)]
-    if not paths[0].is_file():
-        raise UserError(f"{paths[0]}: no such evidence; restore it with git, or make it with `dvc repro`")
-    return pd.concat([pd.read_csv(path) for path in paths if path.is_file()], ignore_index=True)
-
-
-def _emphasis_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-emphasis.csv")
+        return False

@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.settings.run import Run
 
 Event = dict[str, Any]
 """One line of a run's log; its key `event` says whether it is of a "step" or of an "epoch"."""
@@ -239,7 +240,7 @@ def _frame(logs: Logs, *kinds: str) -> pd.DataFrame:
     rows = []
     for run, events in logs.items():
         chosen = next((found for kind in kinds if (found := [event for event in events if event["event"] == kind])), [])
-        rows += [{"run": run, "variant": run.rpartition("-")[0], **event} for event in chosen]
+        rows += [{"run": run, "variant": Run.parse(run).variant, **event} for event in chosen]
     columns = ["run", "variant", "epoch", "step", *LOSSES, "val_miou", "emphasis"]
     return pd.DataFrame(rows).reindex(columns=columns)
 

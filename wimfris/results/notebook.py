@@ -29,6 +29,7 @@ from wimfris.results.evidence import FOLDER, PARTS, current, read_evidence
 from wimfris.results.page import PAGE
 from wimfris.results.tables import Section
 from wimfris.settings.params import Params
+from wimfris.settings.run import Run
 
 NOTEBOOK = Path("reports/results.ipynb")
 PAGE_PATH = Path("reports/index.html")
@@ -95,14 +96,14 @@ def evidence_of(params: Params, reports: Path = Path("reports")) -> dict[str, tu
 def missing_runs(records: pd.DataFrame, params: Params, variants: Iterable[str]) -> list[str]:
     """The declared runs of these variants that the records do not hold."""
     there = set(records["run"].unique())
-    return [run for variant in variants for run in params.runs_of(variant) if run not in there]
+    return [str(run) for variant in variants for run in params.runs_of(variant) if str(run) not in there]
 
 
 def missing_html(runs: Sequence[str]) -> str:
     """A visible note that these runs are not in the evidence; empty where none is missing."""
     seeds: dict[str, list[str]] = {}
-    for variant, _, seed in (run.rpartition("-") for run in runs):
-        seeds.setdefault(variant, []).append(seed)
+    for run in map(Run.parse, runs):
+        seeds.setdefault(run.variant, []).append(str(run.seed))
     told = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
     return notice(f"Not in the evidence: {told}. What rests on these runs is left open below.") if runs else ""
 
@@ -179,7 +180,7 @@ def provenance(name: str, records: pd.DataFrame, params: Params, reports: Path =
     """
     rows = []
     for run in sorted(records["run"].unique()):
-        variant = run.rpartition("-")[0]
+        variant = Run.parse(run).variant
         known = variant in params.variants or variant in params.extended
         path = params.settings(variant).outs / "manifests" / f"{run}.json" if known else Path("none")
         if not path.is_file():

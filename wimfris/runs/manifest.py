@@ -1,6 +1,4 @@
-"""The manifest of a run: what it was made from, and where. No stage depends on it: it differs from run to run by its
-times.
-"""
+"""The manifest of a run: what it was made from, where, and at what cost."""
 
 import json
 import platform
@@ -8,11 +6,14 @@ import resource
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.runs.files import RunFiles
+
+if TYPE_CHECKING:
+    import torch  # reading a manifest must not load it
 
 PACKAGES = (
     "torch",
@@ -27,11 +28,11 @@ PACKAGES = (
     "mamba-ssm",
     "causal-conv1d",
 )
-CODE = ("wimfris", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")  # what "dirty" looks at
+CODE = ("wimfris", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")  # a change of these is "dirty"
 
 
 def code_revision() -> dict[str, Any]:
-    """The git commit of the code and whether it had changes that no commit holds; None without a git repository."""
+    """Return the git commit of the code, and whether the code has uncommitted changes; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", *CODE)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
@@ -45,30 +46,31 @@ def _git(*arguments: str) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str:
-    """The CPU's model name where the system tells it."""
+    """Return the CPU's model name, where the system gives it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
-def platform_of(device: torch.device) -> dict[str, Any]:
-    """What computes: versions of the packages that decide numbers and speed, the device's name, and of the CPU the
-    vector instructions, by which the last bits differ, and the threads.
+def platform_of(device: "torch.device") -> dict[str, Any]:
+    """Return what computes: versions of the packages that decide numbers and speed, the device's name, and the CPU's
+    vector instructions and threads, which decide the last bits.
     """
+    import torch
+
     return {
         "packages": {"python": platform.python_version(), **_packages()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -77,8 +79,10 @@ def platform_of(device: torch.device) -> dict[str, Any]:
     }
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes: the most this process has held, and of the GPU where it ran on one."""
+def peak_memory(device: "torch.device") -> dict[str, int]:
+    """Return the peak memory in bytes of this process, and of the GPU where it uses one."""
+    import torch
+
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_allocated(device)
@@ -90,36 +94,56 @@ def write_manifest(
     *,
     run: str,
     key: str,
-    decisive: dict[str, Any],
-    device: torch.device,
+    content: dict[str, Any],
+    settings: dict[str, Any],
+    device: "torch.device",
     processes: int,
     seconds: float,
     resumed: int,
     best_epoch: int,
+    trained_parameters: int,
     scan: str,
     compiled: bool,
 ) -> None:
     """Write the manifest as JSON.
 
-    decisive: settings, seed, encoders, SHA-256 of code, index and images; key: its fingerprint; processes: how many
-    shared the work; seconds: wall time over all resumes; scan: the backend that `model.scan` came to on this machine;
-    compiled: whether the model ran under torch.compile.
+    content: all that decides the result, and key its digest (see `wimfris.runs.fingerprint`); settings: the resolved
+    settings, keys at their defaults included; processes: how many shared the work; seconds: wall time over all resumes;
+    scan: the backend that `model.scan` resolved to on this machine; compiled: whether torch.compile was used.
     """
     manifest = {
         "run": run,
         "fingerprint": key,
-        "seed": decisive["seed"],
-        "settings": decisive["settings"],
-        "code": {**code_revision(), "sha256": decisive["code"]},
-        "data": {f"{name}_sha256": told for name, told in decisive["data"].items()},
-        "encoders": decisive["encoders"],
+        "seed": content["seed"],
+        "settings": settings,
+        "code": {**code_revision(), "modules": content["code"]},
+        "data": {f"{name}_sha256": value for name, value in content["data"].items()},
+        "encoders": content["encoders"],
         **platform_of(device),
         "processes": processes,
         "scan": scan,
         "compiled": compiled,
         "best_epoch": best_epoch,
+        "trained_parameters": trained_parameters,
         "wall_seconds": round(seconds, 1),
         "resumed": resumed,
         "peak_memory_bytes": peak_memory(device),
     }
     write_text(path, json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest. Raises UserError where it is missing or damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return manifest
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such manifest; train the run with `dvc repro`") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete its folder and run `dvc repro` again") from None
+
+
+def is_finished(files: RunFiles, fingerprint: str) -> bool:
+    """Return whether the folder of a run holds all its files, and the run has this fingerprint."""
+    complete = all(path.is_file() for path in files.all)
+    return complete and read_manifest(files.manifest).get("fingerprint") == fingerprint

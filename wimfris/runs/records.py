@@ -1,7 +1,6 @@
-"""What a run leaves of its evaluation: one row per evaluated sentence, in one Parquet file a run.
+"""The records of a run: one row per evaluated sentence, in one Parquet file per run.
 
-Every table, figure and interval is a function of these rows. The files lie at
-`runs/<dataset>-<scale>/records/<run>.parquet`.
+Every table, figure and interval is a function of these rows.
 """
 
 from collections.abc import Sequence
@@ -13,12 +12,13 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.runs.files import RunFiles
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 """The splits, in the order in which tables show them."""
 
 CONDITIONS = ("sentence", "shuffled", "empty")
-"""What the model was told: its sentence, the sentence of another image, nothing. The last two are the controls."""
+"""What the model reads: its sentence, the sentence of another image, or nothing. The last two are the controls."""
 
 SCHEMA = pa.schema(
     [
@@ -45,14 +45,14 @@ SCHEMA = pa.schema(
 )
 """The records' columns and their types."""
 
-_AGAIN = "`git checkout` brings a committed file back; else delete it and run `dvc repro` to evaluate the run again"
+_AGAIN = "restore a committed file with `git checkout`; delete any other and run `dvc repro`"
 
 
 def write_records(frame: pd.DataFrame, path: Path) -> None:
-    """Write the records of one run, atomically; the bytes depend on the set of rows alone, not on their order.
+    """Write the records of one run atomically. The bytes depend on the set of rows, not on their order.
 
     `frame` has exactly the columns of `SCHEMA`, in any order. Raises `UserError` where a column is missing, unknown or
-    of another type, or where a value cannot be.
+    of another type, or where a value is impossible.
     """
     _check_columns(list(frame.columns), path)
     ordered = frame[SCHEMA.names].sort_values(SCHEMA.names)
@@ -79,10 +79,10 @@ def read_records(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: truncated or not a Parquet file; {_AGAIN}") from error
     _check_columns(table.schema.names, path)
     for field in SCHEMA:
-        found = table.schema.field(field.name).type
-        found = pa.string() if pa.types.is_large_string(found) else found  # pandas writes these, and they hold the same
-        if found != field.type:
-            raise UserError(f"{path}: column '{field.name}' holds {found}, not {field.type}; {_AGAIN}")
+        kind = table.schema.field(field.name).type
+        kind = pa.string() if pa.types.is_large_string(kind) else kind  # pandas writes large strings
+        if kind != field.type:
+            raise UserError(f"{path}: column '{field.name}' must hold {field.type}, got {kind}; {_AGAIN}")
         if table[field.name].null_count:
             raise UserError(f"{path}: column '{field.name}' has empty cells; {_AGAIN}")
     frame = table.select(SCHEMA.names).to_pandas()
@@ -90,15 +90,15 @@ def read_records(path: Path) -> pd.DataFrame:
     return frame
 
 
-def read_runs(folder: Path, runs: Sequence[str]) -> pd.DataFrame:
-    """Read the records of these runs of one data set and scale, `folder`/records/<run>.parquet, in that order.
+def read_runs(outs: Path, runs: Sequence[object]) -> pd.DataFrame:
+    """Read the records of these runs, `outs`/<run>/records.parquet, in that order.
 
     Raises `UserError` that names the runs whose records are missing, or the file that cannot be read.
     """
-    paths = {run: folder / "records" / f"{run}.parquet" for run in runs}
-    missing = [run for run, path in paths.items() if not path.is_file()]
+    paths = {run: RunFiles(outs / str(run)).records for run in runs}
+    missing = [str(run) for run, path in paths.items() if not path.is_file()]
     if missing:
-        raise UserError(f"{folder / 'records'}: no records of {', '.join(missing)}; train with `dvc repro`")
+        raise UserError(f"{outs}: no records of {', '.join(missing)}; train with `dvc repro`")
     return pd.concat([read_records(path) for path in paths.values()], ignore_index=True)
 
 
@@ -112,19 +112,19 @@ def _check_columns(names: list[str], path: Path) -> None:
 
 
 def _check_values(frame: pd.DataFrame, path: Path) -> None:
-    """Refuse what would drop out of a table in silence or make an IoU that is none."""
+    """Refuse values that a table would silently drop, or that make an impossible IoU."""
     if frame.empty:
-        raise UserError(f"{path}: holds no sentence; {_AGAIN}")
+        raise UserError(f"{path}: holds no rows; {_AGAIN}")
     for name, allowed in (("split", SPLITS), ("condition", CONDITIONS)):
         unknown = sorted(set(frame[name].unique()) - set(allowed))
         if unknown:
             raise UserError(
-                f"{path}: column '{name}' has '{unknown[0]}', which is none of {', '.join(allowed)}; {_AGAIN}"
+                f"{path}: column '{name}' must be one of {', '.join(allowed)}, got '{unknown[0]}'; {_AGAIN}"
             )
     impossible = (frame["intersection"] < 0) | (frame["intersection"] > frame["union"])
     if impossible.any():
         row = frame[impossible].iloc[0]
         raise UserError(
-            f"{path}: column 'intersection' has {row['intersection']} where the union is {row['union']} "
+            f"{path}: column 'intersection' must be at most the union ({row['union']}), got {row['intersection']} "
             f"(split {row['split']}, sentence {row['sent_id']}); {_AGAIN}"
         )

@@ -31,7 +31,8 @@ from wimfris.search import storage as kept
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.space import Space
 from wimfris.search.trial import MEMORY, PRUNED, STORAGE
-from wimfris.settings.params import Settings, plain
+from wimfris.settings.params import plain
+from wimfris.settings.schema import Settings
 from wimfris.training.checkpoint import code_hash, fingerprint
 from wimfris.training.trainer import RunFiles, what_decides
 

@@ -101,7 +101,7 @@ def report(params: Params, space: str, write: Callable[..., None]) -> None:
     folder = params.settings().folder.name
     searches = read_searches(folder, space)
     named = promoted(params, searches)
-    compared = [run for variant in ("full", *named) for run in params.runs_of(variant)] if named else []
+    compared = [str(run) for variant in ("full", *named) for run in params.runs_of(variant)] if named else []
     records, _ = found_records(params, compared)
     shown = report_sections(searches, confirmed_sections(searches, named, records))
     intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"

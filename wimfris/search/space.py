@@ -17,7 +17,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from wimfris.errors import UserError
 from wimfris.measure.parameters import trained_parameters
-from wimfris.settings.params import Name, Params, Section, Settings, merge, validated
+from wimfris.settings.messages import validated
+from wimfris.settings.params import Params, merge
+from wimfris.settings.schema import Name, Section, Settings
 
 BUDGET = "model.msa.width"  # the one width that gives way
 TOLERANCE = 0.05  # of the trained parameters of the adapters, where they are held

@@ -23,7 +23,7 @@ from wimfris.errors import UserError
 from wimfris.measure.efficiency import latency
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.storage import HEARTBEAT, open_storage
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder, fingerprint
 from wimfris.training.trainer import train_run, what_decides
 

@@ -1,4 +1,4 @@
-"""The name of a run: a variant and a seed."""
+"""A run and its name."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from wimfris.errors import UserError
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One training of a variant, `<variant>-<seed>`. Only this class splits such a name."""
+    """One training of a variant with a seed, named `<variant>-<seed>`. Only this class splits such a name."""
 
     variant: str
     seed: int
@@ -17,8 +17,10 @@ class Run:
 
     @classmethod
     def parse(cls, name: str) -> "Run":
-        """Return the run of this name. Raises UserError where it is no run's name."""
+        """Return the run with this name. Raises UserError if no run can have it."""
         variant, _, seed = name.rpartition("-")
-        if not variant or not seed.isdecimal():
-            raise UserError(f"run {name}: a run is named <variant>-<seed>, for example full-0")
-        return cls(variant, int(seed))
+        if variant and seed.isdecimal():
+            run = cls(variant, int(seed))
+            if str(run) == name:  # refuse full-00, a second name of full-0
+                return run
+        raise UserError(f"run {name}: a run is named <variant>-<seed>, for example full-0")

@@ -15,7 +15,7 @@ from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.loss import SegmentationLoss
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.families import load_family, load_neck
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 
 
 def build_device(settings: Settings) -> torch.device:

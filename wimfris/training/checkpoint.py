@@ -1,8 +1,5 @@
-"""What a run leaves and what it resumes from: trained weights as safetensors, and checkpoints that are whole or not
-there.
-"""
+"""Trained weights as safetensors, and the checkpoints that an interrupted run resumes from."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -18,39 +15,18 @@ from torch import Tensor
 from wimfris.errors import UserError
 from wimfris.files import replacing, to_disk
 
-CHECKPOINTS = Path(".checkpoints")  # beside the outs, which DVC removes before a stage runs
-
-
-def fingerprint(content: Any) -> str:
-    """A short hash of anything JSON can hold: two runs share checkpoints only where all that decides their result is
-    equal.
-    """
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def code_hash(modules: list[str]) -> str:
-    """SHA-256 over the source of these files and folders of the package."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for module in modules:
-        place = package / module
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
 
 def save_weights(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write trained weights, atomically. The metadata names the run and the hashes of the frozen encoders, which are
-    not copied.
+    """Write trained weights atomically. The metadata names the run and the hashes of the frozen encoders, which are not
+    copied.
     """
-    # one entry: safetensors writes several in another order each time, and the file's bytes would differ
-    told = {"wimfris": json.dumps(metadata)}
+    # All metadata is in one entry: safetensors writes several in a random order, and the file's bytes would differ.
     with replacing(path) as partial:
-        save_file(_contiguous(state), partial, metadata=told)
+        save_file(_contiguous(state), partial, metadata={"wimfris": json.dumps(metadata)})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata. Raises UserError where the file is missing or damaged."""
+    """Return weights and metadata. Raises UserError where the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: no such weights; train the run with `dvc repro`, or restore them with `dvc pull`")
     try:
@@ -63,25 +39,23 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @dataclass
 class Checkpoint:
-    """A point in training from which it goes on to the same end, bit for bit."""
+    """A point in training. A run that resumes from it ends with the same bits as an uninterrupted one."""
 
     weights: dict[str, Tensor]
     best_weights: dict[str, Tensor]
-    training: dict[
-        str, Any
-    ]  # optimizer, scheduler, scaler, random states, position, best score, log so far, seconds spent
+    training: dict[str, Any]  # optimizer, scaler, random states, step, best score, log so far, seconds spent
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, in a folder named by its fingerprint. Only the newest is kept; a kill, or the end of
-    the whole machine, leaves the one before.
+    """The checkpoints of one run, in a folder named by its fingerprint. Only the newest is kept. A kill or a crash of
+    the machine while it is written leaves the one before.
     """
 
     def __init__(self, root: Path, run: str, key: str) -> None:
         self.folder = root / f"{run}-{key}"
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and drop older ones."""
+        """Write a checkpoint and remove older ones."""
         partial = self.folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -98,7 +72,7 @@ class CheckpointFolder:
                 shutil.rmtree(folder)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None. Raises UserError where it is damaged."""
+        """Return the newest checkpoint, or None. Raises UserError where it is damaged."""
         saved = self._saved()
         if not saved:
             return None
@@ -110,16 +84,18 @@ class CheckpointFolder:
                 torch.load(folder / "training.pt", weights_only=True),
             )
         except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            told = str(error).splitlines()[:1] or [type(error).__name__]
-            raise UserError(f"{folder}: a damaged checkpoint ({told[0]}); delete it, and the run starts anew") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{folder}: the checkpoint is damaged ({reason}); delete the folder to train from the beginning"
+            ) from None
 
     def delete(self) -> None:
-        """Remove the folder: the run has ended. Killed meanwhile, it leaves nothing that `load` would take."""
-        doomed = self.folder.with_name(f"{self.folder.name}-deleted")
-        shutil.rmtree(doomed, ignore_errors=True)
+        """Remove the folder: the run has ended. A kill in between leaves nothing that `load` would read."""
+        renamed = self.folder.with_name(f"{self.folder.name}-deleted")
+        shutil.rmtree(renamed, ignore_errors=True)
         if self.folder.is_dir():
-            self.folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            self.folder.rename(renamed)
+            shutil.rmtree(renamed, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())

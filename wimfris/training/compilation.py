@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wimfris.encoders.recompute import kept_statistics
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss
 from wimfris.training.evaluate import precision_context
 

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sentence, shuffled_sentences, to_device
 from wimfris.data.index import decode_mask
+from wimfris.data.mixed import dataset_label
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.params import Settings
+from wimfris.settings.schema import Settings
 from wimfris.training.distributed import Processes
 
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model is told: the sentence, or a control
@@ -118,7 +119,7 @@ class Evaluator:
             if case.row != decoded:  # the sentences of one object follow each other
                 decoded, target = case.row, self.protocol.target(decode_mask(row))
             found[number] = {
-                "dataset": self.settings.data.told(row["dataset"]),
+                "dataset": dataset_label(self.settings.data, row["dataset"]),
                 "split": split,
                 "condition": condition,
                 "ref_id": row["ref_id"],

@@ -1,0 +1,67 @@
+"""How long runs take: recorded times say how variants compare, the first steps how fast this machine is."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from wimfris.matrix.costs import EVALUATION, Costs, Progress, duration, wall_seconds
+from wimfris.settings.run import Run
+
+FULL, NONE = Run("full", 0), Run("none", 0)
+
+
+def test_nothing_is_estimated_before_something_ran_here() -> None:
+    costs = Costs({"full": 100.0})
+    assert costs.seconds(FULL) is None
+
+
+def test_the_pace_of_this_machine_scales_the_recorded_times() -> None:
+    costs = Costs({"full": 100.0, "none": 50.0})
+    costs.observe(FULL, 30.0)
+    assert costs.seconds(FULL) == 30.0
+    assert costs.seconds(NONE) == pytest.approx(15.0)
+    assert costs.seconds(Run("new", 0)) == pytest.approx(0.3 * 75)
+
+
+def test_without_recorded_times_a_run_costs_what_others_cost() -> None:
+    costs = Costs({})
+    costs.observe(FULL, 30.0)
+    assert costs.seconds(NONE) == 30.0
+
+
+def test_progress_projects_a_whole_run(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
+    progress = Progress(started=time.time() - 20)
+    progress.read(path)
+    assert progress.step == 0 and progress.whole is None
+    path.write_text("10 100")
+    progress.read(path)
+    assert progress.whole is None, "one reading has no rate"
+    assert progress.first is not None
+    progress.first = (progress.first[0] - 5, 10)
+    path.write_text("20 100")
+    progress.read(path)
+    assert progress.whole == pytest.approx(100 * 0.5 * EVALUATION, rel=0.1)
+    assert progress.left(progress.whole) == pytest.approx(progress.whole - 10, rel=0.1)
+
+
+def test_progress_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
+    path.write_text("90 100")
+    os.utime(path, (1, 1))
+    progress = Progress()
+    progress.read(path)
+    assert progress.step == 0
+
+
+def test_workers_take_the_next_run() -> None:
+    assert wall_seconds([10, 10, 10], 2) == 20
+    assert wall_seconds([10], 2, [5, 30]) == 30
+    assert wall_seconds([], 2, [7]) == 7
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12, "12 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,139 @@
+"""The evidence: made from runs/, read by everything else, and current or not by its settings."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from wimfris.errors import UserError
+from wimfris.results.evidence import (
+    RUN_COLUMNS,
+    EvidenceFiles,
+    evidence_names,
+    gather,
+    read_evidence,
+    records_hash,
+    write_core,
+)
+from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.records import read_records
+from wimfris.settings.run import Run
+
+NAME = "scenes-smoke"
+
+
+@pytest.fixture
+def finished(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Any) -> Any:
+    """The smoke project with core runs full-0, full-1 and an extended run, all made from one training."""
+    variants, extended = {"full": {}}, {"gate_none": project.params().extended["gate_none"]}
+    project.edit(variants=variants, extended=extended, seeds=[0, 1], extended_seeds=[0])
+    for name in ("full-0", "full-1", "gate_none-0"):
+        imitate(project, trained_folder, Run.parse(name))
+    return project
+
+
+def imitate(project: Any, trained_folder: Path, run: Run) -> None:
+    """Leave the files of full-0 as those of another run."""
+    settings = project.params().settings_of(run)
+    target = settings.outs / str(run)
+    shutil.copytree(trained_folder / "runs" / NAME / "core" / "full-0", target, dirs_exist_ok=True)
+    records = read_records(target / "records.parquet").assign(run=str(run), variant=run.variant, seed=run.seed)
+    from wimfris.runs.records import write_records
+
+    write_records(records, target / "records.parquet")
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest |= {"run": str(run), "seed": run.seed, "settings": settings.model_dump(mode="json")}
+    manifest["fingerprint"] = digest(decisive(settings, run.seed))
+    (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_core_evidence_holds_records_and_where_they_came_from(finished: Any) -> None:
+    params = finished.params()
+    files = write_core(params)
+    assert files.records == Path("reports/records/scenes-smoke.parquet")
+    evidence = read_evidence(params)
+    assert list(evidence.runs["run"]) == ["full-0", "full-1"]
+    row = evidence.runs.iloc[0]
+    assert list(evidence.runs.columns) == list(RUN_COLUMNS)
+    assert row["fingerprint"] == digest(decisive(params.settings(), 0))
+    assert row["records"] == records_hash(evidence.records[evidence.records["run"] == "full-0"])
+    assert row["weights"].startswith("sha256:") and row["trained_parameters"] > 0
+    assert set(json.loads(files.metrics.read_text())) == {"full-0", "full-1"}
+    before = {path: path.read_bytes() for path in (files.records, files.runs, files.emphasis)}
+    write_core(params)
+    assert {path: path.read_bytes() for path in before} == before, "the same runs give the same bytes"
+
+
+def test_a_missing_run_of_the_core_is_named(finished: Any) -> None:
+    shutil.rmtree(finished.files("full-1").folder)
+    with pytest.raises(UserError, match=r"full-1 missing, or trained with other settings or code"):
+        write_core(finished.params())
+
+
+def test_a_run_of_other_settings_is_no_evidence(finished: Any) -> None:
+    finished.edit(loss__dice=0.4)
+    with pytest.raises(UserError, match="full-0, full-1 missing, or trained with other settings or code"):
+        write_core(finished.params())
+
+
+def test_records_of_another_run_are_refused(finished: Any) -> None:
+    shutil.copy(finished.files("full-0").records, finished.files("full-1").records)
+    with pytest.raises(UserError, match=r"core/full-1: holds full-0, full-1 instead of full-1"):
+        write_core(finished.params())
+
+
+def test_gathered_runs_are_merged_and_the_core_is_left_out(finished: Any) -> None:
+    params = finished.params()
+    write_core(params)
+    files, runs = gather(params, params.all_runs())
+    assert runs == [Run("gate_none", 0)] and files.records.name == "scenes-smoke-added.parquet"
+    assert list(read_evidence(params).runs["run"]) == ["full-0", "full-1", "gate_none-0"]
+    before = files.runs.read_bytes()
+    gather(params, params.all_runs())
+    assert files.runs.read_bytes() == before, "merging again changes nothing"
+
+
+def test_without_core_evidence_core_runs_are_gathered_too(finished: Any) -> None:
+    params = finished.params()
+    _, runs = gather(params, params.all_runs())
+    assert runs == params.all_runs()
+    assert evidence_names() == [NAME]
+    assert len(read_evidence(params).runs) == 3
+
+
+def test_nothing_to_gather_is_one_line(project: Any) -> None:
+    with pytest.raises(UserError, match=r"^runs/scenes-smoke: no finished run to gather"):
+        gather(project.params(), project.params().all_runs())
+
+
+def test_evidence_of_other_settings_is_not_current(finished: Any) -> None:
+    write_core(finished.params())
+    finished.edit(loss__dice=0.4)
+    assert read_evidence(finished.params()).runs.empty
+
+
+def test_a_key_added_later_counts_at_its_default_and_the_backend_does_not_count(finished: Any) -> None:
+    files = write_core(finished.params())
+    runs = pd.read_csv(files.runs)
+    settings = [json.loads(text) for text in runs["settings"]]
+    for values in settings:
+        del values["train"]["compile"]
+        values["model"]["scan"] = "cpu"
+    runs.assign(settings=[json.dumps(values) for values in settings]).to_csv(files.runs, index=False)
+    assert len(read_evidence(finished.params()).runs) == 2
+
+
+def test_a_record_without_its_row_is_an_error(finished: Any) -> None:
+    files = write_core(finished.params())
+    pd.read_csv(files.runs).head(1).to_csv(files.runs, index=False)
+    with pytest.raises(UserError, match=r"^reports/records/scenes-smoke-runs.csv: no row of full-1; restore"):
+        read_evidence(finished.params())
+
+
+def test_no_evidence_at_all_is_one_line(project: Any) -> None:
+    with pytest.raises(UserError, match=r"^reports/records/scenes-smoke.parquet: no such evidence; restore"):
+        read_evidence(project.params())
+    assert EvidenceFiles(NAME, added=True).runs == Path("reports/records/scenes-smoke-added-runs.csv")

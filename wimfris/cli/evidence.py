@@ -1,0 +1,119 @@
+"""The verbs between finished runs and the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wimfris.cli.options import DataOption, ScaleOption, names, params_at
+from wimfris.settings.params import read_params
+
+REPORTS = Path("reports")
+
+
+def evidence() -> None:
+    """Collect the core's records, learned emphasis and provenance into reports/records, where they are committed."""
+    from wimfris.results.evidence import write_core
+
+    params = read_params()
+    files = write_core(params)
+    print(f"{files.records}: {len(params.runs())} runs, {files.records.stat().st_size / 1e6:.1f} MB")
+
+
+def gather(
+    variants: Annotated[str | None, typer.Option(help="Only these variants, separated by commas.")] = None,
+    scale: ScaleOption = None,
+    data: DataOption = None,
+) -> None:
+    """Merge finished runs that no stage collects (beyond the core, of other scales) into reports/records."""
+    from wimfris.results.evidence import gather as merge
+
+    params = params_at(scale, data)
+    wanted = None if variants is None else names(variants)
+    files, runs = merge(params, [run for run in params.all_runs() if wanted is None or run.variant in wanted])
+    print(f"{files.records}: {len(runs)} runs merged ({', '.join(map(str, runs))})")
+
+
+def study(name: Annotated[str, typer.Argument(help="A file of studies/, for example window_size.")]) -> None:
+    """Write the tables and the picture of a study from the evidence; rows without evidence stay open."""
+    from wimfris.cli.study import write_study
+
+    print(f"{name}: {', '.join(map(str, write_study(name, read_params())))}")
+
+
+def tables() -> None:
+    """Write the main table of the core, main.{csv,md,tex}."""
+    from wimfris.results.evidence import read_evidence
+    from wimfris.results.tables import write_main_tables
+
+    params = read_params()
+    core = read_evidence(params).select([str(run) for run in params.runs()])
+    write_main_tables(core.records, [REPORTS / "tables" / params.settings().folder.name])
+
+
+def figures() -> None:
+    """Draw the learning curves of `full` and a gallery of its predictions."""
+    from wimfris.data.index import read_index
+    from wimfris.data.source import source_images
+    from wimfris.measure.gallery import gallery_examples
+    from wimfris.results.figures import gallery, learning_curves
+    from wimfris.runs.files import RunFiles
+    from wimfris.runs.log import read_log
+    from wimfris.runs.records import read_records
+
+    params = read_params()
+    settings = params.settings()
+    folder = REPORTS / "figures" / settings.folder.name
+    files = {str(run): RunFiles(settings.outs / str(run)) for run in params.runs_of("full")}
+    learning_curves({name: read_log(of_run.log) for name, of_run in files.items()}, folder / "curves.png")
+    index = read_index(settings.folder / "index" / "index.parquet")
+    first = next(iter(files))
+    records = read_records(files[first].records)
+    examples = gallery_examples(settings, first, records, index, source_images(settings), "val", count=4)
+    gallery(examples, folder / "gallery.png")
+
+
+def page() -> None:
+    """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
+    from wimfris.results.claims import write_claims
+    from wimfris.results.evidence import read_evidence
+    from wimfris.results.notebook import write_page
+
+    current = read_evidence(read_params())
+    write_claims(current.records, current.emphasis, REPORTS / "claims.md")
+    write_page()
+
+
+def report(
+    variants: Annotated[str | None, typer.Option(help="Only these, separated by commas; by default the core.")] = None,
+    scale: ScaleOption = None,
+) -> None:
+    """Print the results table from the evidence."""
+    from wimfris.errors import UserError
+    from wimfris.results.evidence import read_evidence
+    from wimfris.results.tables import main_table, print_table
+
+    params = params_at(scale)
+    wanted = names(variants) if variants else list(params.variants)
+    records = read_evidence(params).records
+    missing = [name for name in wanted if name not in set(records["variant"])]
+    if variants and missing:
+        raise UserError(
+            f"--variants {missing[0]}: no current evidence; train it with `wimfris matrix` and `wimfris gather`"
+        )
+    print_table(main_table(records[records["variant"].isin(wanted)]))
+
+
+def promote(
+    trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
+    name: Annotated[str, typer.Option("--as", help="The variant's name.")],
+) -> None:
+    """Add a trial's settings to params.yaml's `extended` as a variant, to be confirmed with fresh seeds."""
+    from wimfris.search.promote import promote as add
+
+    params = add(trial, name)
+    runs = ", ".join(map(str, params.runs_of(name)))
+    print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({runs})")
+
+
+VERBS = (evidence, gather, study, tables, figures, page, report, promote)

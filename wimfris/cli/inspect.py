@@ -1,0 +1,101 @@
+"""The verbs that say what is here and what things cost."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wimfris.cli.options import DataOption, ScaleOption, params_at
+from wimfris.settings.params import read_params
+
+
+def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
+    """Say on one screen what is installed and works: versions, devices, scan backends, disk, encoders, data; and what
+    to install for what is missing. Exit code 1 where the scale in use lacks something.
+    """
+    from wimfris.checks.doctor import examine
+
+    params = params_at(scale, data)
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "-"}
+    table = Table(
+        "", "part", "what", "", box=None, title=f"data set {params.settings().data.name} at scale {params.scale}"
+    )
+    findings = examine(params)
+    for finding in findings:
+        table.add_row(marks[finding.works], finding.part, escape(finding.name), escape(finding.told))
+    Console().print(table)
+    raise typer.Exit(1 if any(finding.works is False for finding in findings) else 0)
+
+
+def profile(scale: ScaleOption = None, variant: str = "full") -> None:
+    """Print the trained parameters of each part of the model."""
+    from wimfris.measure.parameters import trained_parameters
+
+    params = params_at(scale)
+    table = Table("part", "trained parameters", title=f"{variant} at scale {params.scale}")
+    table.columns[1].justify = "right"
+    for part, number in trained_parameters(params.settings(variant)).items():
+        table.add_row(part, f"{number:,}")
+    Console().print(table)
+
+
+def estimate(
+    scale: ScaleOption = None,
+    data: DataOption = None,
+    batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
+) -> None:
+    """Say what a run and the studies take on this device in time, memory and disk, from a few timed steps."""
+    from wimfris.matrix.costs import duration
+    from wimfris.measure import run_cost
+    from wimfris.results.studies import load_studies
+
+    params = params_at(scale, data)
+    settings = run_cost.at_batch(params.settings(), batch)
+    volume = run_cost.volume(settings)
+    timed = run_cost.time_steps(settings)
+    run, shared = run_cost.cost(settings, timed, volume), run_cost.shared_bytes(settings, volume)
+    size = settings.train.batch_size
+    table = Table("", "time", "disk", box=None, title=f"{settings.data.name} at scale {settings.scale}: {timed.device}")
+    core, beyond = len(params.runs()), len(params.extended_runs())
+    rows = [("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)]
+    for study in load_studies():
+        if variants := study.variants:
+            runs = sum(len(params.runs_of(name)) for name in variants)
+            rows.append((f"studies/{study.name}.py, {runs} runs, some shared", runs))
+    for name, runs in rows:
+        table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")
+    for name, size_bytes in shared.items():
+        table.add_row(f"{name}, once", "", f"{size_bytes / 1e9:.1f} GB")
+    table.add_row("checkpoints, while a run goes on", "", f"{run.running / 1e9:.1f} GB")
+    Console().print(table)
+    memory = "not known on this system" if run.memory is None else f"{run.memory / 1e9:.1f} GB"
+    print(
+        f"memory in training: {memory} at batch {size}; step {1000 * timed.step:.0f} ms, {size / timed.step:.1f} "
+        f"images/s, {run.steps:,} steps by {volume.source}; the loader reads {run.loader:.0f} images/s; "
+        f"evaluation takes {duration(run.evaluation)} of a run. One run after another, on one device."
+    )
+
+
+def ceiling() -> None:
+    """Print the score of the targets themselves at the size of the logits, on each split."""
+    import torch
+
+    from wimfris.data.index import read_index
+    from wimfris.measure.target_resolution import ceiling as score
+
+    torch.set_num_threads(1)
+    settings = read_params().settings()
+    index = read_index(settings.folder / "index" / "index.parquet")
+    table = Table(
+        "split", "n", "mIoU", "oIoU", "P@50", "P@70", "P@90", title=f"{settings.folder.name}: ceiling, percent"
+    )
+    for split in settings.data.splits:
+        scores = score(settings, index[index["split"] == split])
+        cells = [f"{100 * scores[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
+        table.add_row(split, f"{scores['n']:.0f}", *cells)
+    Console().print(table)
+
+
+VERBS = (doctor, profile, estimate, ceiling)

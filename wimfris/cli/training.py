@@ -1,0 +1,210 @@
+"""The verbs that train, evaluate and predict."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wimfris.cli.options import DataOption, RunOption, ScaleOption, names, numbers, params_at
+from wimfris.errors import UserError
+from wimfris.settings.params import read_params
+from wimfris.settings.run import Run
+
+
+def code(scale: ScaleOption = None, data: DataOption = None) -> None:
+    """Write what decides the result of each variant, its settings and its code, one file per variant."""
+    import json
+
+    from wimfris.files import write_text
+    from wimfris.runs.fingerprint import variant_content
+
+    params = params_at(scale, data)
+    for variant in (*params.variants, *params.extended):
+        settings = params.settings(variant)
+        text = json.dumps(variant_content(settings), indent=1, sort_keys=True)
+        write_text(settings.folder / "code" / f"{variant}.json", text + "\n")
+
+
+def train(
+    run: Annotated[str | None, typer.Option(help="The run, <variant>-<seed>.")] = None,
+    extra: Annotated[bool, typer.Option("--extra", help="Instead: all runs of `extra_seeds`, one by one.")] = False,
+    scale: ScaleOption = None,
+    data: DataOption = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train even if the store of finished runs has the run.")
+    ] = False,
+) -> None:
+    """Train and evaluate one run. Interrupted, the same command resumes from the last checkpoint."""
+    from wimfris.runs.files import RunFiles
+    from wimfris.runs.fingerprint import decisive, digest
+    from wimfris.runs.store import fetch, run_entry
+
+    if (run is None) != extra:
+        raise UserError("train: give either --run <variant>-<seed> or --extra")
+    params = params_at(scale, data)
+    for one in [Run.parse(run)] if run else params.extra_runs():
+        settings = params.settings_of(one)
+        if not retrain:
+            try:
+                key = digest(decisive(settings, one.seed))
+            except FileNotFoundError as error:
+                raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
+            # Importing torch takes seconds; taking a finished run from the store does not need it.
+            if fetch(run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))):
+                print(f"{one}: taken from the store of finished runs ({key})")
+                continue
+        from wimfris.training.run import train_run
+
+        train_run(settings, one.seed, retrain=retrain)
+
+
+def matrix(
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default as many as fit on the machine.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Only these variants, separated by commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds, separated by commas.")] = None,
+    extended: Annotated[bool, typer.Option("--extended", help="Also the runs beyond the core.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it would take.")] = False,
+    launcher: Annotated[
+        str, typer.Option(help="local: on this machine. slurm: on a Slurm cluster, all runs at once by default.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of each task, for example partition=gpu; may be repeated."),
+    ] = None,
+) -> None:
+    """Train the runs of params.yaml that are missing, several at once. Whatever is killed, the same command goes on."""
+    from wimfris.matrix.costs import default_jobs
+    from wimfris.matrix.local import run_matrix, select_runs
+
+    if launcher not in ("local", "slurm"):
+        raise UserError(f"--launcher must be local or slurm, got {launcher}")
+    if slurm and launcher != "slurm":
+        raise UserError(f"--slurm {slurm[0]} needs --launcher slurm")
+    params = read_params()
+
+    def show_full() -> None:
+        from wimfris.results.tables import main_table, print_table
+        from wimfris.runs.records import read_runs
+
+        with contextlib.suppress(UserError):  # where not all runs of `full` were asked for, or one failed
+            print_table(main_table(read_runs(params.settings().outs, params.runs_of("full"))))
+
+    wanted = None if variants is None else names(variants)
+    beyond = extended or any(name in params.extended for name in wanted or ())
+    runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), beyond)
+    if launcher == "slurm":
+        from wimfris.matrix.slurm import run_on_slurm
+
+        failures = run_on_slurm(params, runs, jobs, slurm or [], dry_run=dry_run, show_full=show_full)
+    else:
+        jobs = default_jobs(params) if jobs is None else jobs
+        failures = run_matrix(params, runs, jobs, dry_run=dry_run, show_full=show_full)
+    raise typer.Exit(1 if failures else 0)
+
+
+def clean(
+    everything: Annotated[bool, typer.Option("--all", help="Remove finished runs that are current, too.")] = False,
+) -> None:
+    """Remove finished runs from the store that no declared run has the fingerprint of. runs/ and DVC's cache stay."""
+    from wimfris.runs.fingerprint import decisive, digest
+    from wimfris.runs.store import prune, run_entry
+
+    params = read_params()
+    current = set()
+    for run in params.all_runs() if not everything else ():
+        settings = params.settings_of(run)
+        try:
+            current.add(run_entry(settings.folder.name, str(run), digest(decisive(settings, run.seed))))
+        except FileNotFoundError:
+            continue
+    removed = prune(f"{params.settings().folder.name}-", current)
+    print(f"{len(removed)} finished runs removed from the store, {len(current)} fingerprints are current")
+
+
+def verify(
+    run: Annotated[list[str] | None, typer.Option(help="The run; may be repeated. By default full-0.")] = None,
+) -> None:
+    """Train runs again, without the store, and compare them with the evidence; the answer goes to
+    reports/attestations.csv.
+    """
+    from wimfris.checks.verify import verify_runs
+
+    runs = [Run.parse(name) for name in run or ["full-0"]]
+    for line in verify_runs(read_params(), runs):
+        print(line)
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")],
+    run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
+    detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
+    protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
+) -> None:
+    """Evaluate a trained run, or a released DETRIS model: all splits, all sentences, both controls. Under torchrun the
+    processes share the batches.
+    """
+    import torch
+
+    from wimfris.data.index import read_index
+    from wimfris.data.source import source_images
+    from wimfris.encoders.load import load_tokenizer
+    from wimfris.inference.predict import Predictor
+    from wimfris.results.tables import main_table, print_table
+    from wimfris.runs.records import write_records
+    from wimfris.training.build import build_device
+    from wimfris.training.distributed import processes
+    from wimfris.training.evaluate import Evaluator
+    from wimfris.training.progress import make_progress
+
+    if (run is None) == (detris is None):
+        raise UserError("evaluate: give either --run or --detris")
+    params = read_params().with_protocol(protocol)
+    if run is not None:
+        one = Run.parse(run)
+        settings = params.settings_of(one)
+        predictor = Predictor.load(settings, run)
+        segmenter, tokenizer = predictor.segmenter, predictor.tokenizer
+    else:
+        from wimfris.inference.released_detris import released_detris
+        from wimfris.rivals.detris_weights import read_detris
+
+        assert detris is not None
+        state = read_detris(detris)
+        tokenizer = load_tokenizer(params.settings())
+        settings, segmenter = released_detris(params, state, tokenizer)
+        one = Run(settings.variant, 0)
+    torch.set_num_threads(settings.train.threads)
+    index = read_index(settings.folder / "index" / "index.parquet")
+    with processes(settings.train.device) as group:
+        device = build_device(settings)
+        evaluator = Evaluator(settings, index, source_images(settings), tokenizer, device, group)
+        segmenter.to(device)
+        with make_progress(group) as progress:
+            bar = progress.add_task(f"{one} evaluation", total=evaluator.cases())
+            records = evaluator.report(segmenter, str(one), one.seed, lambda: progress.advance(bar))
+    if group.leads:
+        write_records(records, out)
+        print_table(main_table(records))
+
+
+def predict(
+    run: RunOption,
+    image: Annotated[Path, typer.Option(help="A picture.")],
+    text: Annotated[str, typer.Option(help="What to segment in it.")],
+    out: Annotated[Path, typer.Option(help="Where mask and overlay go.")] = Path(),
+) -> None:
+    """Write the mask of the object that the sentence names, and the picture with the mask laid over it."""
+    from wimfris.data.dataset import read_image
+    from wimfris.inference.predict import Predictor, write_prediction
+
+    if not image.is_file():
+        raise UserError(f"--image {image}: no such file")
+    picture = read_image(image)
+    mask = Predictor.load(read_params().settings_of(Run.parse(run)), run)(picture, text)
+    paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
+    write_prediction(picture, mask, *paths)
+    print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]}")
+
+
+VERBS = (code, train, matrix, clean, verify, evaluate, predict)

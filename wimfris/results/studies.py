@@ -1,0 +1,31 @@
+"""The files of studies/ as objects."""
+
+import importlib.util
+from pathlib import Path
+
+from wimfris.errors import UserError
+from wimfris.results.comparison import Study
+from wimfris.results.measured import Measured
+
+STUDIES = Path("studies")
+
+
+def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
+    """Return the constant STUDY of a file of studies/. Raises `UserError` where there is no such file or constant."""
+    path = folder / f"{name}.py"
+    known = [study.stem for study in sorted(folder.glob("*.py"))]
+    if not path.is_file():
+        raise UserError(f"{path}: no such study; the studies are {', '.join(known)}")
+    spec = importlib.util.spec_from_file_location(f"studies_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study | Measured):
+        raise UserError(f"{path}: has no constant STUDY; copy another study, or move the file out of {folder}/")
+    return study
+
+
+def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
+    """Return all studies, in the order of their files. `search.py` is none: it has its own trials and report."""
+    return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem != "search"]

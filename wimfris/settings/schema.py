@@ -1,0 +1,403 @@
+"""Typed sections of params.yaml, and the settings of one run.
+
+params.yaml holds every number of an experiment; few keys have a default here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from wimfris.settings.messages import require, require_known
+from wimfris.settings.placement import placed
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^\w+$")]  # part of file and stage names
+Init = Literal["zero", "kaiming"]
+MIXED = ("refcoco", "refcoco+", "refcocog-umd")  # the data sets of mixed training
+RIVALS = ("detris", "etris", "lora", "bottleneck")  # adapter families whose sizes are in `rivals`
+BUILT_IN = ("builtin", "builtin-small", "random")  # encoders that know only the words of the built-in data set
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # suffixes of original weight files
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml. It cannot be changed and refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            require_known(content, [field.alias or name for name, field in cls.model_fields.items()])
+        return content
+
+
+class Scenes(Section):
+    """Number of scenes in each split of the built-in data set."""
+
+    train: PositiveInt
+    val: PositiveInt
+    testA: PositiveInt
+    testB: PositiveInt
+
+
+class Data(Section):
+    # mixed_strict is MIXED without training images that are in any val or test split; mixed_as_published leaks them
+    name: Literal[
+        "scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published"
+    ]
+    root: str  # folder of the official files
+    image_size: PositiveInt  # side of the letterboxed image, pixels
+    tokens: dict[str, Annotated[int, Field(ge=3)]]  # data set -> text tokens, with start and end
+    scenes: Scenes
+
+    @property
+    def length(self) -> int:
+        """Return the number of text tokens of this data set."""
+        return self.tokens[self.name]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether training mixes several data sets."""
+        return self.name.startswith("mixed_")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Return the data sets that this one consists of."""
+        return MIXED if self.is_mixed else (self.name,)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Return the evaluation splits, `val` first. Each split of mixed data joins those of its data sets."""
+        tests = {"refcocog-umd": ("test",), "refcocog-google": ()}
+        return ("val", *tests.get(self.name, ("testA", "testB", *(["test"] if self.is_mixed else []))))
+
+
+class TextBackbone(Section):
+    source: str  # builtin | builtin-small | random | a hub id | an original weight file
+    revision: str | None = None  # commit of the hub id
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+
+    @property
+    def is_hub(self) -> bool:
+        """Return whether the source is a hub id."""
+        return self.is_public and not self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether the source is a weight file as its authors published it."""
+        return self.source.endswith(WEIGHT_FILES)
+
+    @property
+    def is_public(self) -> bool:
+        """Return whether the source is a published encoder, pretrained on natural language or images."""
+        return self.source not in BUILT_IN
+
+
+class VisionBackbone(TextBackbone):
+    patch: PositiveInt
+    registers: NonNegativeInt
+    taps: tuple[NonNegativeInt, NonNegativeInt]  # zero-based blocks whose outputs are the first two stages
+
+
+class Encoders(Section):
+    text: TextBackbone
+    vision: VisionBackbone
+
+
+class Mta(Section):
+    layers: tuple[NonNegativeInt, ...]
+    width: PositiveInt
+    state: PositiveInt
+    conv: PositiveInt
+    expand: PositiveInt
+    scale: float
+    init: Init
+
+
+class Msa(Section):
+    layers: tuple[NonNegativeInt, ...]
+    width: PositiveInt
+    heads: PositiveInt
+    mixer: Literal["rfmixer", "depthwise", "dilated", "none"]  # how the receptive fields are mixed
+    kernels: tuple[PositiveInt, ...]
+    init: Init
+    emphasis: Literal["learned"] | PositiveFloat  # learned, or a fixed alpha
+    emphasis_initial: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Hmf(Section):
+    width: PositiveInt
+    window: Literal["grid"] | PositiveInt  # grid: no windows, one sequence over the whole map
+    text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
+    direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
+    mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
+    gate: Literal["attention", "text", "none"]
+    heads: PositiveInt
+    norm: bool
+    state: PositiveInt
+    conv: PositiveInt
+    expand: PositiveInt
+
+
+class Decoder(Section):
+    layers: PositiveInt
+    heads: PositiveInt
+    ffn: PositiveInt
+    dropout: Fraction
+
+
+class Detris(Section):
+    """DETRIS's dense aligner in the layers of `msa`, and its text adapter in the layers of `mta`."""
+
+    width: PositiveInt  # width of the vision aligner
+    attention_width: PositiveInt  # width of its attention to the words
+    heads: PositiveInt
+    text_width: PositiveInt
+    scale: float
+
+
+class Etris(Section):
+    """ETRIS's bridger between the encoders, as we read the paper: there are no reference outputs to compare with."""
+
+    width: PositiveInt
+    heads: PositiveInt
+
+
+class Lora(Section):
+    """LoRA on the queries and values of all attention layers of both encoders."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+
+
+class Bottleneck(Section):
+    """Bottleneck adapters Up(ReLU(Down(x))) in the layers of `msa` and `mta`."""
+
+    width: PositiveInt
+    text_width: PositiveInt
+    scale: float
+
+
+class Rivals(Section):
+    """Sizes of the rivals' adapters, with about as many trainable parameters as MSA + MTA at the same scale."""
+
+    detris: Detris
+    etris: Etris
+    lora: Lora
+    bottleneck: Bottleneck
+
+
+class Model(Section):
+    scan: Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
+    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "finetune"]
+    placement: Literal["spread", "early", "middle", "late"]  # spread: the layers as listed; see `placed`
+    mta: Mta
+    msa: Msa
+    rivals: Rivals | None  # None unless `adapters` is a rival's: the sizes have no effect otherwise
+    neck: Literal["hmf", "none", "detris", "etris"]
+    hmf: Hmf
+    decoder: Decoder
+
+
+class Loss(Section):
+    contrast: NonNegativeFloat
+    dice: NonNegativeFloat
+    align: NonNegativeFloat
+    align_window: Literal["scan"] | PositiveInt
+    align_target: Literal["any", "fraction"]
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"]
+    warmup: NonNegativeInt  # steps
+
+
+class StepSchedule(Section):
+    kind: Literal["step"]
+    milestones: tuple[PositiveInt, ...]  # epochs
+    factor: PositiveFloat
+
+
+class Train(Section):
+    epochs: PositiveInt
+    epoch_steps: PositiveInt | None = None  # at most; None: the whole training split
+    batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
+    optimizer: Literal["adam", "adamw"]
+    learning_rate: PositiveFloat
+    backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
+    weight_decay: NonNegativeFloat
+    clip_norm: PositiveFloat | None
+    schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt  # CPU threads: their number changes rounding
+    workers: NonNegativeInt
+    checkpoint_seconds: PositiveFloat
+    gradient_checkpointing: bool = False  # less memory, more time, same gradients
+    compile: bool = False  # use torch.compile where possible: faster after some minutes, other rounding
+
+    def steps(self, objects: int) -> int:
+        """Return the steps of an epoch over this many objects. An incomplete last batch is dropped."""
+        return min(objects // self.batch_size, self.epoch_steps or objects)
+
+
+class Evaluate(Section):
+    protocol: Literal["cris", "lavt", "remamber"]  # see wimfris.data.protocol
+    batch_size: PositiveInt
+
+
+class PretrainText(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class PretrainVision(PretrainText):
+    scenes: PositiveInt
+
+
+class Pretrain(Section):
+    """Pretraining of the built-in encoders of one scale."""
+
+    scale: str
+    seed: NonNegativeInt
+    text: PretrainText | None = None  # None: use the built-in text encoder, and start from the built-in vision encoder
+    vision: PretrainVision
+
+
+class Settings(Section):
+    """All settings of one run, as its manifest records them."""
+
+    scale: str
+    variant: str
+    group: str = Field(exclude=True)  # folder of the outs: core, extended, extra or a search's
+    data: Data
+    encoders: Encoders
+    model: Model
+    loss: Loss
+    train: Train
+    evaluate: Evaluate
+
+    @property
+    def grid(self) -> int:
+        """Return the number of patches along a side of the letterboxed image."""
+        return self.data.image_size // self.encoders.vision.patch
+
+    @property
+    def scan_window(self) -> int | None:
+        """Return the side of the scan's windows in patches, or None without windows."""
+        return None if self.model.neck != "hmf" or self.model.hmf.window == "grid" else self.model.hmf.window
+
+    @property
+    def align_window(self) -> int:
+        """Return the side of the alignment loss's windows in patches. It is 4 if the scan to follow has no windows."""
+        return (self.scan_window or 4) if self.loss.align_window == "scan" else self.loss.align_window
+
+    @property
+    def text_layers(self) -> tuple[int, ...]:
+        """Return the text layers with an adapter."""
+        return placed(self.model.mta.layers, self.model.placement, self.encoders.text.layers)
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """Return the vision layers with an adapter."""
+        return placed(self.model.msa.layers, self.model.placement, self.encoders.vision.layers)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of this data set and scale."""
+        return run_folder(self.data.name, self.scale)
+
+    @property
+    def outs(self) -> Path:
+        """Return the folder of this variant's outs. Each group has its own, so that no core stage depends on others."""
+        return self.folder / self.group
+
+    @model_validator(mode="after")
+    def _check_data(self) -> "Settings":
+        data, patch = self.data, self.encoders.vision.patch
+        require(data.name in data.tokens, "data.name", f"a key of data.tokens ({', '.join(data.tokens)})", data.name)
+        allowed = f"a multiple of {patch} (encoders.vision.patch)"
+        require(data.image_size % patch == 0, "data.image_size", allowed, data.image_size)
+        return self
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> "Settings":
+        allowed = f"at most the grid size ({self.grid})"
+        require((self.scan_window or 1) <= self.grid, "model.hmf.window", allowed, self.scan_window)
+        require(self.align_window <= self.grid, "loss.align_window", allowed, self.align_window)
+        return self
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> "Settings":
+        text, vision, model = self.encoders.text, self.encoders.vision, self.model
+        multiples = [
+            ("encoders.text.width", text.width, text.heads, "encoders.text.heads"),
+            ("encoders.text.width", text.width, 2, "sinusoidal positions"),
+            ("encoders.vision.width", vision.width, vision.heads, "encoders.vision.heads"),
+            ("model.msa.width", model.msa.width, model.msa.heads, "model.msa.heads"),
+            ("model.hmf.width", model.hmf.width, model.hmf.heads, "model.hmf.heads"),
+            ("model.hmf.width", model.hmf.width, model.decoder.heads, "model.decoder.heads"),
+            ("model.hmf.width", model.hmf.width, 4, "two-dimensional sinusoidal positions"),
+        ]
+        if model.rivals is not None:
+            detris, etris, key = model.rivals.detris, model.rivals.etris, f"rivals.{self.scale}"
+            multiples += [
+                (f"{key}.detris.attention_width", detris.attention_width, detris.heads, f"{key}.detris.heads"),
+                (f"{key}.etris.width", etris.width, etris.heads, f"{key}.etris.heads"),
+            ]
+        for key, width, divisor, reason in multiples:
+            require(width % divisor == 0, key, f"a multiple of {divisor} ({reason})", width)
+        return self
+
+    @model_validator(mode="after")
+    def _check_layers_and_kernels(self) -> "Settings":
+        text, vision, model = self.encoders.text, self.encoders.vision, self.model
+        for key, layers, depth in (
+            ("model.mta.layers", model.mta.layers, text.layers),
+            ("model.msa.layers", model.msa.layers, vision.layers),
+            ("encoders.vision.taps", vision.taps, vision.layers),
+        ):
+            require(all(layer < depth for layer in layers), key, f"layers from 0 to {depth - 1}", list(layers))
+            require(list(layers) == sorted(set(layers)), key, "in increasing order, each layer once", list(layers))
+        kernels = list(model.msa.kernels)
+        require(all(size % 2 == 1 for size in kernels), "model.msa.kernels", "odd numbers", kernels)
+        return self
+
+    @model_validator(mode="after")
+    def _check_training(self) -> "Settings":
+        train = self.train
+        possible = train.precision != "fp16" or train.device == "cuda"
+        require(possible, "train.precision", "fp32 or bf16 on a CPU", train.precision)
+        if isinstance(train.schedule, StepSchedule):
+            late = [milestone for milestone in train.schedule.milestones if milestone >= train.epochs]
+            require(not late, "train.schedule.milestones", f"less than train.epochs ({train.epochs})", late)
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "Settings":
+        text, vision = self.encoders.text, self.encoders.vision
+        allowed = "a hub id or a weight file (built-in and random encoders know only the words of data set scenes)"
+        require(self.data.name == "scenes" or text.is_public, "encoders.text.source", allowed, text.source)
+        for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
+            allowed = "a commit if source is a hub id, null otherwise"
+            require(backbone.is_hub == (backbone.revision is not None), f"{key}.revision", allowed, backbone.revision)
+        return self
+
+
+def run_folder(data_name: str, scale: str) -> Path:
+    """Return the folder of one data set at one scale, runs/<data set>-<scale>."""
+    return Path("runs") / f"{data_name}-{scale}"
