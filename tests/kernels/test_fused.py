@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from wimfris.kernels.ops import CHUNK, fused_scan
+from wimfris.kernels.layout import CPU_CHUNK
+from wimfris.kernels.ops import fused_scan
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
 
@@ -26,10 +27,10 @@ PER_TOKEN = ("u", "delta", "B", "C", "z")
 SHAPES = [  # around the chunk's and the block's edges: one token, a window, several chunks, more sequences than tasks
     (1, 1, 1, 1),
     (3, 1, 5, 4),
-    (2, CHUNK, 3, 2),
-    (2, CHUNK + 1, 130, 3),
+    (2, CPU_CHUNK, 3, 2),
+    (2, CPU_CHUNK + 1, 130, 3),
     (35, 17, 24, 8),
-    (1, 2 * CHUNK + 1, 300, 16),
+    (1, 2 * CPU_CHUNK + 1, 300, 16),
 ]
 
 
@@ -164,7 +165,7 @@ def test_cpu_of_an_empty_batch_is_empty() -> None:
 
 
 def test_cpu_keeps_nothing_of_the_size_of_the_states() -> None:
-    values, _ = single((4, 3 * CHUNK, 16, 8))
+    values, _ = single((4, 3 * CPU_CHUNK, 16, 8))
     kept: list[int] = []
 
     def note(x: Tensor) -> Tensor:

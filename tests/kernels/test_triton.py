@@ -22,14 +22,10 @@ CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed")
 
 from wimfris.kernels.triton import BLOCK, INTERPRETED  # noqa: E402
-from wimfris.model.hmf import (  # noqa: E402
-    WindowMambaFusion,
-    window_cells,
-    window_partition,
-    window_unpartition,
-)
+from wimfris.model.hmf import WindowMambaFusion  # noqa: E402
 from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan import causal_conv_silu  # noqa: E402
+from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="run by the interpreter, see below")
 _spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
@@ -235,7 +231,8 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
     wanted = derive(block, "cpu", apart)
     cells = window_cells(*grid, window).to(DEVICE)
     block = block.to(DEVICE)
-    found = derive(block, DEVICE, lambda tokens, text: block.fuse_windows(tokens, text, cells))
+    block.backend = "triton"
+    found = derive(block, DEVICE, lambda tokens, text: block.forward_windows(tokens, text, cells))
     for value, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
@@ -270,7 +267,7 @@ def test_the_fusion_cuts_its_windows_inside_the_kernels(
     wmf.to(DEVICE, torch.float32)
     for mamba in filter(None, (wmf.mamba, wmf.backwards)):
         mamba.backend = "triton"
-    monkeypatch.setattr("wimfris.model.hmf.window_partition", None)
+    monkeypatch.setattr("wimfris.model.scan.dispatch.window_partition", None)
     for value, other in zip(derive(DEVICE), wanted, strict=True):
         torch.testing.assert_close(value.cpu(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
@@ -287,7 +284,7 @@ def test_a_compiled_graph_holds_the_windows_whole(precision: torch.dtype, stir: 
 
     def run(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
-            return block.fuse_windows(tokens, text, cells).float().square().sum()
+            return block.forward_windows(tokens, text, cells).float().square().sum()
 
     wanted = torch.autograd.grad(run(*leaves), [*leaves, *block.parameters()])
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)

@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from wimfris.model.hmf import (
-    CoordConv,
-    Gate,
-    Neck,
-    WindowMambaFusion,
+from wimfris.model.hmf import Gate, Neck, WindowMambaFusion
+from wimfris.model.layers import CoordConv
+from wimfris.model.windows import (
     window_index,
     window_padding,
     window_partition,

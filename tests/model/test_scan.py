@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.model.scan import BACKENDS, SMALL, choose_backend, selective_scan
+from wimfris.model.scan import BACKENDS, choose_backend, selective_scan
+from wimfris.model.scan.backends import SMALL
 from wimfris.model.scan.reference import scan_states
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -125,15 +126,15 @@ def test_the_backend_is_chosen_by_device_shape_and_dtype_with_a_reason() -> None
     assert choose_backend("auto", "meta", large).backend == "reference"
     assert choose_backend("auto", "cuda", large).backend in ("mamba_ssm", "reference")
     for device in ("cpu", "cuda", "meta"):
-        why = choose_backend("auto", device, large).why
-        assert why and "\n" not in why
+        reason = choose_backend("auto", device, large).reason
+        assert reason and "\n" not in reason
         assert choose_backend("reference", device).backend == "reference"
 
 
 def test_auto_takes_the_reference_where_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wimfris.model.scan._installed", lambda *packages: False)
+    monkeypatch.setattr("wimfris.model.scan.backends._installed", lambda *packages: False)
     chosen = choose_backend("auto", "cpu", (256, 17, 64, 8))
-    assert chosen.backend == "reference" and "numba" in chosen.why
+    assert chosen.backend == "reference" and "numba" in chosen.reason
     with pytest.raises(UserError, match="pip install numba"):
         choose_backend("cpu", "cpu")
 
@@ -143,8 +144,8 @@ def test_a_backend_that_cannot_run_is_refused_in_one_line(monkeypatch: pytest.Mo
     refused = [
         ("mamba_ssm", "cpu", "CUDA"),
         ("triton", "cpu", "needs"),
-        ("cpu", "cuda", "CPU alone"),
-        ("numba", "cpu", f"allowed: {', '.join(BACKENDS)}"),
+        ("cpu", "cuda", "CPU only"),
+        ("numba", "cpu", f"must be one of {', '.join(BACKENDS)}"),
     ]
     for backend, device, hint in refused:
         with pytest.raises(UserError, match=hint) as raised:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from wimfris.model.decoder import positions_1d, positions_2d
-from wimfris.model.hmf import window_index
 from wimfris.model.loss import SegmentationLoss
 from wimfris.model.segmenter import Segmenter
+from wimfris.model.windows import window_index
 
 BACKBONES = ("text.backbone.", "vision.backbone.")
 START, END = 18, 19

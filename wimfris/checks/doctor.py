@@ -101,7 +101,7 @@ def scans() -> Iterator[Finding]:
         for backend in BACKENDS:
             if backend == "auto":
                 chosen = choose_backend("auto", device)
-                yield Finding("scan", f"auto, {device}", None, f"takes {chosen.backend}: {chosen.why}")
+                yield Finding("scan", f"auto, {device}", None, f"takes {chosen.backend}: {chosen.reason}")
                 continue
             try:
                 found = _scan(inputs, backend)

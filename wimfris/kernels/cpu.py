@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wimfris.kernels import numba_kernels as kernels
-from wimfris.kernels.ops import CHUNK, evenly_spaced, kept_states
+from wimfris.kernels.layout import CPU_CHUNK, evenly_spaced, saved_states
 
 PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
 GRAIN = 2**21  # numbers (batch, L, D, N) a thread at least: for fewer, to start it takes longer than it saves
@@ -93,12 +93,12 @@ def scan(
     batch, length, width = u.shape
     precision = _precision(A.dtype, u, delta, z, B, C)
     out = torch.empty(batch * length * width, dtype=precision)
-    starts = torch.empty(batch, kept_states(length, "cpu") if keep else 0, A.shape[1], width, dtype=A.dtype)
+    starts = torch.empty(batch, saved_states(length, "cpu") if keep else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
         parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())
         work = out.numel() * A.shape[1]
-        _share(kernels.forward, work, _tasks(batch, width), length, CHUNK, *flats, *parameters, *outs)
+        _share(kernels.forward, work, _tasks(batch, width), length, CPU_CHUNK, *flats, *parameters, *outs)
     return out.view(batch, length, width).to(u.dtype), starts
 
 
@@ -129,7 +129,7 @@ def scan_backward(
         u.numel() * A.shape[1],
         tasks,
         length,
-        CHUNK,
+        CPU_CHUNK,
         *(number for x in (u, delta, z, B, C) for number in _flat(x, precision)),
         *_parameters(A, D, delta_bias),
         starts.numpy(),
@@ -165,7 +165,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
     if out.numel():
         flats = _flat(x, precision)
         work, taps = out.numel() * weight.shape[-1], _taps(weight, bias)
-        _share(kernels.conv_forward, work, _tasks(batch, width), length, CHUNK, *flats, *taps, _numbers(out))
+        _share(kernels.conv_forward, work, _tasks(batch, width), length, CPU_CHUNK, *flats, *taps, _numbers(out))
     return out.view(batch, length, width).to(x.dtype)
 
 
@@ -185,7 +185,7 @@ def conv_backward(
         x.numel() * weight.shape[-1],
         tasks,
         length,
-        CHUNK,
+        CPU_CHUNK,
         *_flat(x, precision),
         *_taps(weight, bias),
         *_flat(grad, precision),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.kernels import triton_kernels as kernels
-from wimfris.kernels.ops import GPU_CHUNK, evenly_spaced
+from wimfris.kernels.layout import GPU_CHUNK, evenly_spaced
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Channels of a tile: of a warp, one or two a thread, of which the backward has registers for one. Small under the

@@ -27,10 +27,11 @@ from torch.nn import functional as F
 
 from wimfris.data.dataset import Case, ReferDataset
 from wimfris.encoders.load import load_tokenizer
-from wimfris.model.hmf import Neck, WindowMambaFusion, window_padding
+from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu
 from wimfris.model.segmenter import Segmenter
+from wimfris.model.windows import window_padding
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.recompute import recompute
-from wimfris.model.hmf import conv_norm_relu
+from wimfris.model.layers import conv_norm_relu
 
 
 def _sinusoid(positions: Tensor, width: int) -> Tensor:

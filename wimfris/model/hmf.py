@@ -1,109 +1,21 @@
-"""HMF, the neck: one multi-semantic map from three stages, fused with the sentence window by window (WMF)."""
+"""HMF, the neck: one map from three stages, fused with the sentence window by window (WMF)."""
 
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from wimfris.model.layers import CoordConv, conv_norm_relu
 from wimfris.model.mamba import Mamba
-from wimfris.model.scan import choose_backend
-
-
-def conv_norm_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Convolution of the same size, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # an index first made in an evaluation must serve training too
-def window_index(height: int, width: int, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where the tokens of a grid go when it is cut into windows.
-
-    Returns (n_win, M) the raster position in the grid of each token of each window, and (H * W,) its inverse into the
-    flattened windows. Where the window does not divide the grid, border windows hold fewer tokens: those come first, in
-    raster order, and the rest is padding that repeats position 0, so that a causal scan never sees padding before a
-    real token.
-    """
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    down, across = -(-height // window[0]), -(-width // window[1])
-    owner = (rows // window[0] * across + columns // window[1]).flatten()
-    order = torch.argsort(owner, stable=True)  # raster order inside a window
-    owner = owner[order]
-    starts = torch.searchsorted(owner, torch.arange(down * across))
-    slots = owner * (window[0] * window[1]) + torch.arange(len(owner)) - starts[owner]
-    gather = torch.zeros(len(starts) * window[0] * window[1], dtype=torch.long)
-    gather[slots] = order
-    scatter = torch.empty(height * width, dtype=torch.long)
-    scatter[order] = slots
-    return gather.view(len(starts), -1), scatter
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def window_padding(height: int, width: int, window: tuple[int, int]) -> Tensor:
-    """(n_win, M), True at the slots of a window that hold no token of the grid."""
-    gather, scatter = window_index(height, width, window)
-    padding = torch.ones(gather.numel(), dtype=torch.bool)
-    padding[scatter] = False
-    return padding.view_as(gather)
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def window_reversal(height: int, width: int, window: tuple[int, int]) -> Tensor:
-    """(n_win, M): the slots of each window with its real tokens backwards and its padding still last; its own
-    inverse.
-    """
-    slots = torch.arange(window[0] * window[1])
-    real = (~window_padding(height, width, window)).sum(1, keepdim=True)
-    return torch.where(slots < real, real - 1 - slots, slots)
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def window_cells(height: int, width: int, window: tuple[int, int]) -> Tensor:
-    """(n_win, M), int32: the raster position in the grid of each token of each window, -1 at its padding."""
-    return window_index(height, width, window)[0].masked_fill(window_padding(height, width, window), -1).int()
-
-
-def window_partition(grid_tokens: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
-    """(B, H * W, C) -> (B * n_win, M, C), windows in raster order, M = window area; see `window_index` for uneven
-    grids.
-    """
-    gather = window_index(height, width, window)[0].to(grid_tokens.device)
-    return grid_tokens[:, gather].flatten(0, 1)
-
-
-def window_unpartition(windows: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
-    """The inverse of `window_partition`: (B * n_win, M, C) -> (B, H * W, C), padding dropped."""
-    gather, scatter = window_index(height, width, window)
-    tokens = windows.reshape(-1, gather.numel(), windows.shape[-1])
-    return tokens[:, scatter.to(windows.device)]
-
-
-class CoordConv(nn.Module):
-    """Two 3x3 convolutions, the first of which also sees a cell's x and y in [-1, 1]: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.located = conv_norm_relu(width + 2, width, 3)
-        self.conv = conv_norm_relu(width, width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
-        xs = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).expand(batch, 1, height, width)
-        ys = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None].expand(batch, 1, height, width)
-        return self.conv(self.located(torch.cat([x, xs, ys], dim=1)))
+from wimfris.model.scan import scan_windows
+from wimfris.model.windows import window_padding, window_partition, window_sequences, window_unpartition
 
 
 class Gate(nn.Module):
-    """What the scan's output is multiplied by: attention to the words, attention to the sentence alone, or nothing.
+    """The factor of the scan's output: attention to the words, attention to the sentence alone, or none.
 
     Attention over the one key of `text` has weight 1 whatever the query: it is a gate per channel made from the
-    sentence, as DETRIS has it.
+    sentence, as in DETRIS.
     """
 
     def __init__(self, kind: Literal["attention", "text", "none"], width: int, text_width: int, heads: int) -> None:
@@ -113,7 +25,7 @@ class Gate(nn.Module):
             self.attention = nn.MultiheadAttention(width, heads, kdim=text_width, vdim=text_width, batch_first=True)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
-        """z (B, H * W, C) -> z * gate(z)."""
+        """Return z * gate(z) for z (B, H * W, C)."""
         if self.kind == "none":
             return z
         if self.kind == "text":
@@ -130,8 +42,8 @@ class WindowMambaFusion(nn.Module):
     out = G + CoordConv(G).
 
     window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
-    text_token: where t stands in the sequence; behind the visual tokens a causal scan never shows it to them.
-    direction: `bidirectional` adds a second block's scan over the visual tokens backwards, t where it stands.
+    text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
+    direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
     mixing: the Mamba block (`ssm`), multi-head attention among the tokens of a window, or nothing (z = norm(F)).
     """
 
@@ -153,7 +65,7 @@ class WindowMambaFusion(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.window, self.text_token, self.mixing = window, text_token, mixing
+        self.window, self.text_token = window, text_token
         self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.mamba = self.backwards = self.attention = None
@@ -163,68 +75,48 @@ class WindowMambaFusion(nn.Module):
             self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.gate = Gate(gate, width, text_width, heads)
         self.coordinates = CoordConv(width)
-        if mixing == "ssm" and direction == "bidirectional":  # last, so that the others start as without it
+        if mixing == "ssm" and direction == "bidirectional":  # last, so that the others start as they do without it
             self.backwards = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
 
     def scan(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C). Nothing crosses a window's border."""
+        """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
+
+        Nothing crosses a window's border. Raises ValueError where the window is larger than the grid.
+        """
         window = (self.window, self.window) if self.window else grid
         if window[0] > grid[0] or window[1] > grid[1]:
             raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
-        if self._is_fused(tokens.device.type):
-            return self._fuse(tokens, sentence, grid, window)
-        windows = window_partition(tokens, *grid, window)
-        text = None
-        if self.text is not None:
-            text = self.text(sentence).repeat_interleave(len(windows) // len(tokens), dim=0)[:, None]
+        text = None if self.text is None else self.text(sentence)
         if self.mamba is not None:
-            mixed = self._mix(self.mamba, text, windows)
-        elif self.attention is not None:
-            mixed = self._attend(self.attention, text, windows, window_padding(*grid, window))
-        else:
-            mixed = self.norm(windows)
-        if self.backwards is not None:
-            order = (
-                window_reversal(*grid, window).to(tokens.device).repeat(len(tokens), 1)[..., None].expand_as(windows)
+            return scan_windows(
+                tokens,
+                text,
+                grid,
+                window,
+                block=self.mamba,
+                backwards=self.backwards,
+                norm=self.norm,
+                text_token=self.text_token,
             )
-            mixed = mixed + self._mix(self.backwards, text, windows.gather(1, order)).gather(1, order)
+        windows = window_partition(tokens, *grid, window)
+        if self.attention is None:
+            mixed = self.norm(windows)
+        else:
+            mixed = self._attend(self.attention, windows, text, window_padding(*grid, window).to(tokens.device))
         return window_unpartition(mixed, *grid, window)
 
-    def _is_fused(self, device: str) -> bool:
-        """Whether the Mamba block's backend cuts the windows itself; it knows no text token but the first."""
-        if self.mamba is None or self.text_token != "first":
-            return False
-        return choose_backend(self.mamba.backend, device).backend == "triton"
-
-    def _fuse(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-        """`scan` without cutting the map: the norm looks at each token alone, so that it comes before the cut too."""
-        assert self.mamba is not None and self.text is not None
-        tokens, text = self.norm(tokens), self.norm(self.text(sentence))[:, None]
-        cells = window_cells(*grid, window)
-        mixed = self.mamba.fuse_windows(tokens, text, cells.to(tokens.device))
-        if self.backwards is not None:
-            turned = cells.gather(1, window_reversal(*grid, window))
-            mixed = mixed + self.backwards.fuse_windows(tokens, text, turned.to(tokens.device))
-        return mixed
-
-    def _sequence(self, text: Tensor | None, windows: Tensor) -> tuple[Tensor, slice]:
-        """The tokens of every window with its text token, and where the visual ones stand."""
-        before = [text] if text is not None and self.text_token in ("first", "both") else []
-        after = [text] if text is not None and self.text_token in ("last", "both") else []
-        return torch.cat([*before, windows, *after], dim=1), slice(len(before), len(before) + windows.shape[1])
-
-    def _mix(self, mamba: Mamba, text: Tensor | None, windows: Tensor) -> Tensor:
-        sequence, visual = self._sequence(text, windows)
-        return mamba(self.norm(sequence))[:, visual]
-
     def _attend(
-        self, attention: nn.MultiheadAttention, text: Tensor | None, windows: Tensor, padding: Tensor
+        self, attention: nn.MultiheadAttention, windows: Tensor, text: Tensor | None, padding: Tensor
     ) -> Tensor:
-        sequence, visual = self._sequence(text, windows)
-        masked = torch.zeros(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
-        masked[:, visual] = padding.to(sequence.device).repeat(len(windows) // len(padding), 1)
-        sequence = self.norm(sequence)
-        return attention(sequence, sequence, sequence, key_padding_mask=masked, need_weights=False)[0][:, visual]
+        """Self-attention within windows (B * n_win, M, C); text (B, C), padding (n_win, M)."""
+        images = len(windows) // len(padding)
+        if text is not None:
+            text = text.repeat_interleave(len(padding), dim=0)[:, None]
+        sequences, visual = window_sequences(windows, text, self.text_token)
+        masked = torch.zeros(sequences.shape[:2], dtype=torch.bool, device=sequences.device)
+        masked[:, visual] = padding.repeat(images, 1)
+        sequences = self.norm(sequences)
+        return attention(sequences, sequences, sequences, key_padding_mask=masked, need_weights=False)[0][:, visual]
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
@@ -235,8 +127,9 @@ class WindowMambaFusion(nn.Module):
 
 
 class Neck(nn.Module):
-    """HMF: the three stages, concatenated and brought to C channels by a 1x1 convolution, then WMF; `fusion` None is
-    "no neck".
+    """HMF: the three stages, concatenated and projected to C channels by a 1x1 convolution, then WMF.
+
+    `fusion` None is "no neck".
     """
 
     def __init__(self, vision_width: int, width: int, fusion: WindowMambaFusion | None) -> None:
@@ -248,3 +141,25 @@ class Neck(nn.Module):
         """Three stages (B, D, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
         fused = self.aggregate(torch.cat(stages, dim=1))
         return fused if self.fusion is None else self.fusion(fused, words, sentence, padding)
+
+
+def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return the neck `hmf`, or `none`; see `wimfris.rivals.families`."""
+    hmf, fusion = model.hmf, None
+    if model.neck == "hmf":
+        fusion = WindowMambaFusion(
+            hmf.width,
+            text_width,
+            window=None if hmf.window == "grid" else hmf.window,
+            text_token=hmf.text_token,
+            direction=hmf.direction,
+            mixing=hmf.mixing,
+            gate=hmf.gate,
+            norm=hmf.norm,
+            heads=hmf.heads,
+            state=hmf.state,
+            conv=hmf.conv,
+            expand=hmf.expand,
+            backend=model.scan,
+        )
+    return Neck(vision_width, hmf.width, fusion)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.vision import Guidance
-from wimfris.model.mta import init_up
+from wimfris.model.layers import init_up
 
 
 class RFMixer(nn.Module):

@@ -3,17 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wimfris.model.layers import init_up
 from wimfris.model.mamba import Mamba
-
-
-def init_up(layer: nn.Linear, init: str) -> nn.Linear:
-    """`zero`: the untrained adapter adds nothing, so that the frozen features stay; `kaiming`: He initialisation."""
-    if init == "zero":
-        nn.init.zeros_(layer.weight)
-    else:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class MambaTextAdapter(nn.Module):

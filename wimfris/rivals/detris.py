@@ -3,12 +3,14 @@
 What they compute is checked against numbers made with the authors' code; see `checkpoint.py` for their names.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.vision import Guidance
-from wimfris.model.hmf import CoordConv, conv_norm_relu
+from wimfris.model.layers import CoordConv, conv_norm_relu
 
 NORM_EPSILON = 1e-3  # of the adapters' batch norms: the authors' value
 ATTENTION_DROPOUT = 0.1  # of the aligner's attention weights: the authors' value
@@ -163,3 +165,27 @@ class GatedNeck(nn.Module):
         fused = self.aggregate(torch.cat(gated, dim=1))
         located = self.coordinates(fused)
         return fused + located if self.residual else located
+
+
+def text_adapter(model: Any, text_width: int) -> nn.Module:
+    """Return the adapter of one text layer; see `families`."""
+    sizes = model.rivals.detris
+    return DenseTextAdapter(text_width, sizes.text_width, scale=sizes.scale)
+
+
+def vision_adapter(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return the adapter of one vision layer; see `families`."""
+    sizes = model.rivals.detris
+    return DenseAligner(
+        vision_width,
+        text_width,
+        sizes.width,
+        attention_width=sizes.attention_width,
+        heads=sizes.heads,
+        scale=sizes.scale,
+    )
+
+
+def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return DETRIS's neck, at the width and heads of `model.hmf`; see `families`."""
+    return GatedNeck(vision_width, text_width, model.hmf.width, heads=model.hmf.heads, residual=True)

@@ -15,11 +15,14 @@ of which text runs first:
 ETRIS's neck is DETRIS's without the last residual: `detris.GatedNeck`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.vision import Guidance
+from wimfris.rivals.detris import GatedNeck
 
 LINEAR_SPREAD = 0.02  # standard deviation of the linear layers' first weights: the authors' value
 
@@ -89,3 +92,18 @@ class TextBridge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.zoom_out(self.interactor(self.zoom_in(x), causal=True))
+
+
+def text_adapter(model: Any, text_width: int) -> nn.Module:
+    """Return the adapter of one text layer; see `families`."""
+    return TextBridge(text_width, model.rivals.etris.width, heads=model.rivals.etris.heads)
+
+
+def vision_adapter(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return the adapter of one vision layer; see `families`."""
+    return VisionBridge(vision_width, text_width, model.rivals.etris.width, heads=model.rivals.etris.heads)
+
+
+def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
+    """Return ETRIS's neck, at the width and heads of `model.hmf`; see `families`."""
+    return GatedNeck(vision_width, text_width, model.hmf.width, heads=model.hmf.heads, residual=False)

@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import nn
 
-TARGETS = ["q_proj", "v_proj"]  # the linear layers' names in transformers' CLIP and in its DINOv2 alike
+TARGETS = ["q_proj", "v_proj"]  # names of the linear layers, the same in transformers' CLIP and DINOv2
 
 
 def inject_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
-    """Put W + (alpha / rank) B A in the place of every W of `TARGETS`, A and B trained, all else frozen.
+    """Replace every weight W of `TARGETS` by W + (alpha / rank) B A, in place; A and B are trained, the rest is frozen.
 
-    B starts at zero, so that an untrained injection leaves the features untouched. Names of the frozen weights change:
+    B starts at zero, so that an untrained injection leaves the features untouched. The names of frozen weights change:
     `q_proj.weight` becomes `q_proj.base_layer.weight`, beside `q_proj.lora_A.default.weight`.
     """
     from peft import LoraConfig, inject_adapter_in_model
@@ -20,6 +20,6 @@ def inject_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
     inject_adapter_in_model(config, backbone)
 
 
-def lora_parameters(width: int, layers: int, rank: int) -> int:
-    """Trained parameters of LoRA in an encoder of `layers` attentions of one width: A and B for each of `TARGETS`."""
-    return layers * len(TARGETS) * 2 * width * rank
+def tune(model: Any, backbone: nn.Module) -> None:
+    """Inject LoRA into a backbone; see `families`."""
+    inject_lora(backbone, model.rivals.lora.rank, model.rivals.lora.alpha)

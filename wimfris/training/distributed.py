@@ -73,18 +73,16 @@ class Processes:
                 "change it, or the number of processes"
             )
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped so that gradients are averaged over the processes.
 
-        Its batch norms are replaced in place by `SyncedBatchNorm`. unused: whether some trained parameters do not
-        contribute to the output.
+        Its batch norms are replaced in place by `SyncedBatchNorm`. Every trained parameter must contribute to the
+        output.
         """
         if self.size == 1:
             return model
         synchronise_norms(model)
-        return DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=unused, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from wimfris.runs.store import CHECKPOINTS, fetch, keep, run_entry
 from wimfris.settings.run import Run
 from wimfris.settings.schema import Settings
 from wimfris.training.batches import TrainBatches
-from wimfris.training.build import build_device, build_loss, build_segmenter, uses_baselines
+from wimfris.training.build import build_device, build_loss, build_segmenter
 from wimfris.training.checkpoint import CheckpointFolder, save_weights
 from wimfris.training.compilation import compile_segmenter
 from wimfris.training.distributed import Processes, processes
@@ -156,7 +156,7 @@ def assemble_trainer(
     tokenizer = load_tokenizer(settings)
     segmenter = build_segmenter(settings, tokenizer).to(device)
     compiled = train.compile and compile_segmenter(segmenter, settings, device)
-    model = group.wrap(segmenter, unused=uses_baselines(settings))
+    model = group.wrap(segmenter)
     if not group.leads:  # every process has the same weights, but its own dropout
         torch.manual_seed(run.seed + RANK_SEEDS * group.rank)
     evaluator = Evaluator(settings, index, images, tokenizer, device, group)

@@ -1,8 +1,8 @@
-"""The scan on any device, in plain torch: a loop over tokens forward, and its hand-written backward.
+"""The scan and the convolution on any device, in plain torch, with a hand-written backward of the scan.
 
-The loop runs over tokens only; everything else is one operation over all tokens, so that the cost of a short window's
-scan is that of a few elementwise passes over (L, batch, N, D). Channels lie innermost: the state is too short a row for
-the vector units.
+Only the recurrence loops over tokens; everything else is one operation over all tokens, so that a short window's scan
+costs a few elementwise passes over (L, batch, N, D). Channels are innermost: a row of N states is too short for the
+vector units.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 class _Scan(torch.autograd.Function):
@@ -40,7 +41,7 @@ class _Scan(torch.autograd.Function):
             adjoint[t].addcmul_(decay[t + 1], adjoint[t + 1])
         grad_B = (adjoint @ (delta * u)[..., None]).squeeze(-1)
         grad_drive = (B[:, :, None] @ adjoint).squeeze(2)
-        # of delta_t A: through the decay of the state before
+        # the derivative by delta_t A, through the decay of the state before
         exponent = adjoint[1:].mul_(states[:-1]).mul_(decay[1:])
         grad_delta = grad_drive * u
         grad_delta[1:] += (exponent * rates).sum(2)
@@ -52,5 +53,24 @@ class _Scan(torch.autograd.Function):
 
 
 def scan_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan without skip and gate: u, delta (batch, L, D), A (D, N), B, C (batch, L, N) -> (batch, L, D)."""
+    """Scan without skip and gate: u, delta (batch, L, D), A (D, N), B, C (batch, L, N) -> (batch, L, D)."""
     return _Scan.apply(u, delta, A, B, C)
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """Scan sequences; see `wimfris.model.scan.selective_scan`."""
+    state = A.dtype  # the state keeps the parameters' precision, whatever autocast makes of the inputs
+    with torch.autocast(u.device.type, enabled=False):
+        drive = u.to(state)
+        y = scan_states(drive, F.softplus(delta.to(state) + delta_bias), A, B.to(state), C.to(state))
+        return ((y + D * drive) * F.silu(z.to(state))).to(u.dtype)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve sequences; see `wimfris.model.scan.causal_conv_silu`."""
+    # the kernel is short: a sum of shifted copies stays channels-last, which conv1d does not
+    kernel, length = weight.squeeze(1), x.shape[1]
+    padded = F.pad(x, (0, 0, kernel.shape[1] - 1, 0))
+    return F.silu(bias + sum(kernel[:, k] * padded[:, k : k + length] for k in range(kernel.shape[1])))
