@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wimfris.cli.measure import measure_app
 from wimfris.errors import UserError
 from wimfris.settings.params import Params, Settings, read_params
 
@@ -23,6 +24,7 @@ data_app = typer.Typer(help="The data set: make or find it, index it, audit it."
 encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(encoders_app, name="encoders")
+app.add_typer(measure_app, name="measure")
 
 REPORTS = Path("reports")
 RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pandas as pd
 
@@ -17,8 +17,9 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study, csv_frame, markdown_intro, sections
 from wimfris.results.comparison_figure import draw
+from wimfris.results.emphasis import draw_learned_emphasis
 from wimfris.results.evidence import changed, evidence_path, read_emphasis, read_evidence
-from wimfris.results.figures import read_log
+from wimfris.results.measured import Measured
 from wimfris.results.published import read_published
 from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.runs.records import read_records, read_runs
@@ -27,9 +28,6 @@ from wimfris.settings.params import Params, read_params
 REPORTS = Path("reports")
 PARAMS = Path("params.yaml")
 LEFT_TO_THE_FILES = ("seeds", "n", "SD", "P@50", "P@70", "P@90", "better in")
-
-Picture = Callable[["Found", Path], None]
-"""A further picture: from what was found of the study, to a PNG."""
 
 
 def _records_here(params: Params, runs: Sequence[str]) -> dict[str, Path]:
@@ -92,40 +90,32 @@ class Found:
         """Read the records; note the runs that have none."""
         self.records, self.missing = found_records(self.params, self.runs)
 
-    def emphasis(self, variant: str) -> dict[str, list[dict[str, Any]]]:
-        """Run -> its epochs with the emphasis learned, as in its log, or as gathered where the log is not here."""
-        here, found = set(self.finished()), {}
-        for run in (run for run in self.runs if run.rpartition("-")[0] == variant and run not in self.missing):
-            if run in here:
-                found[run] = read_log(self.params.settings_of(run).outs / "logs" / f"{run}.jsonl")
-                continue
-            gathered = read_emphasis(self.settings.folder.name, REPORTS)
-            epochs = gathered[gathered["run"] == run].groupby("epoch")
-            found[run] = [
-                {"event": "epoch", "epoch": epoch, "emphasis": dict(zip(of["layer"], of["alpha"], strict=True))}
-                for epoch, of in epochs
-            ]
-        return found
 
-
-def main(
-    study: Study,
-    pictures: dict[str, Picture] | None = None,
-    arguments: Sequence[str] | None = None,
-    report: Callable[[Found], None] | None = None,
-) -> NoReturn:
-    """Run a study from the command line and exit: 0 all is well, 1 a run failed, 2 the input is wrong (told in one
-    line). `report` takes the place of the tables of records, for a study that is made of more than those.
-    """
+def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a study from the command line and exit: 0 success, 1 a run failed, 2 the input is wrong, in one line."""
     try:
-        code = _run(study, pictures or {}, _options(study, arguments), report)
+        options = _options(study, arguments)
+        code = _run(study, options) if isinstance(study, Study) else _run_measured(study, options)
     except UserError as error:
         print(f"wimfris: {error}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
-def _options(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
+def _run_measured(study: Measured, options: argparse.Namespace) -> int:
+    params = read_params(PARAMS).at_scale(options.scale)
+    report = study.report(study.inputs(params, REPORTS))
+    intro = "\n\n".join(
+        filter(None, [f"**Question.** {study.question}", f"**The paper.** {study.paper}", report.intro])
+    )
+    folder = params.settings().folder.name
+    write_report(
+        folder, study.name, study.title, report.sections, report.frame, report.draw, intro, report.columns_left_out
+    )
+    return 0
+
+
+def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=study.question, epilog=study.paper)
     parser.add_argument("--scale", help="another scale than params.yaml's, whose line is set while the study trains")
     parser.add_argument("--seeds", help="these alone, separated by commas")
@@ -138,12 +128,7 @@ def _options(study: Study, arguments: Sequence[str] | None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def _run(
-    study: Study,
-    pictures: dict[str, Picture],
-    options: argparse.Namespace,
-    report: Callable[[Found], None] | None,
-) -> int:
+def _run(study: Study, options: argparse.Namespace) -> int:
     params = read_params(PARAMS)
     in_file = params.scale
     params = params.at_scale(options.scale)
@@ -156,16 +141,13 @@ def _run(
         _tell_plan(found, in_file, options.jobs)
         return 0
     failed = 0 if options.no_train else _train(found, in_file, options.jobs)
-    if report is not None and not failed:
-        report(found)
-        return 0
     found.read()
     if found.missing and options.gaps:
         print(f"{study.name}: left open, without records: {', '.join(found.missing)}", file=sys.stderr)
     elif found.missing and not failed:
         raise UserError(f"{study.name}: no records of {', '.join(found.missing)}; train them, without --no-train")
     try:
-        _report(found, pictures)
+        _report(found)
     except UserError as error:
         if not failed:
             raise
@@ -250,7 +232,7 @@ def _tell_plan(found: Found, in_file: str, jobs: int | None) -> None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def _report(found: Found, pictures: dict[str, Picture]) -> None:
+def _report(found: Found) -> None:
     """Print the tables; write them as Markdown, CSV and LaTeX, draw the pictures, and say where."""
     study, folder = found.study, found.settings.folder.name
     stem = REPORTS / "tables" / folder / study.name
@@ -267,9 +249,11 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
         shown.append(study.extra(everything(study.variants), published))
     files = [drawn / f"{study.name}.png"]
     draw(tables[0], found.records, files[0])
-    for name, picture in pictures.items():
-        files.append(drawn / f"{study.name}-{name}.png")
-        picture(found, files[-1])
+    if study.emphasis:
+        files.append(drawn / f"{study.name}-alpha.png")
+        learned = read_emphasis(folder, REPORTS)
+        learned = learned[learned["run"].isin(found.records["run"]) & (learned["variant"] == study.baseline)]
+        draw_learned_emphasis(learned, files[-1], found.settings.scale)
     links = [f"../../figures/{folder}/{path.name}" for path in files]
     written = _write_tables(stem, study.title, shown, csv_frame(tables), markdown_intro(study, links))
     for section in sections(study, [table for table in tables if table["split"].iloc[0] == tables[0]["split"].iloc[0]]):
