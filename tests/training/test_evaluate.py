@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from wimfris.data import refer
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import geometry, letterbox_image
+from wimfris.data.rle import decode_rle
 from wimfris.data.source import source_images
 from wimfris.inference.predict import Predictor
 from wimfris.runs import records as recorded
@@ -90,7 +91,7 @@ def test_records_equal_an_independent_computation(trained: Any, predictor: Predi
         scaled = F.interpolate(logits.sigmoid(), size=(size, size), mode="bicubic", align_corners=True)[0, 0].numpy()
         inverse = geometry(found.height, found.width, size).inverse
         back = cv2.warpAffine(scaled, inverse, (found.width, found.height), flags=cv2.INTER_CUBIC, borderValue=0.0)
-        predicted, target = back > 0.35, refer.decode_rle(found.rle_counts, found.height, found.width) > 0
+        predicted, target = back > 0.35, decode_rle(found.rle_counts, found.height, found.width) > 0
         assert row["target_area"] == target.sum()
         # batched sums may differ in the last bits, and with them a pixel on the threshold
         assert abs(row["intersection"] - (predicted & target).sum()) <= 1

@@ -70,28 +70,14 @@ def data_make() -> None:
 @data_app.command("prepare")
 def data_prepare() -> None:
     """Check every annotation and image, and write the index: one row per referred object; and its audit."""
-    import pandas as pd
-
-    from wimfris.checks.audit import audit, shared_images
-    from wimfris.data.index import prepare
-    from wimfris.data.mixed import COUNTS, prepare_mixed, told
-    from wimfris.data.source import source_root
+    from wimfris.data.prepare import prepare_index
 
     settings = read_params().settings()
-    data, folder, notes = settings.data, settings.folder / "index", ""
-    if data.is_mixed:
-        strict = data.name == "mixed_strict"
-        index = prepare_mixed(source_root(settings), data.sets, folder, strict=strict)
-        notes = told(pd.read_csv(folder / COUNTS), strict=strict)
-        print(f"{data.name}: {notes}")
-    else:
-        index = prepare(source_root(settings), data.name, folder)
-        if notes := shared_images(index):
-            print(f"{data.name}: {notes}")
-    frames = {str(name): part for name, part in index.groupby("dataset", sort=False)}
-    (folder / "audit.md").write_text(audit(frames, notes))
+    index, note = prepare_index(settings)
+    if note:
+        print(f"{settings.data.name}: {note}")
     sentences = int(index["sentences"].map(len).sum())
-    print(f"{folder}: {len(index)} referred objects, {sentences} sentences")
+    print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
 
 
 @data_app.command("check")
@@ -102,7 +88,8 @@ def data_check(
     root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
 ) -> None:
     """Say which official file is missing and which count is wrong, and what to do about it; exit code 1 then."""
-    from wimfris.checks.official_files import PUBLISHED, check
+    from wimfris.checks.official_files import check
+    from wimfris.data.counts import PUBLISHED
 
     data = read_params().settings().data
     chosen = list(PUBLISHED) if sets == "all" else _names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
@@ -131,11 +118,11 @@ def data_audit(
     ] = None,
 ) -> None:
     """Print counts, sentence lengths, mask areas, the guesser's mIoU, and images that splits or sets share."""
-    from wimfris.checks.audit import audit
+    from wimfris.data.audit import audit, by_dataset
     from wimfris.data.index import read_index
 
     paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
-    print(audit({str(name): part for path in paths for name, part in read_index(path).groupby("dataset", sort=False)}))
+    print(audit({name: part for path in paths for name, part in by_dataset(read_index(path)).items()}))
 
 
 @encoders_app.command("record")
@@ -184,10 +171,10 @@ def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
         "", "part", "what", "", box=None, title=f"data set {params.settings().data.name} at scale {params.scale}"
     )
     findings = examine(params)
-    for found in findings:
-        table.add_row(marks[found.works], found.part, escape(found.name), escape(found.told))
+    for finding in findings:
+        table.add_row(marks[finding.works], finding.part, escape(finding.name), escape(finding.message))
     Console().print(table)
-    raise typer.Exit(1 if any(found.works is False for found in findings) else 0)
+    raise typer.Exit(1 if any(finding.works is False for finding in findings) else 0)
 
 
 @app.command()
@@ -273,7 +260,7 @@ def evaluate(
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer, name = predictor.segmenter, predictor.tokenizer, run
     else:
-        from wimfris.inference.released_detris import released_detris
+        from wimfris.measure.released_detris import released_detris
         from wimfris.rivals.detris_weights import read_detris
 
         assert detris is not None
@@ -484,7 +471,7 @@ def figures() -> None:
     """Draw the gallery, the learning curves and the learned emphasis of the runs of the set and scale in use."""
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
-    from wimfris.inference.predict import gallery_examples
+    from wimfris.measure.gallery import gallery_examples
     from wimfris.results import figures as draw
     from wimfris.runs.records import read_records
 
