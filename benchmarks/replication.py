@@ -18,7 +18,7 @@ import pandas as pd
 from measured import write
 
 from wimfris.results.evidence import trained_with
-from wimfris.results.tables import METRICS
+from wimfris.results.scores import METRICS
 from wimfris.settings.params import Settings, read_params
 from wimfris.training.trainer import RunFiles
 

@@ -20,7 +20,7 @@ import pandas as pd
 from measured import write
 
 from wimfris.data.source import source_images
-from wimfris.results.tables import METRICS
+from wimfris.results.scores import METRICS
 from wimfris.settings.params import Settings, read_params
 from wimfris.training.trainer import RunFiles, train_run
 

@@ -35,7 +35,8 @@ from wimfris.inference.predict import Predictor
 from wimfris.measure.text_reach import block_inputs, curve, directions, fit_rate, fusion_of, text_reach, untrained
 from wimfris.results.comparison import Row, Study
 from wimfris.results.figures import saved_figure
-from wimfris.results.tables import Section, built_in_note, csv_text
+from wimfris.results.formats import Section, csv_text
+from wimfris.results.published import built_in_note
 from wimfris.settings.params import Settings
 
 STUDY = Study(

@@ -37,7 +37,7 @@ from wimfris.measure.efficiency import (
 )
 from wimfris.measure.parameters import blank_segmenter, parameters
 from wimfris.results.figures import saved_figure
-from wimfris.results.tables import Section
+from wimfris.results.formats import Section
 from wimfris.settings.params import Params, Settings, read_params
 
 NAME, TITLE = "efficiency", "Efficiency"

@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.scenes import Description, Thing, World, draw_scene
 from wimfris.errors import UserError
-from wimfris.results.statistics import compare
+from wimfris.results.differences import compare
+from wimfris.results.formats import markdown_text
 from wimfris.results.strata import STRATA, annotate, landmark, scene_landmarks, sections, strata_table, windows_of
-from wimfris.results.tables import markdown_text
 from wimfris.runs.records import SCHEMA
 
 
@@ -132,13 +132,13 @@ def test_another_sets_sentences_are_refused() -> None:
 
 @pytest.fixture
 def index(rng: np.random.Generator) -> pd.DataFrame:
-    """60 images: of an odd one the target crosses all four windows of 32 px."""
+    """Make the index of 60 images; in odd ones the target crosses all four windows of 32 px."""
     small, large = block(2, 2, 10, 10), block(22, 22, 20, 20)
     return pd.DataFrame([row(large if k % 2 else small, image_id=k, sentences=2) for k in range(60)])
 
 
 def records(index: pd.DataFrame, rng: np.random.Generator, gain: float) -> pd.DataFrame:
-    """Three seeds of a baseline, and of a system whose IoU is higher by `gain` on large targets."""
+    """Simulate three seeds of a baseline, and of a system whose IoU is higher by `gain` on large targets."""
     rows = []
     for one in index.to_dict("records"):
         for sent_id in one["sent_ids"]:
@@ -158,15 +158,15 @@ def records(index: pd.DataFrame, rng: np.random.Generator, gain: float) -> pd.Da
                             "union": 1000,
                         }
                     )
-    told = {"dataset": "scenes", "scale": "smoke", "protocol": "cris", "split": "val", "condition": "sentence"}
-    frame = pd.DataFrame(rows).assign(**told, sentence="x", kind="relation", target_area=9)
+    constants = {"dataset": "scenes", "scale": "smoke", "protocol": "cris", "split": "val", "condition": "sentence"}
+    frame = pd.DataFrame(rows).assign(**constants, sentence="x", kind="relation", target_area=9)
     return frame[SCHEMA.names]
 
 
-def test_gain_and_change_are_what_was_put_in(index: pd.DataFrame, rng: np.random.Generator) -> None:
-    told = records(index, rng, gain=0.1)
-    table = strata_table(told, annotate(index, box, 32, {}), ["full"], "no_window", resamples=500)
-    assert set(table["stratum"]) == {"all", "size", "windows"}  # one kind alone, no landmark
+def test_gain_and_change_equal_the_planted_ones(index: pd.DataFrame, rng: np.random.Generator) -> None:
+    frame = records(index, rng, gain=0.1)
+    table = strata_table(frame, annotate(index, box, 32, {}), ["full"], "no_window", resamples=500)
+    assert set(table["stratum"]) == {"all", "size", "windows"}  # there is one kind of sentence, and no landmark
     by_level = table[table["stratum"] == "windows"].set_index("level")
     assert list(by_level.index) == ["1", "3 or 4"] and list(by_level["images"]) == [30, 30]
     assert by_level.loc["1", "gain_miou"] == pytest.approx(0, abs=0.01)
@@ -176,26 +176,26 @@ def test_gain_and_change_are_what_was_put_in(index: pd.DataFrame, rng: np.random
     assert change["change_miou_any_low"] > 0 and change["change_miou_p_holm"] < 0.05
     assert change["change_miou_these_low"] < change["change_miou"] < change["change_miou_these_high"]
     assert np.isnan(by_level.loc["1", "change_miou"])
-    # within a stratum it is the comparison of its sentences alone
-    odd = told[told["image_id"] % 2 == 1]
+    # The gain within a stratum is the comparison on its sentences.
+    odd = frame[frame["image_id"] % 2 == 1]
     alone = compare(odd, ["full"], "no_window", split="val", resamples=500).set_index("metric")
     assert change["gain_miou_any_low"] == pytest.approx(alone.loc["miou", "any_low"])
     assert change["gain_oiou"] == pytest.approx(alone.loc["oiou", "difference"])
 
 
 def test_strata_of_the_same_images_are_paired(index: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Where every image has a sentence of both strata and its own level of difficulty, that level drops out of the
-    change.
-    """
+    """If every image has sentences of both strata and an effect of its own, the effect cancels in the change."""
     annotation = annotate(index, box, 32, {})
-    told = records(index, rng, gain=0.0)
-    told["kind"] = np.where(told["sent_id"] % 10 == 1, "relation", "attribute")
-    image = 100 * (told["image_id"] % 4) * (told["variant"] == "full")  # a gain of the image's own
+    frame = records(index, rng, gain=0.0)
+    frame["kind"] = np.where(frame["sent_id"] % 10 == 1, "relation", "attribute")
+    image = 100 * (frame["image_id"] % 4) * (frame["variant"] == "full")  # an effect of the image
     table = strata_table(
-        told.assign(intersection=told["intersection"] + image), annotation, ["full"], "no_window", resamples=500
+        frame.assign(intersection=frame["intersection"] + image), annotation, ["full"], "no_window", resamples=500
     )
     relation = table[(table["stratum"] == "kind") & (table["level"] == "relation")].iloc[0]
-    width = {of: relation[f"{of}_miou_these_high"] - relation[f"{of}_miou_these_low"] for of in ("gain", "change")}
+    width = {
+        kind: relation[f"{kind}_miou_these_high"] - relation[f"{kind}_miou_these_low"] for kind in ("gain", "change")
+    }
     assert width["change"] < width["gain"] / 2
 
 
@@ -208,4 +208,4 @@ def test_the_table_shows_n_intervals_and_power(index: pd.DataFrame, rng: np.rand
     table = strata_table(records(index, rng, 0.1), annotate(index, box, 32, {}), ["full"], "no_window", resamples=200)
     text = markdown_text("x", sections(table, {"full": "window 4", "no_window": "no window"}))
     assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, seeds 0, 1, 2" in text
-    assert "say nothing about the figures in the paper" in text and "smallest that had an 80% chance" in text
+    assert "say nothing about the figures in the paper" in text and "the detectable difference in mIoU is" in text

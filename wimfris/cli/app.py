@@ -444,9 +444,9 @@ def studies() -> None:
 @app.command()
 def page() -> None:
     """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
-    from wimfris.results.claims import write_claims
+    from wimfris.results.claims_tables import write_claims
     from wimfris.results.evidence import current, read_emphasis, read_evidence
-    from wimfris.results.notebook import write_page
+    from wimfris.results.page import write_page
 
     params = read_params()
     name = params.settings().folder.name

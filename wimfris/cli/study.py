@@ -15,12 +15,13 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.results.comparison import Study, csv_frame, markdown_intro, sections
+from wimfris.results.comparison import Study
 from wimfris.results.comparison_figure import draw
+from wimfris.results.comparison_tables import markdown_intro, sections
 from wimfris.results.evidence import changed, evidence_path, read_emphasis, read_evidence
 from wimfris.results.figures import read_log
+from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.published import read_published
-from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.runs.records import read_records, read_runs
 from wimfris.settings.params import Params, read_params
 
@@ -271,7 +272,8 @@ def _report(found: Found, pictures: dict[str, Picture]) -> None:
         files.append(drawn / f"{study.name}-{name}.png")
         picture(found, files[-1])
     links = [f"../../figures/{folder}/{path.name}" for path in files]
-    written = _write_tables(stem, study.title, shown, csv_frame(tables), markdown_intro(study, links))
+    frame = pd.concat(tables, ignore_index=True)
+    written = _write_tables(stem, study.title, shown, frame, markdown_intro(study, links))
     for section in sections(study, [table for table in tables if table["split"].iloc[0] == tables[0]["split"].iloc[0]]):
         print_section(section, LEFT_TO_THE_FILES)
     print(f"{study.name}: {', '.join(map(str, [*written, *files]))}")
