@@ -247,9 +247,7 @@ def _reversed(rows: pd.DataFrame) -> pd.DataFrame:
         value=rows["baseline_value"],
         rival_value=rows["value"],
     )
-    return reversed_rows.rename(columns={"variant": "rival", "baseline": "system"}).drop(
-        columns=["baseline_value", "sd", "baseline_sd"]
-    )
+    return reversed_rows.rename(columns={"variant": "rival", "baseline": "system"}).drop(columns="baseline_value")
 
 
 def _change(course: pd.DataFrame) -> pd.DataFrame:

@@ -47,7 +47,6 @@ def compare(
     * any_low, any_high, standard_error, df, p: for any seed, see `AnySeed`; NaN with one common seed or one image. The
       variance between seeds is pooled over the systems compared and those of `pool`;
     * p_holm: p, corrected over all variants of this call within the metric;
-    * sd, baseline_sd, difference_sd: standard deviation (ddof 1) over the common seeds, NaN for one seed;
     * improvement: probability of improvement (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
       statistical precipice", with sentences as tasks). Draw a sentence, a run of the variant and a run of the baseline:
       it is the chance that the variant's IoU is higher, a tie counting one half. It is the same for all metrics;
@@ -99,9 +98,6 @@ def compare(
                     "df": float(estimate.df),
                     "p": float(estimate.p),
                     "p_holm": np.nan,
-                    "sd": _spread(system),
-                    "baseline_sd": _spread(other),
-                    "difference_sd": _spread(values.mean(axis=-1)),
                     "improvement": improvement,
                     "seeds": int(common.sum()),
                     "images": scores.starts.size,
@@ -145,10 +141,6 @@ def _improvement(variant: Floats, baseline: Floats) -> float:
     """Return P(variant's IoU > baseline's) + P(equal) / 2 over sentences and pairs of runs, both (seeds, sentences)."""
     signs = [np.sign(one - other).mean() for one in variant for other in baseline]
     return float(1 + np.mean(signs)) / 2
-
-
-def _spread(values: Floats) -> float:
-    return float(values.std(ddof=1)) if values.size > 1 else float("nan")
 
 
 def _count(numbers: pd.Series, unit: str) -> str:
