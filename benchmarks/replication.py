@@ -18,9 +18,8 @@ import pandas as pd
 from measured import write
 
 from wimfris.results.evidence import trained_with
-from wimfris.results.tables import METRICS
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Settings
+from wimfris.results.scores import METRICS
+from wimfris.settings.params import Settings, read_params
 from wimfris.training.trainer import RunFiles
 
 HERE = Path(__file__).parent
@@ -45,11 +44,12 @@ def main() -> None:
     params, rows = read_params(), []
     for run in params.runs():
         settings = params.settings_of(run)
-        (here, ours), (there, theirs) = (told(checkout, settings, str(run)) for checkout in (Path(), options.other))
+        (here, ours), (there, theirs) = (told(checkout, settings, run) for checkout in (Path(), options.other))
         if not ours == theirs == settings:
             raise SystemExit(f"{run}: trained with other settings than params.yaml has, here or in {options.other}")
+        variant, _, seed = run.rpartition("-")
         for split in here:
-            of = {"variant": run.variant, "seed": run.seed, "split": split}
+            of = {"variant": variant, "seed": int(seed), "split": split}
             pair = (("", here), ("rerun_", there))
             values = {f"{name}{key}": 100 * of_one[split]["sentence"][key] for key in METRICS for name, of_one in pair}
             rows.append(of | {key: f"{value:.3f}" for key, value in values.items()})

@@ -11,8 +11,10 @@ scales gave. A dash is a gap: nobody has stated the figure, or we have not run i
 import pandas as pd
 
 from wimfris.cli.study import main
-from wimfris.results.comparison import DASH, Published, Row, Study
-from wimfris.results.tables import BUILT_IN, Section, main_table
+from wimfris.results.comparison import Row, Study
+from wimfris.results.formats import DASH, Section
+from wimfris.results.published import BUILT_IN, Published
+from wimfris.results.tables import main_table
 
 SYSTEMS = {"full": "WIMFRIS", "detris_adapters_detris_neck": "DETRIS", "etris_adapters_etris_neck": "ETRIS"}
 SIZES = {"base": "B", "large": "L"}

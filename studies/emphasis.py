@@ -21,7 +21,7 @@ STUDY = Study(
         Row("fixed at 1", "msa_mta"),
         Row("fixed at 0.2", "emphasis_02"),
     ),
-    emphasis=True,
+    pictures=("learned-emphasis",),
 )
 
 if __name__ == "__main__":

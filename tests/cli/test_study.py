@@ -105,7 +105,7 @@ def test_it_trains_its_runs_and_writes_what_it_says(folder: Path, matrix: Matrix
         "reports/figures/scenes-tiny/neckless.png",
     ):
         assert (folder / path).is_file() and path in out
-    assert "without" in out and "undecided" in out and "split testA" not in out
+    assert "without" in out and "lower" in out and "split testA" not in out
     markdown = (folder / "reports/tables/scenes-tiny/neckless.md").read_text()
     assert "![Neckless](../../figures/scenes-tiny/neckless.png)" in markdown and "split testA" in markdown
     assert markdown.index("Does the neck help?") < markdown.index("split val") < markdown.index("split testA")

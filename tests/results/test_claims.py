@@ -1,4 +1,4 @@
-"""Claims: planted effects give the right verdicts, what was not run is said, and tiny never speaks for the paper."""
+"""Claims: planted effects give the right verdicts, missing runs are named, and tiny never speaks for the paper."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, details, judge, read_claims, write_claims
+from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, judge, read_claims
+from wimfris.results.claims_tables import details, write_claims
+from wimfris.results.differences import compare
 from wimfris.results.notebook import load_studies
 from wimfris.results.published import PUBLISHED
-from wimfris.results.statistics import compare, holm
+from wimfris.results.statistics import holm
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ ALL = read_claims(ROOT / CLAIMS)
 def simulate(
     shifts: dict[str, float], seeds: int = 3, images: int = 60, scale: str = "tiny", dataset: str = "scenes"
 ) -> pd.DataFrame:
-    """Records of runs whose mIoU differs by what is planted, variant -> shift, and by luck of image and seed."""
+    """Simulate records, variant -> planted shift in mIoU, with random effects of image and seed."""
     rng = np.random.default_rng(0)
     counts = 1 + rng.poisson(2, images)
     image = np.repeat(np.arange(images), counts)
@@ -54,7 +56,7 @@ def simulate(
 
 
 def emphasis(slope: float, seeds: int = 3, noise: float = 0.01) -> pd.DataFrame:
-    """Alpha of three layers over two epochs: 0.5 after the first, and what is planted after the last."""
+    """Simulate alpha of three layers over two epochs: 0.5 after the first, the planted slope after the last."""
     rng = np.random.default_rng(1)
     rows = [
         {"run": f"full-{seed}", "variant": "full", "seed": seed, "epoch": epoch, "layer": layer}
@@ -72,7 +74,7 @@ def verdicts(records: pd.DataFrame, alphas: pd.DataFrame | None = None) -> dict[
 
 
 def everything() -> dict[str, float]:
-    """Every variant that a claim names, at the same level."""
+    """Return every variant that a claim names, with a shift of 0."""
     return {name: 0.0 for claim in ALL for name in (claim.system, *(claim.rivals if isinstance(claim, Better) else ()))}
 
 
@@ -85,14 +87,13 @@ def test_the_file_names_variants_that_exist_and_holds_the_papers_claims() -> Non
 def test_planted_effects_give_the_right_verdicts() -> None:
     shifts = everything() | {"no_neck": -0.1, "msa": 0.1, "kernels_333": -0.1, "placement_late": 0.1, "window_2": -0.1}
     shifts |= {"window_8": -0.1, "placement_early": -0.1}
-    found = {name: verdict.decision for name, verdict in verdicts(simulate(shifts)).items()}
-    assert found == {
+    assert {name: verdict.decision for name, verdict in verdicts(simulate(shifts)).items()} == {
         "window_best": "reproduced",
         "window_helps": "undecided",
         "msa_helps": "reproduced",
         "emphasis_helps": "contradicted",
         "mta_helps": "undecided",
-        "kernels_best": "undecided",  # one rival of four is beaten, and a best has to beat all
+        "kernels_best": "undecided",  # better than one of four rivals, and "best" needs all
         "spread_best": "contradicted",  # one rival is enough
         "hmf_helps_etris": "undecided",
         "hmf_helps_detris": "undecided",
@@ -113,8 +114,8 @@ def test_effect_and_intervals_are_the_systems_over_its_rival() -> None:
 
 
 def test_the_correction_is_over_the_comparisons_of_all_claims() -> None:
-    found = verdicts(simulate(everything()))
-    rows = pd.concat([verdict.comparisons for verdict in found.values()])
+    judged = verdicts(simulate(everything()))
+    rows = pd.concat([verdict.comparisons for verdict in judged.values()])
     decisive = rows[rows["p_holm"].notna()]
     assert set(decisive["metric"].dropna()) == {"miou"}
     assert len(decisive) == sum(len(claim.rivals) if isinstance(claim, Better) else 1 for claim in ALL) - 1
@@ -122,37 +123,37 @@ def test_the_correction_is_over_the_comparisons_of_all_claims() -> None:
 
 
 def test_seeds_are_pooled_over_the_table_of_a_study() -> None:
-    """The claim's interval is that of its study's table, which other systems do not touch."""
+    """A claim's interval equals that of its study's table and does not depend on other systems."""
     tables = [set(file.study.variants) for file in load_studies(ROOT / "studies") if file.study]
     records = simulate(everything() | {name: 0.0 for claim in ALL if isinstance(claim, Better) for name in claim.pool})
-    found = verdicts(records)
+    judged = verdicts(records)
     for claim in ALL:
         if isinstance(claim, Better):
             systems = {claim.system, *claim.rivals, *claim.pool}
             assert systems in tables, claim.name
             rivals = [name for name in sorted(systems) if name != claim.system]
             table = compare(records, rivals, claim.system, split="val", resamples=20).set_index(["variant", "metric"])
-            for _, row in found[claim.name].comparisons.iterrows():
+            for _, row in judged[claim.name].comparisons.iterrows():
                 assert row["any_low"] == pytest.approx(-table.loc[(row["rival"], row["metric"]), "any_high"])
 
 
 def test_the_papers_gain_stands_beside_ours_with_the_lower_trust() -> None:
-    found = verdicts(simulate(everything()))
-    helps = details(found["mta_helps"]).iloc[0]
+    judged = verdicts(simulate(everything()))
+    helps = details(judged["mta_helps"]).iloc[0]
     assert (helps["paper's gain"], helps["trust"]) == ("+0.7", "low")
-    kernels = details(found["kernels_best"])
+    kernels = details(judged["kernels_best"])
     assert list(kernels["paper's gain"]) == ["+0.9", "none known", "none known", "none known"]
 
 
-def test_what_was_not_run_is_undecided_and_named() -> None:
+def test_claims_without_their_runs_are_undecided_and_name_them() -> None:
     shifts = everything()
     for name in ("window_8", "no_neck", "msa"):
         del shifts[name]
-    found = verdicts(simulate(shifts | {"window_2": -0.1}), emphasis(-0.05).iloc[:0])
-    assert found["window_best"].decision == "undecided" and "not run: window_8" in found["window_best"].reason
-    assert found["neck_matters"].told == "at scale tiny: undecided (not run)"
-    assert found["msa_helps"].reason == "not run: msa"
-    assert found["emphasis_falls"].told == "at scale tiny: undecided (not run)"
+    judged = verdicts(simulate(shifts | {"window_2": -0.1}), emphasis(-0.05).iloc[:0])
+    assert judged["window_best"].decision == "undecided" and "not run: window_8" in judged["window_best"].reason
+    assert judged["neck_matters"].at_scale == "at scale tiny: undecided (not run)"
+    assert judged["msa_helps"].reason == "not run: msa"
+    assert judged["emphasis_falls"].at_scale == "at scale tiny: undecided (not run)"
 
 
 def test_one_rival_that_wins_contradicts_a_best_though_others_were_not_run() -> None:
@@ -162,8 +163,8 @@ def test_one_rival_that_wins_contradicts_a_best_though_others_were_not_run() -> 
 
 
 def test_one_seed_decides_nothing() -> None:
-    found = verdicts(simulate(everything() | {"no_neck": -0.3}, seeds=1), emphasis(-0.05, seeds=1))
-    assert {v.decision for v in found.values() if not isinstance(v.claim, Construction)} == {"undecided"}
+    judged = verdicts(simulate(everything() | {"no_neck": -0.3}, seeds=1), emphasis(-0.05, seeds=1))
+    assert {v.decision for v in judged.values() if not isinstance(v.claim, Construction)} == {"undecided"}
 
 
 @pytest.mark.parametrize(
@@ -178,13 +179,13 @@ def test_emphasis_falls_rises_or_neither(slope: float, noise: float, decision: s
 
 def test_tiny_never_speaks_for_the_paper() -> None:
     tiny = verdicts(simulate(everything() | {"no_neck": -0.1}))["neck_matters"]
-    assert (tiny.told, tiny.of_paper) == ("at scale tiny: reproduced", "not tested")
+    assert (tiny.at_scale, tiny.at_paper_scale) == ("at scale tiny: reproduced", "not tested")
     base = verdicts(simulate(everything() | {"no_neck": -0.1}, scale="base", dataset="refcoco"))["neck_matters"]
-    assert (base.told, base.of_paper) == ("at scale base: reproduced", "reproduced")
-    assert verdicts(simulate(everything(), scale="base"))["neck_matters"].of_paper == "not tested"
+    assert (base.at_scale, base.at_paper_scale) == ("at scale base: reproduced", "reproduced")
+    assert verdicts(simulate(everything(), scale="base"))["neck_matters"].at_paper_scale == "not tested"
 
 
-def test_the_file_is_the_same_bytes_each_time_and_says_what_it_is_of(tmp_path: Path) -> None:
+def test_the_file_is_the_same_bytes_each_time_and_states_its_scope(tmp_path: Path) -> None:
     records = simulate({"full": 0.0, "no_neck": -0.1, "window_2": 0.0})
     paths = [tmp_path / name for name in ("one.md", "two.md")]
     for path, frame in zip(paths, (records, records.sample(frac=1, random_state=0)), strict=True):
@@ -192,36 +193,37 @@ def test_the_file_is_the_same_bytes_each_time_and_says_what_it_is_of(tmp_path: P
     text = paths[0].read_text()
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert "at scale tiny: reproduced" in text and "not tested" in text and "by construction" in text
-    assert "They say nothing of the paper" in text and "family of Holm's correction is all 3 comparisons" in text
+    assert "They say nothing about the paper" in text and "Holm's family: all 3 comparisons" in text
+    assert "[docs/statistics.md](../docs/statistics.md)" in text
 
 
 def test_records_of_two_scales_are_refused() -> None:
     both = pd.concat([simulate({"full": 0.0}), simulate({"full": 0.0}, scale="small")])
-    with pytest.raises(UserError, match="2 data sets and scales"):
+    with pytest.raises(UserError, match="must be of one data set and scale, got 2"):
         judge(ALL, both, emphasis(0.0), figures=FIGURES)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"rivals": []}, "claim neck_matters: rivals"),
         ({"kind": "best"}, "claim neck_matters"),
         ({"sytem": "full"}, "claim neck_matters: sytem"),
-        ({"name": "mta_helps"}, "claim mta_helps is there twice"),
+        ({"name": "mta_helps"}, "claim mta_helps occurs twice"),
         ({"published": {"table": "T1", "rows": {"full": "no such"}}}, "claim neck_matters: .*has no row"),
     ],
 )
-def test_a_garbled_claim_is_refused_in_one_line(tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_an_invalid_claim_is_refused_in_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
     content = yaml.safe_load((ROOT / CLAIMS).read_text())
     next(claim for claim in content if claim["name"] == "neck_matters").update(change)
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         judge(read_claims(path), simulate({"full": 0.0}), emphasis(0.0), figures=FIGURES)
     assert "\n" not in str(raised.value)
 
 
-def test_the_parameters_are_what_the_model_has_at_scale_base() -> None:
+def test_the_parameters_are_those_of_the_model_at_scale_base() -> None:
     profile = pytest.importorskip("wimfris.measure.parameters")
     claim = next(claim for claim in ALL if isinstance(claim, Construction))
     params = read_params(ROOT / "params.yaml").model_copy(update={"scale": "base"})

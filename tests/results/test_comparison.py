@@ -1,4 +1,4 @@
-"""A study's tables on simulated records: the numbers of the records, gaps where nothing is known, nothing mixed."""
+"""Comparison tables of simulated records: correct numbers, gaps for unknown values, and no mixed runs."""
 
 from pathlib import Path
 
@@ -7,9 +7,13 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
-from wimfris.results.comparison import DASH, Row, Study, csv_frame, sections
+from wimfris.results.comparison import Row, Study
+from wimfris.results.comparison_figure import draw
+from wimfris.results.comparison_tables import sections
+from wimfris.results.differences import compare
+from wimfris.results.formats import DASH
 from wimfris.results.published import Figure
-from wimfris.results.statistics import compare, holm
+from wimfris.results.statistics import holm
 from wimfris.results.tables import main_table
 
 PUBLISHED = {
@@ -49,7 +53,7 @@ def records(
     protocol: str = "cris",
     images: int = 40,
 ) -> pd.DataFrame:
-    """Records of simulated runs, variant -> seeds: one IoU a sentence, lower by a variant's shift, little noise."""
+    """Simulate records, variant -> number of seeds: IoUs with little noise, lower by the variant's shift."""
     parts = []
     for split in splits:
         rng = np.random.default_rng(len(split))
@@ -99,9 +103,9 @@ def test_values_and_differences_are_those_of_the_records() -> None:
     compared = compare(frame, ["part", "other"], "full", split="val").set_index(["variant", "metric"])
     for metric, prefix in (("miou", ""), ("oiou", "oiou_"), ("pr70", "pr70_")):
         for label in ("part", "other", "part again"):
-            of = compared.loc[(table.loc[label, "variant"], metric)]
+            expected = compared.loc[(table.loc[label, "variant"], metric)]
             for name in ("difference", "these_low", "these_high", "any_low", "any_high", "p", "p_holm"):
-                assert table.loc[label, prefix + name] == pytest.approx(of[name]), (label, metric, name)
+                assert table.loc[label, prefix + name] == pytest.approx(expected[name]), (label, metric, name)
     assert table.loc["part", "verdict"] == "lower" and table.loc["other", "verdict"] == "undecided"
     assert table.loc["all", "verdict"] == "" and np.isnan(table.loc["all", "difference"])
 
@@ -113,7 +117,7 @@ def test_a_variant_in_two_rows_is_one_comparison_of_the_family() -> None:
     assert table.loc[["part", "other", "part again"], "p_holm"].tolist() == pytest.approx([*expected, expected[0]])
 
 
-def test_the_paper_stands_beside_it_with_visible_gaps() -> None:
+def test_published_figures_are_beside_ours_with_visible_gaps() -> None:
     table = STUDY.table(records(RUNS, SHIFTS), published=PUBLISHED).set_index("label")
     assert table.loc["all", "published"] == pytest.approx(0.773) and np.isnan(table.loc["all", "published_gain"])
     part = table.loc["part"]
@@ -128,7 +132,7 @@ def test_a_row_without_runs_is_a_gap() -> None:
     assert pd.isna(row["seeds"]) and pd.isna(row["n"]) and np.isnan(row["miou"]) and np.isnan(row["difference"])
 
 
-def test_the_built_in_sets_test_splits_have_nothing_to_stand_beside() -> None:
+def test_the_built_in_sets_test_splits_have_no_published_counterpart() -> None:
     scenes = records(RUNS, splits=("testA",))
     assert STUDY.table(scenes, "testA", PUBLISHED)["published"].isna().all()
     natural = records(RUNS, splits=("testA",), dataset="refcoco", scale="base")
@@ -137,12 +141,12 @@ def test_the_built_in_sets_test_splits_have_nothing_to_stand_beside() -> None:
     assert STUDY.table(other, "val", PUBLISHED)["published"].isna().all()
 
 
-def test_the_large_model_stands_beside_no_figure_of_the_small_one() -> None:
+def test_the_large_model_is_not_shown_beside_figures_of_the_small_one() -> None:
     frame = records(RUNS, dataset="refcoco", scale="large")
     assert STUDY.table(frame, "val", PUBLISHED)["published"].isna().all()
 
 
-def test_a_row_may_be_compared_with_another_one_of_its_own() -> None:
+def test_a_row_may_have_a_baseline_of_its_own() -> None:
     other = Row("base", "part", ("T", "part"), system="RIVAL")
     study = Study("s", "S", "?", "!", (Row("over", "full", ("T", "whole"), against=other), Row("other", "other")))
     assert study.variants == ["full", "other", "part"]
@@ -157,7 +161,7 @@ def test_one_seed_leaves_all_undecided() -> None:
     table = STUDY.table(records({"full": 1, "part": 1}, SHIFTS), published=PUBLISHED).set_index("label")
     assert table.loc["part", "verdict"] == "undecided" and np.isnan(table.loc["part", "any_low"])
     (section, *_) = sections(STUDY, [table.reset_index()])
-    assert "no difference in mIoU could have been shown" in section.foot
+    assert "no difference in mIoU is detectable" in section.foot
 
 
 def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
@@ -168,7 +172,7 @@ def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"protocol": "other"}, r"protocols 'cris' \(run full-0\) and 'other' \(run part-0\)"),
         ({"images": 39}, r"run part-0 \(78 sentences\) was not evaluated on the sentences of run full-0 \(80\)"),
@@ -176,9 +180,9 @@ def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
         ({"scale": "base"}, r"scales 'base' \(run part-0\) and 'tiny' \(run full-0\)"),
     ],
 )
-def test_a_table_does_not_mix(other: dict, told: str) -> None:
+def test_a_table_does_not_mix(other: dict, message: str) -> None:
     frame = pd.concat([records({"full": 1}), records({"part": 1}, **other)])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         STUDY.table(frame, published=PUBLISHED)
 
 
@@ -203,15 +207,17 @@ def test_every_split_is_a_table_of_its_own() -> None:
             ("Parts", "testB"),
         )
     ]
-    assert len(csv_frame(tables)) == 15
+    assert sum(map(len, tables)) == 15
 
 
-def test_sections_say_what_they_are_of_and_show_gaps_as_dashes() -> None:
+def test_sections_state_their_scope_and_show_gaps_as_dashes() -> None:
     main, paper = sections(STUDY, STUDY.tables(records(RUNS, SHIFTS), PUBLISHED))
     for section in (main, paper):
-        assert "they say nothing about the figures in the paper" in section.note
-    assert "A note of its own." in main.note and "refcoco val, ours are not" in paper.note
-    assert main.foot.startswith("2 comparisons in this family. With 40 images and 2 to 3 seeds a side, a difference")
+        assert section.guide and "they say nothing about the figures in the paper" in section.note
+    assert main.note.startswith("Baseline: full. A note of its own.") and "are of refcoco val." in paper.note
+    assert main.foot.startswith(
+        "Holm's family: 2 comparisons. With 40 images and 2 to 3 seeds, the detectable difference"
+    )
     rows = main.cells.set_index("row")
     assert set(rows.loc["untrained"]) == {"second", DASH}
     assert (
@@ -226,10 +232,10 @@ def test_sections_say_what_they_are_of_and_show_gaps_as_dashes() -> None:
 def test_natural_data_carry_no_caveat() -> None:
     frame = records(RUNS, SHIFTS, dataset="refcoco", scale="base")
     for section in sections(STUDY, STUDY.tables(frame, PUBLISHED)):
-        assert "built-in" not in section.note and "ours are not" not in section.note
+        assert "built-in" not in section.note and "figures are of" not in section.note
 
 
-def test_rows_are_left_out_where_the_grid_gives_them_no_sense() -> None:
+def test_rows_that_mean_nothing_at_a_grid_are_left_out() -> None:
     study = Study("w", "W", "?", "!", (Row("4x4", "full"), Row("8x8", "window_8", grids=range(9, 100))))
     small = study.at_grid(8)
     assert small.variants == ["full"] and small.note == "Left out at a grid of 8 x 8: 8x8."
@@ -247,10 +253,9 @@ def test_a_grid_shows_every_block_by_label() -> None:
 
 
 @pytest.mark.parametrize("runs", [RUNS, {"full": 1, "part": 1}, {"full": 1}])
-def test_the_figure_is_drawn_whatever_there_is(runs: dict[str, int], tmp_path: Path, monkeypatch) -> None:
+def test_the_figure_is_drawn_for_any_number_of_runs(runs: dict[str, int], tmp_path: Path) -> None:
     frame = records(runs, SHIFTS)
-    monkeypatch.setattr("wimfris.results.comparison.read_published", lambda: PUBLISHED)
     for name in ("one.png", "two.png"):
-        STUDY.figure(frame, tmp_path / name)
+        draw(STUDY.table(frame, published=PUBLISHED), frame, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Figures: same input, same bytes; a figure draws what it was given; bad input is one line."""
+"""Figures: the same input gives the same bytes, every run is drawn, and bad input is refused in one line."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def examples(**changes: Any) -> list[Example]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved while a test runs."""
+    """Collect the figures that are saved during a test."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -134,7 +134,7 @@ def test_learning_curves_draw_every_run(tmp_path: Path, drawn: list[Figure]) -> 
     np.testing.assert_allclose(np.asarray(first.get_ydata(), float), [10, 20, 30])
 
 
-def test_a_long_run_is_thinned_to_its_means(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_long_run_is_averaged(tmp_path: Path, drawn: list[Figure]) -> None:
     logs = {"full-0": log(0, epochs=1, steps=1000)}
     learning_curves(logs, tmp_path / "curves.png")
     (line,) = axes_of(drawn[0])["Total loss"].get_lines()
@@ -162,7 +162,7 @@ def test_emphasis_shows_the_last_epoch_and_its_mean(tmp_path: Path, drawn: list[
 
 
 @pytest.mark.parametrize(("scale", "shown"), [("tiny", False), ("base", True)])
-def test_the_papers_ranges_are_drawn_at_its_scale_alone(
+def test_the_papers_ranges_are_drawn_only_at_its_scale(
     tmp_path: Path, drawn: list[Figure], scale: str, shown: bool
 ) -> None:
     emphasis({"full-0": log(0)}, tmp_path / "emphasis.png", scale)
@@ -179,7 +179,7 @@ def test_the_papers_ranges_are_the_published_ones() -> None:
             assert published[f"learned alpha in layers {first}-{last} ({end} end)"] == value
 
 
-def test_the_gallery_shows_no_text_twice_over(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_texts_of_the_gallery_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None:
     shown = [*examples(), *examples(label="good"), *examples(label="worst", sentence="")]
     gallery(shown, tmp_path / "gallery.png")
     (figure,) = drawn
@@ -206,10 +206,10 @@ def test_the_gallery_keeps_pixels_crisp(tmp_path: Path) -> None:
     assert set(np.round(255 * blue).astype(int)) == {0, 200}
 
 
-def test_the_gallery_leaves_its_input_alone(tmp_path: Path) -> None:
-    shown, kept = examples(), examples()
+def test_the_gallery_does_not_change_its_input(tmp_path: Path) -> None:
+    shown, original = examples(), examples()
     gallery(shown, tmp_path / "gallery.png")
-    for one, other in zip(shown, kept, strict=True):
+    for one, other in zip(shown, original, strict=True):
         np.testing.assert_array_equal(one.image, other.image)
 
 

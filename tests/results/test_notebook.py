@@ -1,4 +1,4 @@
-"""The report: whole without network or scripts, every image with its text, gaps told, and the same bytes each time."""
+"""The report: self-contained, accessible, complete about its gaps, and the same bytes each time."""
 
 import json
 import re
@@ -17,18 +17,17 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from wimfris.errors import UserError
 from wimfris.results.claims import CLAIMS
 from wimfris.results.evidence import EMPHASIS, evidence_path
+from wimfris.results.formats import Section
 from wimfris.results.notebook import (
-    NOTEBOOK,
-    PAGE_PATH,
-    execute,
+    committed_tables,
     load_studies,
     missing_html,
     missing_runs,
     provenance,
+    section_html,
     table_html,
-    to_page,
-    write_page,
 )
+from wimfris.results.page import NOTEBOOK, PAGE_PATH, execute, to_page, write_page
 from wimfris.results.published import PUBLISHED
 from wimfris.runs.records import SCHEMA
 from wimfris.settings.params import read_params
@@ -39,22 +38,22 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 
 class Elements(HTMLParser):
-    """Every element's name and attributes."""
+    """The name and attributes of every element."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
     def named(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.found if tag in tags]
+        return [attributes for tag, attributes in self.elements if tag in tags]
 
 
 def simulate(images: int = 12) -> pd.DataFrame:
-    """Records of `RUNS` on two splits, told sentences."""
+    """Simulate records of `RUNS` on two splits, without the controls."""
     rng = np.random.default_rng(0)
     parts = [
         pd.DataFrame(
@@ -82,7 +81,7 @@ def simulate(images: int = 12) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project's folder with the notebook, two studies and simulated evidence of three variants."""
+    """Make a project folder with the notebook, two studies and simulated evidence of three variants."""
     folder = tmp_path_factory.mktemp("report")
     for path in (Path("params.yaml"), NOTEBOOK, PUBLISHED, CLAIMS):
         (folder / path).parent.mkdir(exist_ok=True)
@@ -110,14 +109,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(report: Path) -> list[str]:
-    """The page, made twice."""
-    found = []
+    """Make the page twice."""
+    made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(report)
         for _ in range(2):
             write_page()
-            found.append(PAGE_PATH.read_text())
-    return found
+            made.append(PAGE_PATH.read_text())
+    return made
 
 
 @pytest.mark.slow
@@ -130,7 +129,7 @@ def test_the_page_is_the_same_bytes_each_time_and_leaves_the_notebook_alone(repo
 def test_the_page_needs_nothing_but_itself(pages: list[str]) -> None:
     elements = Elements(pages[0])
     assert not elements.named("script", "link", "iframe", "object", "video", "audio", "embed", "source")
-    sources = [attributes.get("src") or "" for _, attributes in elements.found if "src" in attributes]
+    sources = [attributes.get("src") or "" for _, attributes in elements.elements if "src" in attributes]
     assert len(sources) >= 4 and all(source.startswith("data:image/png;base64,") for source in sources)
     style = pages[0][pages[0].index("<style>") : pages[0].index("</style>")]
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
@@ -138,7 +137,7 @@ def test_the_page_needs_nothing_but_itself(pages: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_can_be_read_without_seeing_it(pages: list[str]) -> None:
+def test_the_page_is_accessible(pages: list[str]) -> None:
     elements = Elements(pages[0])
     assert all(attributes.get("alt") for attributes in elements.named("img"))
     assert all(attributes.get("scope") in ("row", "col") for attributes in elements.named("th"))
@@ -149,17 +148,17 @@ def test_the_page_can_be_read_without_seeing_it(pages: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_every_link_within_the_page_leads_somewhere(pages: list[str]) -> None:
+def test_every_link_within_the_page_has_a_target(pages: list[str]) -> None:
     elements = Elements(pages[0])
-    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    ids = [attributes["id"] for _, attributes in elements.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [attributes.get("href") or "" for attributes in elements.named("a")]
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
-    assert "../runs/scenes-tiny/manifests/full-0.json" in links
+    assert {"../runs/scenes-tiny/manifests/full-0.json", "../docs/statistics.md"} <= set(links)
 
 
 @pytest.mark.slow
-def test_the_page_holds_every_section_and_tells_its_gaps(pages: list[str]) -> None:
+def test_the_page_has_every_section_and_names_its_gaps(pages: list[str]) -> None:
     contents = pages[0][pages[0].index("<nav") : pages[0].index("</nav>")]
     for part in ("Main table", "Studies", "Window size", "Components", "Claims", "Gallery", "Provenance"):
         assert f">{part}</a>" in contents
@@ -177,11 +176,11 @@ def test_the_notebook_is_committed_without_outputs_and_with_ids_of_its_own() -> 
 
 
 def test_studies_that_need_more_than_records_are_not_imported(report: Path) -> None:
-    found = {file.name: file.study for file in load_studies(report / "studies")}
-    assert found["clock"] is None and found["components"] is not None
+    studies = {file.name: file.study for file in load_studies(report / "studies")}
+    assert studies["clock"] is None and studies["components"] is not None
 
 
-def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.py").write_text("ANSWER = 42\n")
     with pytest.raises(UserError, match=r"notes\.py: has no constant STUDY"):
         load_studies(tmp_path)
@@ -195,13 +194,13 @@ def test_missing_runs_are_named_by_variant() -> None:
     assert missing_html([]) == ""
 
 
-def test_provenance_tells_commit_settings_and_cost(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_has_commit_settings_and_cost(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(report)
     rows = provenance("scenes-tiny", simulate(), read_params()).set_index("run")
     manifest = json.loads(Path("runs/scenes-tiny/manifests/full-0.json").read_text())
-    told = rows.loc['<a id="scenes-tiny-full-0" href="../runs/scenes-tiny/manifests/full-0.json">full-0</a>']
-    assert told["commit"].startswith(manifest["code"]["commit"][:10]) and told["device"] == manifest["device"]
-    assert float(told["minutes"]) == pytest.approx(manifest["wall_seconds"] / 60, abs=0.05)
+    row = rows.loc['<a id="scenes-tiny-full-0" href="../runs/scenes-tiny/manifests/full-0.json">full-0</a>']
+    assert row["commit"].startswith(manifest["code"]["commit"][:10]) and row["device"] == manifest["device"]
+    assert float(row["minutes"]) == pytest.approx(manifest["wall_seconds"] / 60, abs=0.05)
     assert len(rows) == len(RUNS) and (rows["commit"] == "no manifest").sum() == len(RUNS) - 1
 
 
@@ -209,6 +208,18 @@ def test_cells_of_a_table_are_escaped_unless_they_are_html() -> None:
     cells = pd.DataFrame({"row": ["<b> & c"], "link": ["<a>x</a>"]})
     html = table_html(cells, 'a "label"', raw=("link",))
     assert "&lt;b&gt; &amp; c" in html and "<a>x</a>" in html and 'aria-label="a &quot;label&quot;"' in html
+
+
+def test_tables_point_to_the_guide_by_links_that_start_at_reports(tmp_path: Path) -> None:
+    section = Section("t", "", pd.DataFrame({"row": ["x"]}), guide=True)
+    assert '<a href="../docs/statistics.md">docs/statistics.md</a>' in section_html(section)
+    folder = tmp_path / "tables" / "scenes-tiny"
+    folder.mkdir(parents=True)
+    (folder / "clock.md").write_text(
+        "# Clock\n\n![Clock](../../figures/clock.png)\n\n## A\n\n[x](../../../docs/x.md)\n"
+    )
+    text = committed_tables("scenes-tiny", "clock", tmp_path)
+    assert "[x](../docs/x.md)" in text and "#### A" in text and "png" not in text
 
 
 def test_an_image_without_text_is_refused() -> None:
@@ -220,14 +231,14 @@ def test_an_image_without_text_is_refused() -> None:
         to_page(new_notebook(cells=[cell]))
 
 
-def test_the_page_leaves_out_stderr_and_what_is_for_the_notebook_alone() -> None:
-    outputs = [new_output("stream", name=name, text=f"told {name} <") for name in ("stdout", "stderr")]
+def test_the_page_leaves_out_stderr_and_notebook_only_cells() -> None:
+    outputs = [new_output("stream", name=name, text=f"on {name} <") for name in ("stdout", "stderr")]
     cells = [new_code_cell("", outputs=outputs), new_markdown_cell("## Aside", metadata={"tags": ["notebook-only"]})]
     page = to_page(new_notebook(cells=cells))
-    assert "told stdout &lt;" in page and "stderr" not in page and "Aside" not in page
+    assert "on stdout &lt;" in page and "stderr" not in page and "Aside" not in page
 
 
-def test_a_missing_or_garbled_notebook_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_notebook_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such notebook"):
         execute(tmp_path / "results.ipynb")
     (tmp_path / "results.ipynb").write_text("{")
@@ -236,7 +247,7 @@ def test_a_missing_or_garbled_notebook_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bad_input_found_by_a_cell_is_one_line(tmp_path: Path) -> None:
+def test_a_cells_user_error_is_one_line(tmp_path: Path) -> None:
     source = "from wimfris.errors import UserError\nraise UserError('x.csv: is empty; restore it')"
     nbformat.write(new_notebook(cells=[new_code_cell(source, id="bad")]), tmp_path / "results.ipynb")
     with pytest.raises(UserError, match=r"^x.csv: is empty; restore it$"):

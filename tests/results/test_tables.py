@@ -1,4 +1,4 @@
-"""The main table: its numbers are those computed by hand; the files are stable, escaped and say what they are of."""
+"""The main table and the formats of all tables: numbers equal those by hand, files are stable and escaped."""
 
 import io
 from pathlib import Path
@@ -9,15 +9,8 @@ import pytest
 from rich.console import Console
 
 from wimfris.errors import UserError
-from wimfris.results.tables import (
-    Section,
-    latex_text,
-    main_table,
-    print_section,
-    print_table,
-    write_main_tables,
-    write_table,
-)
+from wimfris.results.formats import Section, latex_text, markdown_text, print_section
+from wimfris.results.tables import main_table, print_table, write_main_tables, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
 COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]
@@ -32,7 +25,7 @@ def run(
     scale: str = "tiny",
     protocol: str = "cris",
 ) -> pd.DataFrame:
-    """Records of one run: areas are (intersection, union) of its sentences."""
+    """Simulate records of one run; areas are (intersection, union) of its sentences."""
     variant, seed = name.rsplit("-", 1)
     count = range(len(areas))
     return pd.DataFrame(
@@ -58,7 +51,7 @@ def run(
 
 
 def several() -> pd.DataFrame:
-    """Two seeds of `full` on three splits with controls, one of another variant, and another data set."""
+    """Simulate two seeds of `full` on five splits with controls, one of another variant, and another data set."""
     parts = []
     for split in ("test", "testB", "testA", "val", "train"):
         parts += [run("full-0", [(1, 2), (3, 4)], split), run("full-1", [(1, 4), (4, 4)], split)]
@@ -98,12 +91,12 @@ def test_one_seed_has_no_spread_and_missing_controls_stay_empty() -> None:
     assert table["miou_sd"].isna().all() and table["miou_shuffled"].isna().all() and table["miou_empty"].isna().all()
 
 
-def test_a_control_that_a_seed_lacks_is_empty_and_not_the_other_seeds() -> None:
+def test_a_control_that_one_seed_lacks_is_empty() -> None:
     parts = [run("full-0", [(1, 2)]), run("full-1", [(1, 2)]), run("full-0", [(0, 2)], condition="empty")]
     assert main_table(pd.concat(parts))["miou_empty"].isna().all()
 
 
-def test_rows_come_in_one_order_whatever_the_order_of_the_records() -> None:
+def test_the_order_of_rows_does_not_depend_on_that_of_the_records() -> None:
     table = main_table(several())
     scenes = table[table["dataset"] == "scenes"]
     assert list(scenes["split"]) == 2 * ["train", "val", "testA", "testB", "test"]
@@ -140,7 +133,8 @@ def test_controls_without_their_sentences_are_refused() -> None:
 
 def test_the_csv_is_plain_and_reads_back(tmp_path: Path) -> None:
     table = main_table(several())
-    (path,) = write_table(table, tmp_path / "tables" / "main", ["csv"])
+    path = tmp_path / "tables" / "main.csv"
+    write_table(table, path.with_suffix(""))
     text = path.read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
     assert len(text.splitlines()) == 1 + len(table)
@@ -154,12 +148,12 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / f"main.{suffix}").read_bytes() == (tmp_path / "b" / f"main.{suffix}").read_bytes()
 
 
-def test_markdown_and_latex_say_what_they_are_of(tmp_path: Path) -> None:
+def test_markdown_and_latex_state_their_scope(tmp_path: Path) -> None:
     write_table(main_table(several()), tmp_path / "main")
     markdown, latex = (tmp_path / "main.md").read_text(), (tmp_path / "main.tex").read_text()
     assert "## refcoco, scale base, protocol cris, 1 seed\n" in markdown
     assert "## scenes, scale tiny, protocol cris, 1 to 2 seeds\n" in markdown
-    assert r"\caption{refcoco, scale base, protocol cris, 1 seed. " in latex
+    assert r"\caption{refcoco, scale base, protocol cris, 1 seed. How to read this table: docs/statistics.md." in latex
     for text in (markdown, latex):
         sections = text.split("scale base")
         assert len(sections) == 2
@@ -185,9 +179,15 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "no_window" not in markdown + latex and "coco&" not in markdown + latex
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="html"):
-        write_table(main_table(several()), tmp_path / "main", ["html"])
+def test_markdown_links_to_the_guide_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = Section("t", "A note.", pd.DataFrame({"system": ["x"]}), guide=True)
+    link = "How to read this table: [docs/statistics.md](../../../docs/statistics.md)\n\nA note."
+    assert link in markdown_text("h", [section])
+    assert "statistics" not in markdown_text("h", [Section("t", "", section.cells)])
+    monkeypatch.chdir(tmp_path)
+    write_main_tables(several(), [Path("reports/tables")])
+    text = Path("reports/tables/main.md").read_text()
+    assert text.count("[docs/statistics.md](../../docs/statistics.md)") == 2
 
 
 def test_the_printed_table_fits_80_columns_uncut() -> None:

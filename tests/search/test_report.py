@@ -10,7 +10,8 @@ import yaml
 from PIL import Image
 
 from wimfris.errors import UserError
-from wimfris.results.tables import METRICS, csv_text, latex_text, markdown_text
+from wimfris.results.formats import csv_text, latex_text, markdown_text
+from wimfris.results.scores import METRICS
 from wimfris.search import report
 from wimfris.search.main import main
 from wimfris.search.promote import promote, promoted

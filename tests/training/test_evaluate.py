@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from wimfris.data import refer
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import geometry, letterbox_image
+from wimfris.data.rle import decode_rle
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer

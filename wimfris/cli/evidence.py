@@ -52,11 +52,12 @@ def tables() -> None:
 
 
 def figures() -> None:
-    """Draw the learning curves of `full` and a gallery of its predictions."""
+    """Draw the learning curves of `full`, a gallery of its predictions, and the emphasis that it learned."""
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
     from wimfris.measure.gallery import gallery_examples
-    from wimfris.results.figures import gallery, learning_curves
+    from wimfris.results.evidence import read_evidence
+    from wimfris.results.figures import emphasis, gallery, learning_curves
     from wimfris.runs.files import RunFiles
     from wimfris.runs.log import read_log
     from wimfris.runs.records import read_records
@@ -64,20 +65,21 @@ def figures() -> None:
     params = read_params()
     settings = params.settings()
     folder = REPORTS / "figures" / settings.folder.name
-    files = {str(run): RunFiles(settings.outs / str(run)) for run in params.runs_of("full")}
-    learning_curves({name: read_log(of_run.log) for name, of_run in files.items()}, folder / "curves.png")
+    runs = [str(run) for run in params.runs_of("full")]
+    emphasis(read_evidence(params).select(runs).emphasis, folder / "learned-emphasis.png", settings.scale)
+    files = {run: RunFiles(settings.outs / run) for run in runs}
+    learning_curves({run: read_log(files[run].log) for run in runs}, folder / "curves.png")
     index = read_index(settings.folder / "index" / "index.parquet")
-    first = next(iter(files))
-    records = read_records(files[first].records)
-    examples = gallery_examples(settings, first, records, index, source_images(settings), "val", count=4)
+    records = read_records(files[runs[0]].records)
+    examples = gallery_examples(settings, runs[0], records, index, source_images(settings), "val", count=4)
     gallery(examples, folder / "gallery.png")
 
 
 def page() -> None:
     """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
-    from wimfris.results.claims import write_claims
+    from wimfris.results.claims_tables import write_claims
     from wimfris.results.evidence import read_evidence
-    from wimfris.results.notebook import write_page
+    from wimfris.results.page import write_page
 
     current = read_evidence(read_params())
     write_claims(current.records, current.emphasis, REPORTS / "claims.md")

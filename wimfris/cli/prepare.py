@@ -45,7 +45,8 @@ def data_check(
     root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
 ) -> None:
     """Say which official file is missing, which count is wrong, and what to do about it; exit code 1 then."""
-    from wimfris.checks.official_files import PUBLISHED, check
+    from wimfris.checks.official_files import check
+    from wimfris.data.counts import PUBLISHED
 
     data = read_params().settings().data
     wanted = list(PUBLISHED) if sets == "all" else names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
@@ -74,11 +75,11 @@ def data_audit(
     ] = None,
 ) -> None:
     """Print counts, sentence lengths, mask areas, the random guesser's mIoU, and images that splits or sets share."""
-    from wimfris.checks.audit import audit
+    from wimfris.data.audit import audit, by_dataset
     from wimfris.data.index import read_index
 
     paths = indexes or [read_params().settings().folder / "index" / "index.parquet"]
-    print(audit({str(name): part for path in paths for name, part in read_index(path).groupby("dataset", sort=False)}))
+    print(audit({name: part for path in paths for name, part in by_dataset(read_index(path)).items()}))
 
 
 @encoders_app.command("record")

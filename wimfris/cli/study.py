@@ -16,13 +16,14 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.results.comparison import Study, csv_frame, markdown_intro, sections
+from wimfris.results.comparison import Study
 from wimfris.results.comparison_figure import draw
+from wimfris.results.comparison_tables import sections
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
+from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.studies import load_study
-from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
@@ -165,8 +166,9 @@ def write_study(name: str, params: Params) -> list[Path]:
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     markdown, csv, latex, picture = paths = paths_of(name, folder)
     report.draw(picture)
-    intro = f"{report.intro}\n\n![{study.title}](../../figures/{folder}/{name}.png)\n"
-    write_text(markdown, markdown_text(study.title, report.sections, intro))
+    pictures = [name, *(study.pictures if isinstance(study, Study) else ())]
+    links = "".join(f"\n\n![{study.title}](../../figures/{folder}/{file}.png)" for file in pictures)
+    write_text(markdown, markdown_text(study.title, report.sections, f"{report.intro}{links}\n"))
     write_text(csv, csv_text(report.frame))
     write_text(latex, latex_text(report.sections))
     return paths
@@ -176,7 +178,7 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     evidence = read_evidence(params).select([str(run) for run in runs])
     if isinstance(study, Measured):
         report = study.report(_inputs(study, params, evidence))
-        return _Shown(replace(report, intro=_measured_intro(study, report.intro)), report.sections)
+        return _Shown(replace(report, intro=f"{_intro(study)}\n\n{report.intro}".strip()), report.sections)
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(evidence.records, published)
     if study.parameters:
@@ -191,12 +193,12 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     def picture(path: Path) -> None:
         draw(tables[0], evidence.records, path)
 
-    return _Shown(Report(shown, csv_frame(tables), picture, markdown_intro(study)), terminal)
+    frame = pd.concat(tables, ignore_index=True)
+    return _Shown(Report(shown, frame, picture, _intro(study)), terminal)
 
 
-def _measured_intro(study: Measured, intro: str) -> str:
-    question = f"**Question.** {study.question}\n\n**The paper.** {study.paper}"
-    return f"{question}\n\n{intro}" if intro else question
+def _intro(study: Study | Measured) -> str:
+    return f"**Question.** {study.question}\n\n**The paper.** {study.paper}"
 
 
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:

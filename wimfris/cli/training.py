@@ -171,7 +171,7 @@ def evaluate(
         predictor = Predictor.load(settings, run)
         segmenter, tokenizer = predictor.segmenter, predictor.tokenizer
     else:
-        from wimfris.inference.released_detris import released_detris
+        from wimfris.measure.released_detris import released_detris
         from wimfris.rivals.detris_weights import read_detris
 
         assert detris is not None

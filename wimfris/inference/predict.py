@@ -12,6 +12,7 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
+from wimfris.runs.files import RunFiles
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 from wimfris.training.checkpoint import load_weights
@@ -33,7 +34,7 @@ class Predictor:
 
         Raises UserError if the weights do not fit the encoders or the settings.
         """
-        path = settings.outs / "weights" / f"{run}.safetensors"
+        path = RunFiles(settings.outs / run).weights
         state, metadata = load_weights(path)
         tokenizer = load_tokenizer(settings)
         segmenter = build_segmenter(settings, tokenizer)

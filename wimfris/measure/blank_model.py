@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
-from wimfris.data.scenes import vocabulary
+from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders.load import new_text, new_vision
 from wimfris.encoders.text import text_backbone

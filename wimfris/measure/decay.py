@@ -23,7 +23,6 @@ from wimfris.model.segmenter import Segmenter
 from wimfris.model.windows import window_padding
 from wimfris.results.measured import write_measure
 from wimfris.settings.params import Params
-from wimfris.settings.run import Run
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 
@@ -45,11 +44,11 @@ def measure_decay(params: Params) -> None:
     summaries, curves = [], []
     for variant in VARIANTS:
         settings = params.settings(variant)
-        for name in params.runs_of(variant):
-            trained = Predictor.load(settings, name).segmenter
-            for scan, segmenter in (("untrained", untrained(settings, Run.parse(name).seed)), ("trained", trained)):
+        for run in params.runs_of(variant):
+            trained = Predictor.load(settings, str(run)).segmenter
+            for scan, segmenter in (("untrained", untrained(settings, run.seed)), ("trained", trained)):
                 x = block_inputs(segmenter, settings, rows, images, IMAGES, SEQUENCES)
-                key: dict[str, Any] = {"variant": variant, "scan": scan, "seed": Run.parse(name).seed}
+                key: dict[str, Any] = {"variant": variant, "scan": scan, "seed": run.seed}
                 row, curve = measure_scan(segmenter, x)
                 summaries.append(key | row)
                 curves.append(curve.assign(**key)[[*key, *curve.columns]])

@@ -1,9 +1,9 @@
-"""The paper's claims as tests: `reports/claims.yaml` states them, the evidence decides, `reports/claims.md` tells.
+"""The paper's claims as tests: `reports/claims.yaml` states them, and the records decide them.
 
-A claim is *reproduced* where every one of its comparisons is separated in its favour, *contradicted* where one is
-separated against it, and *undecided* otherwise, also where a run that it needs is not there. Separated means a p value
-for any seed below 5% after Holm's correction over the comparisons of all claims (`wimfris.results.statistics`). A
-verdict holds for the data set and scale of its runs: only those at the paper's scale, on its data, speak for the paper.
+A claim is *reproduced* if all its comparisons are separated in its favour, *contradicted* if one is separated against
+it, and *undecided* otherwise, which includes claims whose runs are missing. Separated means that the p value for any
+seed is below 5% after Holm's correction over the comparisons of all claims. A verdict holds for the data set and scale
+of its runs: only runs at the paper's scale on its data test the paper itself.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,18 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scipy import stats
-from tabulate import tabulate
 
 from wimfris.errors import UserError
-from wimfris.files import write_text
-from wimfris.results.published import PUBLISHED, TRUST, Figure, published
-from wimfris.results.statistics import compare, holm, power_line, separated
-from wimfris.results.tables import interval, p_value
+from wimfris.results.differences import compare, separated
+from wimfris.results.published import PAPERS_SET, PUBLISHED, Figure, Published, read_published
+from wimfris.results.statistics import holm
 
 CLAIMS = Path("reports/claims.yaml")
 SPLIT = "val"
-"""The split of every test: the one that the paper's ablations state."""
+"""The split of every test, which is that of the paper's ablations."""
 
-PAPER = ("refcoco", "base")
-"""Data set and scale at which the paper made its claims: a verdict there alone speaks of them."""
+PAPER = (PAPERS_SET, "base")
+"""Data set and scale of the paper's claims: only a verdict there is about the paper itself."""
 
 Decision = Literal["reproduced", "contradicted", "undecided", "true by construction"]
 
@@ -39,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class Rows(_Strict):
-    """Rows of published.csv: a label, or a variant of ours -> the row's `variant`."""
+    """Rows of published.csv: a label, or one of our variants -> the row's `variant`."""
 
     table: str
     system: str = "WIMFRIS-B"
@@ -51,7 +49,7 @@ class Rows(_Strict):
 class _Claim(_Strict):
     name: str
     claim: str
-    system: str  # the variant that it is about
+    system: str  # the variant that the claim is about
     note: str = ""
     published: Rows
 
@@ -61,9 +59,7 @@ class Better(_Claim):
 
     kind: Literal["better"]
     rivals: tuple[str, ...] = Field(min_length=1)
-    pool: tuple[
-        str, ...
-    ] = ()  # whose variance between seeds is pooled with theirs: the other rows of the study's table
+    pool: tuple[str, ...] = ()  # other systems of the study's table: their variance between seeds is pooled with these
 
 
 class Falls(_Claim):
@@ -73,45 +69,50 @@ class Falls(_Claim):
 
 
 class Construction(_Claim):
-    """True of our model because it was built so."""
+    """The claim holds because our model was built that way."""
 
     kind: Literal["construction"]
     value: float
     unit: str
 
 
-Claim = Annotated[Better | Falls | Construction, Field(discriminator="kind")]
+Claim = Better | Falls | Construction
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the evidence says of a claim, at the data set and scale of its records."""
+    """What the evidence says about a claim, at the data set and scale of its records."""
 
-    claim: Better | Falls | Construction
+    claim: Claim
     figures: dict[str, Figure]  # the paper's, by label or variant
     dataset: str
     scale: str
     decision: Decision
-    reason: str  # a clause that says why, for example "not run: window_8"
-    comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)  # see `judge`; empty where nothing was tested
+    reason: str  # a clause, for example "not run: window_8"
+    comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)  # see `judge`; empty if nothing was tested
 
     @property
-    def told(self) -> str:
-        """The decision, with the scale at which alone it holds."""
-        built = isinstance(self.claim, Construction)
-        missing = " (not run)" if self.comparisons.empty and not built else ""
-        return self.decision if built else f"at scale {self.scale}: {self.decision}{missing}"
-
-    @property
-    def of_paper(self) -> str:
-        """What this says of the paper's own claim: nothing, unless tested at the paper's scale and on its data."""
+    def at_scale(self) -> str:
+        """The decision with the scale at which it holds."""
         if isinstance(self.claim, Construction):
             return self.decision
-        return self.decision if (self.dataset, self.scale) == PAPER else "not tested"
+        return f"at scale {self.scale}: {self.decision}{' (not run)' if self.comparisons.empty else ''}"
+
+    @property
+    def at_paper_scale(self) -> str:
+        """The decision if it was tested at the paper's scale on its data, else "not tested"."""
+        if isinstance(self.claim, Construction) or (self.dataset, self.scale) == PAPER:
+            return self.decision
+        return "not tested"
+
+    @property
+    def decisive(self) -> pd.DataFrame:
+        """The comparisons that decide the claim: those of mIoU, or of alpha."""
+        return _decisive(self.comparisons)
 
 
-def read_claims(path: Path = CLAIMS) -> list[Better | Falls | Construction]:
-    """Read the claims. Raises `UserError` that names the claim and key at fault."""
+def read_claims(path: Path = CLAIMS) -> list[Claim]:
+    """Read the claims. Raises `UserError` that names the invalid claim and key."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -119,7 +120,7 @@ def read_claims(path: Path = CLAIMS) -> list[Better | Falls | Construction]:
     except (UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{path}: not a YAML file; restore it with git") from None
     try:
-        claims = TypeAdapter(list[Claim]).validate_python(content)
+        claims = TypeAdapter(list[Annotated[Claim, Field(discriminator="kind")]]).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         number = first["loc"][0] if first["loc"] else None
@@ -128,42 +129,41 @@ def read_claims(path: Path = CLAIMS) -> list[Better | Falls | Construction]:
         key = ".".join(str(part) for part in first["loc"][1:] if part not in ("better", "falls", "construction"))
         raise UserError(f"{path}: claim {name}: {key}: {first['msg']}; correct it") from None
     names = [claim.name for claim in claims]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: claim {twice[0]} is there twice; rename or remove one")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: claim {repeated[0]} occurs twice; rename or remove one")
     return claims
 
 
 def judge(
-    claims: Sequence[Better | Falls | Construction],
+    claims: Sequence[Claim],
     records: pd.DataFrame,
     emphasis: pd.DataFrame,
     *,
     resamples: int = 10_000,
     figures: Path = PUBLISHED,
 ) -> list[Verdict]:
-    """A verdict for each claim, in order.
+    """Return a verdict for each claim, in order.
 
-    records: columns of `wimfris.runs.records.SCHEMA`, runs of one data set and scale; emphasis: columns of
-    `wimfris.results.evidence.EMPHASIS`, of the same runs. The comparisons of a `better` claim are rows of
-    `wimfris.results.statistics.compare` turned round: `difference`, its intervals and `improvement` are the system's
-    over the rival, which is named in `rival`; all are fractions. Those of a `falls` claim are one row: `difference`,
-    `any_low`, `any_high` (95% t interval over seeds) and `p` of alpha's fitted change from the first to the last layer,
-    `alpha`, a mapping of layer to mean alpha after the last epoch, and `seeds`. `p_holm` is corrected over all claims'
-    comparisons of mIoU and alpha; other metrics have none.
+    `records` has the columns of `wimfris.runs.records.SCHEMA` and `emphasis` those of
+    `wimfris.results.evidence.EMPHASIS`, both for the runs of one data set and scale.
 
-    Raises `UserError` where a claim names a published figure that is not there, or the records are of several data sets
-    or scales or not comparable.
+    The comparisons of a `better` claim are rows of `compare` with the sign reversed: `difference`, its intervals and
+    `improvement` are those of the system over the rival, named in `rival`, as fractions. A `falls` claim has one
+    comparison: `difference`, `any_low`, `any_high` (95% t interval over seeds) and `p` of alpha's fitted change from
+    the first to the last layer, `alpha` (layer -> mean alpha after the last epoch) and `seeds`. `p_holm` is corrected
+    over the comparisons of all claims in mIoU and alpha; other metrics have none.
+
+    Raises `UserError` if a claim names a published figure that does not exist, or if the records are of several data
+    sets or scales or cannot be compared.
     """
-    told = records.groupby(["dataset", "scale"], observed=True).size()
-    if len(told) != 1:
-        raise UserError(
-            f"claims: the records are of {len(told)} data sets and scales; give those of one, "
-            "for a verdict holds at the scale of its runs"
-        )
-    dataset, scale = told.index[0]
+    places = records.groupby(["dataset", "scale"], observed=True).size()
+    if len(places) != 1:
+        raise UserError(f"claims: the records must be of one data set and scale, got {len(places)}; select one")
+    dataset, scale = places.index[0]
+    published = read_published(figures)
     measured = [_measure(claim, records, emphasis, resamples) for claim in claims]
-    family = [(rows, index) for rows in measured for index in _primary(rows).index]
+    family = [(rows, index) for rows in measured for index in _decisive(rows).index]
     corrected = holm(np.array([rows.at[index, "p"] for rows, index in family], dtype=float))
     for (rows, index), p in zip(family, corrected, strict=True):
         rows.at[index, "p_holm"] = p
@@ -175,55 +175,54 @@ def judge(
             decision, reason = _decide_falls(claim, rows)
         else:
             decision, reason = "true by construction", f"{claim.value:g}{claim.unit}"
-        verdicts.append(Verdict(claim, _figures(claim, figures), dataset, scale, decision, reason, rows))
+        verdicts.append(Verdict(claim, _figures(claim, published, figures), dataset, scale, decision, reason, rows))
     return verdicts
 
 
-def _measure(
-    claim: Better | Falls | Construction, records: pd.DataFrame, emphasis: pd.DataFrame, resamples: int
-) -> pd.DataFrame:
-    """The comparisons of a claim, not yet corrected; empty where nothing can be tested."""
+def _measure(claim: Claim, records: pd.DataFrame, emphasis: pd.DataFrame, resamples: int) -> pd.DataFrame:
+    """Return the comparisons of a claim, uncorrected; empty if nothing can be tested."""
     if isinstance(claim, Falls):
         return _change(emphasis[emphasis["variant"] == claim.system])
     if not isinstance(claim, Better) or not (rivals := _comparable(claim, records)):
         return pd.DataFrame()
-    there = set(records["variant"].unique())
-    pool = [name for name in (*claim.rivals, *claim.pool) if name in there]
+    existing = set(records["variant"].unique())
+    pool = [name for name in (*claim.rivals, *claim.pool) if name in existing]
     rows = compare(records, rivals, claim.system, split=SPLIT, resamples=resamples, pool=pool)
-    return _turned(rows).assign(p_holm=np.nan)
+    return _reversed(rows).assign(p_holm=np.nan)
+
+
+def _decisive(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["metric"] == "miou"] if "metric" in rows else rows
 
 
 def _comparable(claim: Better, records: pd.DataFrame) -> list[str]:
-    """The rivals that have a seed in common with the system."""
+    """Return the rivals that have a seed in common with the system."""
     seeds = {str(variant): set(part["seed"].unique()) for variant, part in records.groupby("variant", observed=True)}
     return [rival for rival in claim.rivals if seeds.get(claim.system, set()) & seeds.get(rival, set())]
 
 
-def _figures(claim: Better | Falls | Construction, path: Path) -> dict[str, Figure]:
+def _figures(claim: Claim, published: Published, path: Path) -> dict[str, Figure]:
     place = claim.published
-    found = {}
+    figures = {}
     for label, row in place.rows.items():
-        figure = published(place.table, place.system, row, split=place.split, metric=place.metric, path=path)
-        if figure is None:
-            raise UserError(
-                f"claim {claim.name}: {path} has no row {place.table} / {place.system} / {row} / refcoco / "
-                f"{place.split} / {place.metric}; correct `published`"
-            )
-        found[label] = figure
-    return found
+        key = (place.table, place.system, row, PAPERS_SET, place.split, place.metric)
+        if key not in published:
+            raise UserError(f"claim {claim.name}: {path} has no row {' / '.join(key)}; correct `published`")
+        figures[label] = published[key]
+    return figures
 
 
 def _decide_better(claim: Better, rows: pd.DataFrame, records: pd.DataFrame) -> tuple[Decision, str]:
-    there, ran = [] if rows.empty else list(rows["rival"].unique()), set(records["variant"].unique())
-    missing = [name for name in (claim.system, *claim.rivals) if name not in ran]
-    apart = [name for name in claim.rivals if name not in there and {name, claim.system} <= ran]
+    compared, trained = [] if rows.empty else list(rows["rival"].unique()), set(records["variant"].unique())
+    missing = [name for name in (claim.system, *claim.rivals) if name not in trained]
+    apart = [name for name in claim.rivals if name not in compared and {name, claim.system} <= trained]
     gaps = [f"not run: {', '.join(missing)}"] if missing else []
     gaps += [f"no seed in common: {', '.join(apart)}"] if apart else []
-    if not there:
+    if not compared:
         return "undecided", "; ".join(gaps)
-    found = [row for _, row in _primary(rows).iterrows() if separated(row)]
-    against = [row["rival"] for row in found if row["difference"] < 0]
-    favour = [row["rival"] for row in found if row["difference"] > 0]
+    decided = [row for _, row in _decisive(rows).iterrows() if separated(row)]
+    against = [row["rival"] for row in decided if row["difference"] < 0]
+    favour = [row["rival"] for row in decided if row["difference"] > 0]
     if against:
         decision: Decision = "contradicted"
         reason = f"worse than {', '.join(against)}"
@@ -231,14 +230,14 @@ def _decide_better(claim: Better, rows: pd.DataFrame, records: pd.DataFrame) -> 
         decision, reason = "reproduced", f"better than {', '.join(favour)}"
     else:
         decision = "undecided"
-        unclear = [rival for rival in there if rival not in favour]
+        unclear = [rival for rival in compared if rival not in favour]
         reason = f"not separated from {', '.join(unclear)}" if unclear else f"better than {', '.join(favour)}"
     return decision, "; ".join([reason, *gaps])
 
 
-def _turned(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `compare`, rival minus system, as system minus rival."""
-    turned = rows.assign(
+def _reversed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows of `compare`, rival minus system, into system minus rival."""
+    reversed_rows = rows.assign(
         difference=-rows["difference"],
         these_low=-rows["these_high"],
         these_high=-rows["these_low"],
@@ -248,14 +247,13 @@ def _turned(rows: pd.DataFrame) -> pd.DataFrame:
         value=rows["baseline_value"],
         rival_value=rows["value"],
     )
-    return turned.rename(columns={"variant": "rival", "baseline": "system"}).drop(
-        columns=["baseline_value", "sd", "baseline_sd"]
-    )
+    return reversed_rows.rename(columns={"variant": "rival", "baseline": "system"}).drop(columns="baseline_value")
 
 
 def _change(course: pd.DataFrame) -> pd.DataFrame:
-    """Alpha's fitted change from the first to the last layer after the last epoch, over the runs of one variant: one
-    row, see `judge`; none without runs.
+    """Return alpha's change from the first to the last layer over the runs of one variant: one row, none without runs.
+
+    The change of a run is that of a line fitted to alpha after the last epoch, see `judge`.
     """
     if course.empty:
         return pd.DataFrame()
@@ -266,7 +264,7 @@ def _change(course: pd.DataFrame) -> pd.DataFrame:
     row = {"seeds": seeds, "alpha": dict(alphas.mean(axis=1)), "p_holm": np.nan}
     if len(depth) < 2 or seeds < 2:
         return pd.DataFrame([row | dict.fromkeys(("difference", "any_low", "any_high", "p"), np.nan)])
-    changes = np.polyfit(depth, alphas.to_numpy(), 1)[0] * (depth[-1] - depth[0])  # fitted line, last minus first layer
+    changes = np.polyfit(depth, alphas.to_numpy(), 1)[0] * (depth[-1] - depth[0])
     error = changes.std(ddof=1) / np.sqrt(seeds)
     half = float(stats.t.ppf(0.975, seeds - 1) * error)
     low, high = changes.mean() - half, changes.mean() + half
@@ -279,134 +277,7 @@ def _decide_falls(claim: Falls, rows: pd.DataFrame) -> tuple[Decision, str]:
         return "undecided", f"not run: {claim.system}"
     row = rows.iloc[0]
     if np.isnan(row["p"]):
-        return "undecided", "one layer or one seed alone"
+        return "undecided", "only one layer or one seed"
     if not separated(row):
         return "undecided", "not separated from no change"
     return ("reproduced", "falls") if row["difference"] < 0 else ("contradicted", "rises")
-
-
-def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row a claim, as text: the claim, where and what the paper tells, the verdict at its scale, and of the paper."""
-    return pd.DataFrame(
-        {
-            "claim": [verdict.claim.claim for verdict in verdicts],
-            "paper": [_paper(verdict) for verdict in verdicts],
-            "verdict": [verdict.told for verdict in verdicts],
-            "why": [verdict.reason for verdict in verdicts],
-            "paper's own scale": [verdict.of_paper for verdict in verdicts],
-        }
-    )
-
-
-def details(verdict: Verdict) -> pd.DataFrame:
-    """A row a comparison, as text and in points: effect, both intervals, n, the paper's gain and how far to trust it.
-
-    Of a `falls` claim the row is alpha's change; no row where nothing was tested.
-    """
-    return pd.DataFrame([_detail(verdict, row) for _, row in _primary(verdict.comparisons).iterrows()])
-
-
-def _primary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those of a claim's comparisons that decide it."""
-    return rows[rows["metric"] == "miou"] if "metric" in rows else rows
-
-
-def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
-    if isinstance(verdict.claim, Falls):
-        return {
-            "mean alpha by layer": ", ".join(f"{layer}: {alpha:.2f}" for layer, alpha in row["alpha"].items()),
-            "change, first to last layer": f"{row['difference']:+.2f}",
-            "any seed": interval(row["any_low"], row["any_high"], "+.2f"),
-            "p, Holm": p_value(row["p_holm"]),
-            "seeds": f"{row['seeds']}",
-        }
-    rows = verdict.comparisons
-    others = rows[rows["rival"] == row["rival"]].set_index("metric")["difference"]
-    ours, theirs = (verdict.figures.get(name) for name in (verdict.claim.system, row["rival"]))
-    gain = f"{ours.value - theirs.value:+.1f}" if ours and theirs else "none known"
-    trust = max((figure.trust for figure in (ours, theirs) if figure), key=TRUST.index) if ours and theirs else ""
-    return {
-        "comparison": f"{verdict.claim.system} - {row['rival']}",
-        "ΔmIoU": f"{100 * row['difference']:+.1f}",
-        "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
-        "any seed": interval(100 * row["any_low"], 100 * row["any_high"]),
-        "p, Holm": p_value(row["p_holm"]),
-        "ΔoIoU": f"{100 * others['oiou']:+.1f}",
-        "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
-        "images": f"{row['images']}",
-        "sentences": f"{row['sentences']}",
-        "seeds": f"{row['seeds']}",
-        "paper's gain": gain,
-        "trust": trust,
-    }
-
-
-def _paper(verdict: Verdict) -> str:
-    """The paper's figures, those of variants in its own words, and the range of trust in them."""
-    place, figures = verdict.claim.published, verdict.figures.values()
-    stated = ", ".join(
-        f"{label if ' ' in label else figure.variant} {figure}" for label, figure in verdict.figures.items()
-    )
-    trust = sorted({figure.trust for figure in figures}, key=TRUST.index)
-    title = f"{'Figure' if place.table[0] == 'F' else 'Table'} {place.table[1:]}"
-    return f"{title}: {stated} (trust {' to '.join(trust)})"
-
-
-def footer(verdict: Verdict) -> str:
-    """What a reader of `details` needs: whose seeds the intervals rest on, and the power of the comparisons."""
-    if not isinstance(verdict.claim, Better) or verdict.comparisons.empty:
-        return ""
-    table = ", pooled over the table of its study" if verdict.claim.pool else ""
-    return f"The variance between seeds is that of these systems{table}. {power_line(verdict.comparisons)}"
-
-
-def write_claims(
-    records: pd.DataFrame, emphasis: pd.DataFrame, path: Path, *, claims: Path = CLAIMS, figures: Path = PUBLISHED
-) -> list[Verdict]:
-    """Judge the claims by records and emphasis of one data set and scale, and write the verdicts as Markdown.
-
-    The same evidence gives the same bytes. Raises `UserError` as `read_claims` and `judge`.
-    """
-    verdicts = judge(read_claims(claims), records, emphasis, figures=figures)
-    first = verdicts[0]
-    protocols = ", ".join(sorted(records["protocol"].unique()))
-    paper = (first.dataset, first.scale) == PAPER
-    family = sum(len(_primary(verdict.comparisons)) for verdict in verdicts)
-    parts = [
-        "# The paper's claims",
-        f"*Made from the evidence and [claims.yaml](claims.yaml): data set {first.dataset}, scale {first.scale}, "
-        f"protocol {protocols}, split {SPLIT}.*",
-        "**Reproduced**: every comparison is separated in the claim's favour, for any seed. **Contradicted**: one is "
-        "separated against it. **Undecided**: neither, which is no evidence of no effect: the last sentence under a "
-        f"table tells what could have been shown. The family of Holm's correction is all {family} comparisons below: "
-        "that any of them is separated by chance has a probability below 5%.",
-    ]
-    if not paper:
-        parts.append(
-            f"These verdicts hold at scale {first.scale} on data set {first.dataset}. They say nothing of the paper's "
-            f"figures and claims, which are of scale {PAPER[1]} on {PAPER[0]}: the last column."
-        )
-    parts.append(_markdown(summary(verdicts)))
-    for verdict in verdicts:
-        parts.append(f"## {verdict.claim.claim}")
-        parts.append(f"**{_capital(verdict.told)}**: {verdict.reason}. {verdict.claim.note}".strip())
-        parts.append(f"The paper: {_paper(verdict)}.")
-        if not verdict.comparisons.empty:
-            parts.append(_markdown(details(verdict)))
-        parts.append(footer(verdict))
-    parts.append(
-        "Differences are in points, the system minus its rival; intervals are 95%: *these seeds* from a bootstrap over "
-        "images, *any seed* with seeds and images drawn anew. The paper's figures, their sources and what trust means: "
-        "[published.md](published.md)."
-    )
-    write_text(path, "\n\n".join(filter(None, parts)) + "\n")
-    return verdicts
-
-
-def _markdown(cells: pd.DataFrame) -> str:
-    escaped = cells.map(lambda cell: cell.replace("|", "\\|").replace("_", "\\_"))
-    return tabulate(escaped.to_numpy().tolist(), headers=list(cells.columns), tablefmt="pipe", disable_numparse=True)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

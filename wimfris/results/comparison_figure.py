@@ -1,4 +1,4 @@
-"""The picture of a study: every run's mIoU, and the differences with both of their intervals."""
+"""Figure of a comparison table: the mIoU of every run, and the differences with both intervals."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -12,32 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
-from wimfris.results.comparison import PAPERS_SET
 from wimfris.results.figures import saved_figure
-from wimfris.results.tables import BUILT_IN
-from wimfris.runs.records import CONDITIONS
+from wimfris.results.published import BUILT_IN, PAPERS_SET
+from wimfris.results.scores import own_sentences
 
-_FOUND, _OPEN, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
+_SEPARATED, _UNDECIDED, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
 _ROW, _MARGINS = 0.3, 1.5  # inches
-_REACH = 2.5  # how far an any-seed interval is drawn, in the widest of what else there is; beyond, an arrow
+_REACH = 2.5  # the longest any-seed interval drawn in full, relative to everything else; an arrow marks longer ones
 
 
 def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
-    """Draw a table of `Study.table` to a PNG, a line a row.
+    """Draw a table of `Study.table` to a PNG, one line per row.
 
-    Left the mIoU of every run and their mean. Right the differences in mIoU, in points: thick the interval for these
-    seeds, thin that for any seed, an arrow where it goes on; in colour where the difference is separated from zero
-    after correction, grey where it is undecided; a diamond is the paper's gain.
+    On the left are the mIoU of every run and their mean. On the right are the differences in mIoU, in points: a thick
+    line is the interval for these seeds, a thin line the interval for any seed, and an arrow marks an interval that
+    continues beyond the axes. A separated difference is coloured, an undecided one grey; a diamond is the paper's gain.
     """
     heights, names, blocks = _places(table)
     with saved_figure(path, (7.2, _MARGINS + _ROW * (max(heights) + 1))) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 3])
         scores = _scores(table, records)
         for height, row in zip(heights, table.to_dict("records"), strict=True):
-            of_row = scores.get(row["variant"], [])
-            left.scatter(of_row, [height] * len(of_row), s=16, color="0.3", zorder=3, linewidth=0)
-            if of_row:
-                left.plot([np.mean(of_row)] * 2, [height - 0.3, height + 0.3], color="0.3", linewidth=1.2)
+            values = scores.get(row["variant"], [])
+            left.scatter(values, [height] * len(values), s=16, color="0.3", zorder=3, linewidth=0)
+            if values:
+                left.plot([np.mean(values)] * 2, [height - 0.3, height + 0.3], color="0.3", linewidth=1.2)
         limit = _limit(table)
         for height, row in zip(heights, table.to_dict("records"), strict=True):
             _draw_difference(right, height, row, limit)
@@ -57,36 +56,37 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
             )
         left.set_ylim(max(heights) + 0.6, -0.6)
         left.set(title=f"mIoU, {table['split'].iloc[0]} (%)", xlabel="")
-        others = sorted(set(table["baseline"]))
-        right.set(title=f"Difference with {others[0]}" if len(others) == 1 else "Difference", xlabel="points of mIoU")
+        baselines = sorted(set(table["baseline"]))
+        title = f"Difference from {baselines[0]}" if len(baselines) == 1 else "Difference"
+        right.set(title=title, xlabel="points of mIoU")
         first = table.iloc[0]
         figure.suptitle(f"{first['family']}: {first['dataset']}, scale {first['scale']}", fontsize=10)
         figure.legend(handles=_legend(table), loc="outside lower center", ncols=4, fontsize=8, handlelength=1.6)
 
 
 def _places(table: pd.DataFrame) -> tuple[list[int], list[str], list[tuple[int, str]]]:
-    """For every row its height and name, and the heights and names of the blocks above them."""
-    heights, blocks, at, before = [], [], 0, ""
+    """Return the height and label of every row, and the height and name of every block's heading."""
+    heights, blocks, height, before = [], [], 0, ""
     for block in table["block"]:
         if block and block != before:
-            blocks.append((at, block))
-            at += 1
-        heights.append(at)
-        at, before = at + 1, block
+            blocks.append((height, block))
+            height += 1
+        heights.append(height)
+        height, before = height + 1, block
     return heights, list(table["label"]), blocks
 
 
 def _scores(table: pd.DataFrame, records: pd.DataFrame) -> dict[str, list[float]]:
-    """Variant -> mIoU of each of its runs on the table's split, percent."""
-    told = records[(records["split"] == table["split"].iloc[0]) & (records["condition"] == CONDITIONS[0])]
-    told = told[told["variant"].isin(table["variant"])]
-    told = told.assign(iou=ious(told["intersection"], told["union"]))
-    means = told.groupby(["variant", "seed"], observed=True)["iou"].mean()
-    return {str(variant): list(100 * of) for variant, of in means.groupby("variant", observed=True)}
+    """Return variant -> mIoU of each of its runs on the table's split, in percent."""
+    part = own_sentences(records[records["split"] == table["split"].iloc[0]])
+    part = part[part["variant"].isin(table["variant"])]
+    part = part.assign(iou=ious(part["intersection"], part["union"]))
+    means = part.groupby(["variant", "seed"], observed=True)["iou"].mean()
+    return {str(variant): list(100 * values) for variant, values in means.groupby("variant", observed=True)}
 
 
 def _limit(table: pd.DataFrame) -> float:
-    """Points left and right of zero: all but the any-seed intervals fits, and these where they are not far longer."""
+    """Return the half width of the axis in points: everything fits, except any-seed intervals that are far longer."""
     core = table[["difference", "these_low", "these_high", "published_gain"]].abs().max().max()
     wide = table[["any_low", "any_high"]].abs().max().max()
     core, wide = (100 * (value if np.isfinite(value) else 0.0) for value in (core, wide))
@@ -97,7 +97,7 @@ def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], limit: f
     values = {name: 100 * row[name] for name in ("difference", "these_low", "these_high")}
     low, high = 100 * row["any_low"], 100 * row["any_high"]
     if np.isfinite(values["difference"]):
-        colour = _OPEN if row["verdict"] == "undecided" else _FOUND
+        colour = _UNDECIDED if row["verdict"] == "undecided" else _SEPARATED
         if np.isfinite(low):
             axes.plot([max(low, -limit), min(high, limit)], [height] * 2, color=colour, linewidth=1, zorder=2)
             for end, marker in ((low, "<"), (high, ">")):
@@ -111,20 +111,17 @@ def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], limit: f
         axes.plot(gain, height, marker="D", markersize=5, color="white", markeredgecolor=_PAPER, zorder=5)
 
 
-def _set(table: pd.DataFrame) -> str:
-    return f" ({PAPERS_SET})" if (table["dataset"] == BUILT_IN).any() else ""
-
-
 def _legend(table: pd.DataFrame) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D([], [], color=_OPEN, linewidth=3.5, label="these seeds, 95%"),
-        Line2D([], [], color=_OPEN, linewidth=1, label="any seed, 95%"),
+        Line2D([], [], color=_UNDECIDED, linewidth=3.5, label="95% interval, these seeds"),
+        Line2D([], [], color=_UNDECIDED, linewidth=1, label="95% interval, any seed"),
     ]
     if table["verdict"].isin(("higher", "lower")).any():
-        handles.append(Line2D([], [], color=_FOUND, marker="o", label="separated from 0"))
+        handles.append(Line2D([], [], color=_SEPARATED, marker="o", label="separated from 0"))
     if (table["verdict"] == "undecided").any():
-        handles.append(Line2D([], [], color=_OPEN, marker="o", label="undecided"))
+        handles.append(Line2D([], [], color=_UNDECIDED, marker="o", label="undecided"))
     if table["published_gain"].notna().any():
+        data_set = f" ({PAPERS_SET})" if (table["dataset"] == BUILT_IN).any() else ""
         style = {"marker": "D", "linestyle": "", "color": "white", "markeredgecolor": _PAPER, "markersize": 5}
-        handles.append(Line2D([], [], label=f"the paper's gain{_set(table)}", **style))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label=f"the paper's gain{data_set}", **style))  # type: ignore[arg-type]
     return handles

@@ -1,9 +1,9 @@
-"""Figures of what runs left: learning curves, the learned emphasis, a gallery of predictions.
+"""Figures of finished runs: learning curves, the learned emphasis, a gallery of predictions.
 
-The same input gives the same bytes on one installation of matplotlib: its own style and font, no version in the file.
+The same input gives the same bytes on one installation of matplotlib: style and font are set here, and the files hold
+no version.
 """
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,28 +29,28 @@ from wimfris.files import replacing
 from wimfris.settings.run import Run
 
 Event = dict[str, Any]
-"""One line of a run's log; its key `event` says whether it is of a "step" or of an "epoch"."""
+"""One line of a run's log; its key `event` is "step" or "epoch"."""
 
 Logs = Mapping[str, Sequence[Event]]
-"""Name of a run, "<variant>-<seed>" -> the events of its log."""
+"""The name of a run, "<variant>-<seed>" -> the events of its log."""
 
 LOSSES = {"loss": "Total loss", "contrast": "Text-to-pixel contrast", "dice": "Dice", "align": "Window alignment"}
-"""The losses in a log's events -> their titles."""
+"""Loss in a log's events -> its title."""
 
 PUBLISHED_EMPHASIS = {(1, 5): (0.6, 0.8), (9, 11): (0.2, 0.4)}
-"""First and last vision layer -> range of alpha that the paper reports for ViT-B (F6 in reports/published.csv)."""
+"""First and last vision layer -> the range of alpha that the paper reports for ViT-B (F6 in reports/published.csv)."""
 
 LABELS = ("good", "median", "worst")
 """The rows of the gallery, from top to bottom."""
 
 _PUBLISHED_SCALE = "base"
-_MARKERS = "os^DvPX"  # so that runs are told apart without colour too
+_MARKERS = "os^DvPX"  # distinguish runs without colour
 _STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.frameon": False, "grid.color": "0.9"}
-_POINTS = 200  # of a loss curve: more cannot be told apart on the page
-_PREDICTION = (0.8, 0.0, 0.55)  # a magenta that neither natural photographs nor the built-in scenes hold much of
-_TINT = 0.4  # of the prediction: the object's own colour, which the sentence may name, stays recognisable
+_POINTS = 200  # of a loss curve: more are indistinguishable on the page
+_PREDICTION = (0.8, 0.0, 0.55)  # a magenta that is rare in photographs and in the built-in scenes
+_TINT = 0.4  # the opacity of a prediction: the object's own colour, which the sentence may name, stays recognisable
 _PANEL = 1.9  # inches, the width of an example in the gallery
-_LINE = 27  # characters of a sentence that fit over such a panel
+_LINE = 27  # characters of a sentence that fit above a panel
 
 
 @dataclass(frozen=True)
@@ -65,34 +65,12 @@ class Example:
     label: str  # one of LABELS
 
 
-def read_log(path: Path) -> list[Event]:
-    """Read a run's log, one JSON object a line. Raises `UserError` where it is missing or a line is garbled."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such log; run `dvc repro` to train the run") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a text file; delete it and run `dvc repro` to train the run again") from None
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or "event" not in event:
-            raise UserError(
-                f"{path}: line {number} is not an event of a log; delete the file and train again: `dvc repro`"
-            )
-        events.append(event)
-    return events
-
-
 def learning_curves(logs: Logs, path: Path) -> None:
-    """Draw the losses by step and the validation mIoU by epoch to a PNG, a line a run.
+    """Draw the losses by step and the validation mIoU by epoch to a PNG, one line per run.
 
-    Colours tell the seeds of one variant apart, or the variants where there are several. Losses are means over at most
-    200 stretches of steps, or those of the epochs where a run logged no step; a dot marks a run's best epoch. Raises
-    `UserError` where the logs hold no epoch.
+    Colours distinguish variants, or the seeds of a single variant. Losses are means over at most 200 stretches of
+    steps, or those of the epochs if a run logged no step. A dot marks the best epoch of a run. Raises `UserError` if
+    the logs hold no epoch.
     """
     epochs = _frame(logs, "epoch")
     if epochs.empty:
@@ -129,28 +107,21 @@ def learning_curves(logs: Logs, path: Path) -> None:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
 
 
-def emphasis(logs: Logs, path: Path, scale: str = "") -> None:
+def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
     """Draw the emphasis alpha that runs of one variant learned (f = x + alpha MSA(x)) to a PNG.
 
-    Left by layer after the last epoch, a point a run and their mean; right over epochs, a line a run and layer,
-    coloured by depth. The paper's ranges are drawn for scale `base` alone, the one they were reported for. Runs without
-    emphasis are left out; raises `UserError` where none has it.
+    learned: columns run, epoch, layer, alpha. On the left is alpha by layer after the last epoch, one point per run and
+    their mean. On the right is alpha over epochs, one line per run and layer, coloured by depth. The paper's ranges are
+    drawn only at scale `base`, for which it reports them. Raises `UserError` if no run has emphasis.
     """
-    epochs = _frame(logs, "epoch")
-    rows = [
-        {"run": row["run"], "epoch": row["epoch"], "layer": int(layer), "alpha": alpha}
-        for row in epochs.to_dict("records")
-        if isinstance(row["emphasis"], dict)
-        for layer, alpha in row["emphasis"].items()
-    ]
-    if not rows:
+    if learned.empty:
         raise UserError(
-            "no emphasis to draw: none of these runs learned one; choose runs of a variant that does, such as full"
+            "no emphasis to draw: none of these runs learned it; select runs of a variant with emphasis, such as full"
         )
-    course = pd.DataFrame(rows).sort_values(["layer", "epoch", "run"], kind="stable")
+    course = learned.sort_values(["layer", "epoch", "run"], kind="stable")
     last = course[course["epoch"] == course.groupby("run")["epoch"].transform("max")]
     layers = sorted(set(course["layer"]))
-    runs = list(dict.fromkeys(pd.DataFrame(rows)["run"]))
+    runs = list(dict.fromkeys(learned["run"]))
     with saved_figure(path, (7.2, 3.2)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         handles: list[Artist] = []
@@ -160,12 +131,12 @@ def emphasis(logs: Logs, path: Path, scale: str = "") -> None:
             handles.append(Patch(color="0.85", label="paper, ViT-B"))
         means = last.groupby("layer")["alpha"].mean()
         left.plot(means.index, means.to_numpy(), color="0.3", linewidth=1.4, zorder=2)
-        beside = np.linspace(-1, 1, len(runs) + 2)[1:-1] * 0.2 * max(layers[-1] - layers[0], 1) / len(layers)
+        shifts = np.linspace(-1, 1, len(runs) + 2)[1:-1] * 0.2 * max(layers[-1] - layers[0], 1) / len(layers)
         for index, (run, colour) in enumerate(zip(runs, sns.color_palette("colorblind", len(runs)), strict=True)):
-            of_run, marker = last[last["run"] == run], _MARKERS[index % len(_MARKERS)]
-            where = of_run["layer"] + beside[index]
+            points, marker = last[last["run"] == run], _MARKERS[index % len(_MARKERS)]
+            x = points["layer"] + shifts[index]
             left.scatter(
-                where, of_run["alpha"], color=[colour], marker=marker, s=30, edgecolor="white", linewidth=0.5, zorder=3
+                x, points["alpha"], color=[colour], marker=marker, s=30, edgecolor="white", linewidth=0.5, zorder=3
             )
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=run))
         handles.append(Line2D([], [], color="0.3", label="mean"))
@@ -188,8 +159,9 @@ def emphasis(logs: Logs, path: Path, scale: str = "") -> None:
 def gallery(examples: Sequence[Example], path: Path) -> None:
     """Draw predictions to a PNG, a row for each label of `LABELS` in use: target outlined, prediction tinted.
 
-    The sentence stands above each image, its IoU below. Images are of any size, small ones enlarged without smoothing.
-    Raises `UserError` where there is no example, `ValueError` for an unknown label or masks not of the image's size.
+    The sentence is above each image and its IoU below. Images may have any size; small ones are enlarged without
+    smoothing. Raises `UserError` if there is no example, `ValueError` for an unknown label or a mask that has not the
+    image's size.
     """
     if not examples:
         raise UserError("no gallery: there is no example to show; evaluate a run first with `dvc repro`")
@@ -225,7 +197,7 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 
 @contextmanager
 def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in this module's style, apart from pyplot's state, saved to `path` atomically when the block ends."""
+    """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends."""
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
     ):
@@ -236,17 +208,18 @@ def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
 
 
 def _frame(logs: Logs, *kinds: str) -> pd.DataFrame:
-    """The events of the first of these kinds that a run has, one a row, with its run and variant and all columns."""
+    """Return the events of the first of these kinds that each run has, one a row, with run, variant and all columns."""
     rows = []
     for run, events in logs.items():
-        chosen = next((found for kind in kinds if (found := [event for event in events if event["event"] == kind])), [])
-        rows += [{"run": run, "variant": Run.parse(run).variant, **event} for event in chosen]
+        candidates = ([event for event in events if event["event"] == kind] for kind in kinds)
+        first = next(filter(None, candidates), [])
+        rows += [{"run": run, "variant": Run.parse(run).variant, **event} for event in first]
     columns = ["run", "variant", "epoch", "step", *LOSSES, "val_miou", "emphasis"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def _thinned(steps: pd.DataFrame) -> pd.DataFrame:
-    """One run's events averaged over at most `_POINTS` stretches of equal length."""
+    """Average one run's events over at most `_POINTS` stretches of equal length."""
     stretch = np.arange(len(steps)) // max(1, ceil(len(steps) / _POINTS))
     means = steps[["step", *LOSSES]].astype(float).groupby(stretch).mean()
     return means.assign(run=steps["run"].iloc[0], variant=steps["variant"].iloc[0]) if len(steps) else means
@@ -259,7 +232,7 @@ def _draw_example(axis: Axes, example: Example) -> None:
     _outline(axis, example.prediction, [(_PREDICTION, 1.6)])
     _outline(axis, example.target, [("white", 2.8), ("black", 1.3)])
     axis.set(xticks=[], yticks=[])
-    # Sentences are data: a dollar sign in one is no formula.
+    # A dollar sign in a sentence does not start a formula.
     axis.set_title("\n".join(_lines(example.sentence)), fontsize=8, fontweight="normal", parse_math=False)
     axis.set_xlabel(f"IoU {100 * example.iou:.1f}%", fontsize=8)
 
@@ -269,9 +242,9 @@ def _lines(sentence: str) -> list[str]:
 
 
 def _outline(axis: Axes, mask: np.ndarray, strokes: Sequence[tuple[Any, float]]) -> None:
-    """Draw the border between a mask's pixels and the others, along the pixels' edges, image border included."""
+    """Draw the outline of a mask along the edges of its pixels, including those at the image's border."""
     padded = np.pad(mask, 1)
-    # Padded pixel (row, column) is centred at (column - 1, row - 1); its lower and right edges lie half a pixel on.
+    # Padded pixel (row, column) is centred at (column - 1, row - 1); its lower and right edges are half a pixel away.
     row, column = np.nonzero(padded[1:] != padded[:-1])
     level = np.stack([np.stack([column - 1.5, row - 0.5], 1), np.stack([column - 0.5, row - 0.5], 1)], 1)
     row, column = np.nonzero(padded[:, 1:] != padded[:, :-1])

@@ -1,87 +1,135 @@
-"""The frame of the report's page: its style, for light and dark, wide and narrow, screen and print."""
+"""The report as one HTML page: the executed notebook's prose and outputs, without scripts or network access."""
 
-from string import Template
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
 
-PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>
-:root {
-  --paper: #ffffff; --ink: #1c2024; --soft: #5a626b; --line: #d9dde2;
-  --band: #f4f6f8; --link: #0b57a4; --warn: #fff3d6; --edge: #b27a00;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15181c; --ink: #e4e7ea; --soft: #a3abb4; --line: #363c44;
-    --band: #1e2329; --link: #86b9f2; --warn: #3a2f12; --edge: #d9a63a;
-  }
-}
-* { box-sizing: border-box; }
-html { scroll-behavior: smooth; }
-@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; }
-body { overflow-wrap: break-word; }
-.skip { position: absolute; left: -100rem; }
-.skip:focus { left: .5rem; top: .5rem; background: var(--paper); padding: .5rem; z-index: 2; }
-nav { padding: 1rem 1.25rem 0; font-size: .9rem; }
-nav ul { list-style: none; margin: 0; padding: 0; }
-nav li { margin: .2rem 0; }
-nav .level3 { padding-left: .9rem; }
-nav p { margin: 0 0 .3rem; font-weight: 600; }
-main { padding: 0 1.25rem 4rem; max-width: 72rem; min-width: 0; }
-main > p, main > ul, main > ol, main > blockquote { max-width: 46rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 1.2rem 0 .6rem; }
-h2 { font-size: 1.4rem; margin: 2.8rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1.12rem; margin: 2.2rem 0 .4rem; }
-a { color: var(--link); }
-a:focus-visible, .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-code, pre { font-family: ui-monospace, monospace; font-size: .88em; }
-pre { overflow-x: auto; background: var(--band); padding: .7rem; border-radius: 6px; }
-img { display: block; max-width: min(100%, 46rem); height: auto; margin: 1rem 0; }
-img { background: #fff; border-radius: 6px; padding: .3rem; }
-.title { font-weight: 600; margin: 1.4rem 0 .2rem; max-width: none; }
-.small { color: var(--soft); font-size: .85rem; margin: .3rem 0; }
-.notice { background: var(--warn); border-left: 4px solid var(--edge); padding: .6rem .8rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: separate; border-spacing: 0; font-size: .82rem; line-height: 1.35; min-width: 100%; }
-table { font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { background: var(--band); vertical-align: bottom; }
-tbody tr:last-child > * { border-bottom: 0; }
-th[scope=row] { font-weight: 500; }
-.words, .scroll th:first-child { text-align: left; }
-td.words, th.long { white-space: normal; min-width: 9rem; text-align: left; }
-tbody th:first-child { position: sticky; left: 0; background: var(--paper); }
-details { margin: .6rem 0 1.4rem; font-size: .85rem; color: var(--soft); }
-summary { cursor: pointer; }
-:target { outline: 2px solid var(--edge); outline-offset: 2px; }
-@media (max-width: 69.99rem) { nav .level3 { display: none; } }
-@media (max-width: 36rem) {
-  nav, main { padding-left: .9rem; padding-right: .9rem; }
-  tbody th:first-child { max-width: 42vw; white-space: normal; }
-}
-@media (min-width: 70rem) {
-  body { display: grid; grid-template-columns: 14rem minmax(0, 1fr); column-gap: 1rem; }
-  nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding-bottom: 1rem; }
-}
-@media print { nav { display: none; } .scroll { overflow: visible; } }
-</style>
-</head>
-<body>
-<a class="skip" href="#content">To the content</a>
-<nav aria-label="Contents">
-<p>Contents</p>
-$contents
-</nav>
-<main id="content">
-$body
-</main>
-</body>
-</html>
-""")
-"""`string.Template` of the page: title (HTML), contents and body (HTML)."""
+import mistune
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from wimfris.errors import UserError
+from wimfris.files import write_text
+from wimfris.results.page_template import PAGE
+
+NOTEBOOK = Path("reports/results.ipynb")
+PAGE_PATH = Path("reports/index.html")
+
+ONLY = "notebook-only"
+"""The tag of cells that the page leaves out, because it has a list of contents of its own."""
+
+_TIMEOUT = 600  # seconds a cell may take
+
+
+def write_page(notebook: Path = NOTEBOOK, page: Path = PAGE_PATH) -> None:
+    """Execute the notebook and write the page. The same evidence gives the same bytes on one installation.
+
+    Raises `UserError` as `execute` and `to_page`.
+    """
+    write_text(page, to_page(execute(notebook)))
+
+
+def execute(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    """Run all cells of the notebook in a fresh kernel, in the notebook's folder, and leave the file unchanged.
+
+    Raises `UserError` if the file is not a notebook, or with the message of a cell's own `UserError`;
+    `CellExecutionError` if a cell fails otherwise.
+    """
+    try:
+        content = nbformat.read(notebook, as_version=4)
+    except FileNotFoundError:
+        raise UserError(f"{notebook}: no such notebook; run from the project's root, or restore it with git") from None
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError):
+        raise UserError(f"{notebook}: not a notebook; restore it with git") from None
+    with tempfile.TemporaryDirectory() as folder:  # keeps the user's IPython profile and start-up files out
+        client = NotebookClient(
+            content,
+            kernel_name="python3",
+            timeout=_TIMEOUT,
+            record_timing=False,
+            extra_arguments=["--log-level=40"],  # errors only: the kernel warns that it listens on a local TCP port
+            resources={"metadata": {"path": str(notebook.parent)}},
+        )
+        try:
+            client.execute(env={**os.environ, "IPYTHONDIR": folder})
+        except CellExecutionError as error:
+            if error.ename == UserError.__name__:
+                raise UserError(error.evalue) from None
+            raise
+    return content
+
+
+def to_page(notebook: nbformat.NotebookNode) -> str:
+    """Return the executed notebook as one HTML page: its prose and outputs, without code, beside a list of contents.
+
+    Raises `UserError` if an image has no alternative text.
+    """
+    render = _Markdown()
+    parts = []
+    for cell in notebook.cells:
+        if ONLY in cell.metadata.get("tags", []):
+            continue
+        if cell.cell_type == "markdown":
+            parts.append(render(cell.source))
+        elif cell.cell_type == "code":
+            parts += [_output(output, cell.id, render) for output in cell.outputs]
+    title = next((text for level, _, text in render.headings if level == 1), "Results")
+    return PAGE.substitute(title=title, contents=_contents(render.headings), body="\n".join(filter(None, parts)))
+
+
+def _output(output: Any, cell: str, render: "_Markdown") -> str:
+    if output.output_type == "stream":  # stderr holds warnings of libraries, which differ between machines
+        return f"<pre>{escape(output.text)}</pre>" if output.name == "stdout" else ""
+    data = output.get("data", {})
+    if "text/markdown" in data:
+        return render(data["text/markdown"])
+    if "text/html" in data:
+        return str(data["text/html"])
+    if "image/png" in data:
+        alt = output.metadata.get("image/png", {}).get("alt")
+        if not alt:
+            raise UserError(f"cell {cell} of the notebook shows an image without alt text; give it one: Image(alt=...)")
+        code = re.sub(r"\s", "", data["image/png"])
+        return f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" loading="lazy">'
+    return f"<pre>{escape(data['text/plain'])}</pre>" if "text/plain" in data else ""
+
+
+class _Markdown:
+    """Renders Markdown as HTML, gives headings ids and collects them."""
+
+    def __init__(self) -> None:
+        self.headings: list[tuple[int, str, str]] = []  # level, id, HTML of the text
+        outer = self
+
+        class Renderer(mistune.HTMLRenderer):
+            def heading(self, text: str, level: int, **_: Any) -> str:
+                return outer.heading(text, level)
+
+        self._render = mistune.create_markdown(renderer=Renderer(escape=False), plugins=["table"])
+
+    def __call__(self, text: str) -> str:
+        html = str(self._render(text))
+        return html.replace(
+            "<table>", '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
+        ).replace("</table>", "</table></div>")
+
+    def heading(self, text: str, level: int) -> str:
+        """Return a heading whose id is the one that a notebook viewer gives it."""
+        name = re.sub(r"\s+", "-", re.sub(r"<[^>]*>", "", text).strip())
+        self.headings.append((level, name, text))
+        return f'<h{level} id="{name}">{text}</h{level}>\n'
+
+
+def _contents(headings: Sequence[tuple[int, str, str]]) -> str:
+    """Return a list of the headings of levels 2 and 3."""
+    lines = [
+        f'<li class="level{level}"><a href="#{name}">{text}</a></li>'
+        for level, name, text in headings
+        if level in (2, 3)
+    ]
+    return "<ul>\n" + "\n".join(lines) + "\n</ul>"

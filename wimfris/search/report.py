@@ -18,9 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from wimfris.errors import UserError
-from wimfris.results.comparison import Row, Study, sections
+from wimfris.results.comparison import Row, Study
+from wimfris.results.comparison_tables import sections
 from wimfris.results.figures import saved_figure
-from wimfris.results.tables import DASH, METRICS, Section, built_in_note
+from wimfris.results.formats import DASH, Section
+from wimfris.results.published import built_in_note
+from wimfris.results.scores import METRICS
 
 Evidence = dict[str, Any]
 """What `wimfris.search.loop.evidence` makes of a search."""

@@ -1,0 +1,110 @@
+"""Comparison tables (`wimfris.results.comparison`) as they are shown: results, and beside them the paper's figures.
+
+Percent and points with one decimal, a dash for an unknown value, `?` after a figure of low trust.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from wimfris.results.comparison import Study
+from wimfris.results.differences import power_line
+from wimfris.results.formats import DASH, Section, interval, p_value, percent
+from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
+from wimfris.results.scores import COMPARED
+
+_LEFT = ("block", "row", "verdict", "trust")
+
+
+def sections(study: Study, tables: Sequence[pd.DataFrame]) -> list[Section]:
+    """Format tables of a study (`Study.tables`): for each its results, then the paper's if any source states them."""
+    shown: list[Section] = []
+    for table in tables:
+        first = table.iloc[0]
+        lists = set(table["seed_list"].str.replace(" ", ", ")) - {""}
+        most, *fewer = sorted(lists, key=lambda seeds: (-len(seeds), seeds))
+        seeds = most + (f" (some rows {' or '.join(fewer)})" if fewer else "")
+        place = f"{first['dataset']}, scale {first['scale']}, protocol {first['protocol']}, split {first['split']}"
+        place += f", seeds {seeds}"
+        caveat = built_in_note(first["dataset"], first["scale"])
+        baselines = sorted(set(table["baseline"]))
+        note = f"Baseline: {baselines[0] if len(baselines) == 1 else 'named in each row'}."
+        if study.note and not shown:
+            note += f" {study.note}"
+        title = f"{first['family']}: {place}"
+        shown.append(Section(title, note + caveat, _cells(table), _power(table), _LEFT, guide=True))
+        if first["family"] == study.title and study.grid:
+            title = f"{study.title}, mIoU by block: {place}"
+            shown.append(Section(title, caveat.strip(), _grid(table), left=("",), guide=True))
+        if table["published"].notna().any():
+            shown.append(_beside_paper(table, place, caveat))
+    return shown
+
+
+def _power(table: pd.DataFrame) -> str:
+    compared = table.dropna(subset=["difference"]).drop_duplicates(["variant", "baseline"])
+    if compared.empty:
+        return ""
+    frame = compared[["images", "detectable"]].assign(metric=COMPARED[0], seeds=compared["common_seeds"])
+    return f"Holm's family: {len(compared)} comparison{'s' * (len(compared) != 1)}. {power_line(frame)}"
+
+
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    cells = _names(table)
+    if "parameters" in table:
+        cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
+    for name in ("seeds", "n"):
+        cells[name] = [DASH if pd.isna(number) else str(number) for number in table[name]]
+    for name, column in (("mIoU", "miou"), ("SD", "miou_sd"), ("oIoU", "oiou")):
+        cells[name] = percent(table[column])
+    for threshold in (50, 70, 90):
+        cells[f"P@{threshold}"] = percent(table[f"pr{threshold}"])
+    cells["diff"] = percent(table["difference"], "+")
+    for name, low, high in (("these seeds", "these_low", "these_high"), ("any seed", "any_low", "any_high")):
+        cells[name] = _intervals(table[low], table[high])
+    cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
+    cells["verdict"] = table["verdict"].replace("", DASH)
+    cells["better in"] = percent(table["improvement"])
+    return cells
+
+
+def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
+    return [interval(*ends) for ends in zip(100 * low, 100 * high, strict=True)]
+
+
+def _names(table: pd.DataFrame) -> pd.DataFrame:
+    cells = pd.DataFrame({"block": table["block"], "row": table["label"]})
+    return cells if cells["block"].any() else cells.drop(columns="block")
+
+
+def _beside_paper(table: pd.DataFrame, place: str, caveat: str) -> Section:
+    # A block without any published figure has nothing to compare.
+    table = table[table["published"].notna().groupby(table["block"]).transform("any")]
+    first, low = table.iloc[0], table["trust"] == "low"
+    note = f"The paper's figures are of {PAPERS_SET} {first['split']}." if first["dataset"] == BUILT_IN else ""
+    cells = _names(table)
+    for name, column, sign in (
+        ("paper", "published", "-"),
+        ("ours", "miou", "-"),
+        ("paper's gain", "published_gain", "+"),
+        ("our gain", "difference", "+"),
+    ):
+        cells[name] = percent(table[column], sign)
+        if name.startswith("paper"):
+            cells[name] += np.where(low & table[column].notna(), "?", "")
+    cells["any seed"] = _intervals(table["any_low"], table["any_high"])
+    cells["excess"] = percent(table["difference_of_differences"], "+")
+    cells["trust"] = table["trust"].replace("", DASH)
+    return Section(f"{first['family']}, against the paper: {place}", note + caveat, cells, left=_LEFT, guide=True)
+
+
+def _grid(table: pd.DataFrame) -> pd.DataFrame:
+    """Return mIoU ± SD by block and label, a dash where there is no such row."""
+    values = [
+        mean if spread == DASH else f"{mean} ± {spread}"
+        for mean, spread in zip(percent(table["miou"]), percent(table["miou_sd"]), strict=True)
+    ]
+    wide = table.assign(value=values).pivot(index="block", columns="label", values="value").fillna(DASH)
+    wide = wide.loc[list(dict.fromkeys(table["block"])), list(dict.fromkeys(table["label"]))]
+    return wide.rename_axis(columns=None, index="").reset_index()

@@ -1,0 +1,139 @@
+"""Tables as text: cells, and a table's Markdown, LaTeX, CSV and terminal output.
+
+A CSV holds fractions with six decimals; the other formats show percent with one decimal.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+DASH = "–"
+"""The cell of an unknown value."""
+
+GUIDE = "docs/statistics.md"
+"""The page that explains the columns of the results tables, from the project's root."""
+
+_READ = "How to read this table:"
+_LATEX_COLUMNS = 13  # as many fit side by side on a LaTeX page
+_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_[]<>|&#~$"})
+_LATEX = str.maketrans(LATEX_ESCAPE_RULES)
+
+
+def percent(values: pd.Series, sign: str = "-") -> list[str]:
+    """Format fractions as percent, or differences of fractions as points (sign "+")."""
+    return [DASH if np.isnan(value) else f"{100 * value:{sign}.1f}" for value in values]
+
+
+def interval(low: float, high: float, form: str = "+.1f") -> str:
+    """Format an interval as [low, high]."""
+    return DASH if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+
+
+def p_value(p: float) -> str:
+    """Format a p value with three decimals."""
+    return DASH if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table as it is shown: cells of text under a title, with a note before them and one after."""
+
+    title: str
+    note: str  # the facts of this table alone
+    cells: pd.DataFrame
+    foot: str = ""
+    left: tuple[str, ...] = ("system", "split")  # the columns of words; numbers are aligned right
+    guide: bool = False  # point to `GUIDE`, which explains the columns
+
+    def alignment(self) -> list[str]:
+        """Return `left` or `right` for every column."""
+        return ["left" if name in self.left else "right" for name in self.cells.columns]
+
+
+def print_section(section: Section, without: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a table to the terminal without the columns `without`; a column `block` becomes lines of its own."""
+    cells = section.cells.drop(columns=[name for name in (*without, "block") if name in section.cells])
+    blocks = list(section.cells.get("block", [""] * len(cells)))
+    caption = [f"{_READ} {GUIDE}" if section.guide else "", section.note.strip(), section.foot]
+    table = Table(
+        title=Text(section.title),
+        title_justify="left",
+        caption=Text("\n".join(filter(None, caption))),
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for name in cells.columns:
+        table.add_column(name, justify="left" if name in section.left else "right", no_wrap=True)
+    for before, block, row in zip(["", *blocks], blocks, cells.itertuples(index=False), strict=False):
+        if block != before:
+            table.add_row(Text(block, "italic"))
+        table.add_row(*(Text(cell) for cell in row))
+    if console is None:
+        console = Console()
+        # A terminal that is too narrow wraps lines, which is better than cutting numbers off.
+        console.width = max(
+            console.width, Measurement.get(console, console.options.update(max_width=999), table).maximum
+        )
+    console.print(table)
+    console.print()
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV with six decimals."""
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+def markdown_text(heading: str, sections: Iterable[Section], intro: str = "", root: str = "../../..") -> str:
+    """Return tables as Markdown, each under a heading, with its note before and its foot after it, escaped.
+
+    `intro` is Markdown and is not escaped; `root` is the path from the file's folder to the project's root.
+    """
+    parts = list(filter(None, [f"# {heading.translate(_MARKDOWN)}\n", intro]))
+    for section in sections:
+        body = tabulate(
+            [[cell.translate(_MARKDOWN) for cell in row] for row in section.cells.itertuples(index=False)],
+            headers=[name.translate(_MARKDOWN) for name in section.cells.columns],
+            tablefmt="pipe",
+            disable_numparse=True,
+            colalign=section.alignment(),
+        )
+        guide = f"{_READ} [{GUIDE}]({root}/{GUIDE})" if section.guide else ""
+        paragraphs = [f"## {section.title.translate(_MARKDOWN)}", guide, section.note.strip().translate(_MARKDOWN)]
+        paragraphs += [body, section.foot.translate(_MARKDOWN)]
+        parts.append("\n\n".join(filter(None, paragraphs)) + "\n")
+    return "\n".join(parts)
+
+
+def latex_text(sections: Iterable[Section]) -> str:
+    """Return tables as LaTeX `table` environments (booktabs), whose captions hold title, note and foot.
+
+    A table of many columns is shrunk to the width of the text (graphicx).
+    """
+    sections = list(sections)
+    wide = [len(section.cells.columns) > _LATEX_COLUMNS for section in sections]
+    packages = "booktabs,graphicx" if any(wide) else "booktabs"
+    parts = [f"% needs \\usepackage{{{packages}}}\n"]
+    for section, shrunk in zip(sections, wide, strict=True):
+        body = tabulate(
+            list(section.cells.itertuples(index=False)),
+            headers=list(section.cells.columns),
+            tablefmt="latex_booktabs",  # escapes its cells
+            disable_numparse=True,
+            colalign=section.alignment(),
+        )
+        if shrunk:
+            body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
+        sentences = [f"{section.title}.", f"{_READ} {GUIDE}." if section.guide else "", section.note.strip()]
+        caption = " ".join(filter(None, [*sentences, section.foot])).translate(_LATEX)
+        parts.append(
+            f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\caption{{{caption}}}\n{body}\n\\end{{table}}\n"
+        )
+    return "\n".join(parts)

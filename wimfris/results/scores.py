@@ -1,0 +1,141 @@
+"""Records as scores: checks that runs are comparable, metrics by seed, and arrays over systems, seeds and sentences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from wimfris.errors import UserError
+from wimfris.metrics import ious, summarise
+from wimfris.results.statistics import Floats
+from wimfris.runs.records import CONDITIONS
+
+METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
+"""The metrics of a table's row, named as in `wimfris.metrics.summarise`."""
+
+COMPARED = ("miou", "oiou", "pr70")
+"""The metrics in which systems are compared; the first is the primary one."""
+
+_HIT = 0.7  # the IoU threshold of pr70
+_MIXABLE = {
+    "dataset": ("data sets", "select the records of one data set"),
+    "scale": ("scales", "select the records of one scale"),
+    "protocol": ("protocols", "evaluate all runs under one protocol"),
+}  # column of the records -> its name in a message, and what to do where it has several values
+
+
+def own_sentences(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of the model given its own sentence, without those of the two controls."""
+    return records[records["condition"] == CONDITIONS[0]]
+
+
+def check_comparable(part: pd.DataFrame, where: str) -> None:
+    """Check that runs have one data set, scale and protocol, and the same sentences, each once.
+
+    Raises `UserError`, prefixed with `where`, if they do not.
+    """
+    for column, (plural, advice) in _MIXABLE.items():
+        runs = part.groupby(column, observed=True)["run"].min()
+        if len(runs) > 1:
+            values = " and ".join(f"'{value}' (run {run})" for value, run in runs.items())
+            raise UserError(f"{where}: {plural} {values} cannot be compared; {advice}")
+    case = ["ref_id", "sent_id"]
+    expected: tuple[str, set[tuple[int, int]]] | None = None
+    for _, rows in part.groupby(["variant", "seed"]):
+        run = " and ".join(sorted(rows["run"].unique()))
+        sentences = own_sentences(rows)
+        cases = set(zip(sentences["ref_id"], sentences["sent_id"], strict=True))
+        if not cases:
+            raise UserError(f"{where}: run {run} has controls but no sentences; evaluate it again with `dvc repro`")
+        if len(cases) < len(sentences):
+            ref_id, sent_id = sentences.loc[sentences.duplicated(case), case].min()
+            raise UserError(
+                f"{where}: sentence {sent_id} of object {ref_id} occurs twice in run {run}; "
+                "delete stale files under runs/ and run `dvc repro`"
+            )
+        expected = expected or (run, cases)
+        if cases != expected[1]:
+            raise UserError(
+                f"{where}: run {run} ({len(cases)} sentences) was not evaluated on the sentences of "
+                f"run {expected[0]} ({len(expected[1])}); evaluate both on one index with `dvc repro`"
+            )
+
+
+def by_seed(part: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a seed: n, `METRICS`, and the mIoU of each control (NaN if the run has no records of it)."""
+    rows = []
+    for _, run in part.groupby("seed"):
+        summaries = {
+            str(condition): summarise(cases["intersection"].to_numpy(), cases["union"].to_numpy())
+            for condition, cases in run.groupby("condition")
+        }
+        row = {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)}
+        rows.append(
+            row | {f"miou_{name}": summaries[name]["miou"] if name in summaries else np.nan for name in CONDITIONS[1:]}
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of systems, (systems, seeds, sentences), with the sentences ordered by image; 0 for runs not `present`."""
+
+    present: NDArray[np.bool_]  # (systems, seeds)
+    iou: Floats
+    intersection: Floats
+    union: Floats
+    starts: NDArray[np.intp]  # (images,): the index of each image's first sentence
+
+    def ratios(self, weights: Floats | None = None) -> dict[str, tuple[Floats, Floats]]:
+        """Return numerators and denominators per image for each of `COMPARED`, (systems, seeds, images) or (images,).
+
+        A metric is the sum of its numerators over the sum of its denominators. `weights` (sentences,) multiply both: 1
+        includes a sentence, 0 leaves it out.
+        """
+        weights = np.ones(self.iou.shape[-1]) if weights is None else weights
+        sentences = self._by_image(weights)
+        return {
+            "miou": (self._by_image(self.iou * weights), sentences),
+            "oiou": (self._by_image(self.intersection * weights), self._by_image(self.union * weights)),
+            "pr70": (self._by_image((self.iou > _HIT) * weights), sentences),
+        }
+
+    def _by_image(self, scores: Floats) -> Floats:
+        return np.add.reduceat(scores, self.starts, axis=-1)
+
+
+def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Scores:
+    """Arrange the records of these systems on one split as arrays.
+
+    Raises `UserError` if a system has no records, or as `check_comparable`, or if runs disagree on the image or the
+    target of a sentence.
+    """
+    part = records[(records["split"] == split) & records["variant"].isin(systems)]
+    for system in systems:
+        if not (part["variant"] == system).any():
+            raise UserError(f"{split}: no records of {system}; train and evaluate it with `dvc repro`")
+    first = part.iloc[0]
+    where = f"{first['dataset']}, scale {first['scale']}, split {split}"
+    check_comparable(part, where)
+    sentences = own_sentences(part).sort_values(["image_id", "ref_id", "sent_id"])
+    seeds = sorted(sentences["seed"].unique())
+    runs = dict(list(sentences.groupby(["variant", "seed"], observed=True)))
+    reference = runs[min(key for key in runs if key[0] == systems[0])]
+    shape = (len(systems), len(seeds), len(reference))
+    present = np.zeros(shape[:2], dtype=bool)
+    iou, intersection, union = (np.zeros(shape) for _ in range(3))
+    for (variant, seed), rows in runs.items():
+        for column in ("ref_id", "sent_id", "image_id", "target_area"):
+            if (rows[column].to_numpy() != reference[column].to_numpy()).any():
+                raise UserError(
+                    f"{where}: run {rows['run'].iloc[0]} has other images or targets for its sentences than "
+                    f"run {reference['run'].iloc[0]}; evaluate both on one index with `dvc repro`"
+                )
+        place = systems.index(variant), seeds.index(seed)
+        present[place] = True
+        intersection[place], union[place] = rows["intersection"], rows["union"]
+        iou[place] = ious(rows["intersection"], rows["union"])
+    starts = np.unique(reference["image_id"].to_numpy(), return_index=True)[1]
+    return Scores(present, iou, intersection, union, starts)
