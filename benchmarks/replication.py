@@ -19,7 +19,8 @@ from measured import write
 
 from wimfris.results.evidence import trained_with
 from wimfris.results.scores import METRICS
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.trainer import RunFiles
 
 HERE = Path(__file__).parent

@@ -21,7 +21,8 @@ from measured import write
 
 from wimfris.data.source import source_images
 from wimfris.results.scores import METRICS
-from wimfris.settings.params import Settings, read_params
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.trainer import RunFiles, train_run
 
 HERE = Path(__file__).parent

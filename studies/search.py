@@ -1,20 +1,19 @@
-"""Which settings would a search pick: the window, the layers that hold adapters, the weights of the losses?
+"""Which settings does a search pick: the window, the layers that hold adapters, the weights of the losses?
 
 The paper picks window, kernels, widths, placement and loss weights by hand; its reviewers asked for "a principled,
 possibly automated policy for placement" and whether "the optimal window size [is] truly dataset dependent".
 
     python studies/search.py                                 # params.yaml's space and trials: eight minutes on 2 cores
     python studies/search.py --space placement --trials 30   # the layers, at the trained parameters of `full`
-    python studies/search.py --space planted --trials 30     # does it beat chance? beside it: --sampler random
+    python studies/search.py --space planted --trials 30     # compare it with chance: --sampler random
     python studies/search.py --space all --against parameters
 
-A trial is an ordinary run of a shortened training (params.yaml: search.train), from one seed. What is found is chosen
-by its score on val: `wimfris promote TRIAL --as NAME` makes it a variant, which the matrix trains whole from fresh
-seeds.
+A trial is an ordinary run of a shorter training (params.yaml: search.train) from one seed. The search selects by mIoU
+on val, so a good trial may be luck: `wimfris promote TRIAL --as NAME` makes it a variant, which the matrix trains whole
+from fresh seeds.
 """
 
-from wimfris.cli.study import write_report
-from wimfris.search.main import main
+from wimfris.cli.search import main
 
 if __name__ == "__main__":
-    main(write_report)
+    main()

@@ -11,8 +11,8 @@ from wimfris.cli.measure import measure_app
 from wimfris.measure import efficiency
 from wimfris.measure.timing import time_variant
 from wimfris.results.efficiency import efficiency_report
+from wimfris.results.formats import markdown_text
 from wimfris.results.measured import Inputs, read_measure
-from wimfris.results.tables import markdown_text
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
+from wimfris.results.formats import markdown_text
 from wimfris.results.statistics import compare
 from wimfris.results.strata import sections, strata_table
-from wimfris.results.tables import markdown_text
 from wimfris.runs.records import SCHEMA
 
 

@@ -1,4 +1,4 @@
-"""The report of a search: what is best, what it cost, the front; and a trial that becomes a variant."""
+"""The report of a search: its tables and its figure; the promotion of a trial to a variant; the command line."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from wimfris.cli.search import main
 from wimfris.errors import UserError
 from wimfris.results.formats import csv_text, latex_text, markdown_text
-from wimfris.results.scores import METRICS
-from wimfris.search import report
-from wimfris.search.main import main
+from wimfris.results.tables import METRICS
+from wimfris.search import figure, report
 from wimfris.search.promote import promote, promoted
 from wimfris.settings.params import read_params
 
@@ -28,7 +28,7 @@ def metrics(miou: float) -> dict[str, Any]:
 
 
 def trial(number: int, miou: float | None, overrides: dict[str, Any], **more: Any) -> dict[str, Any]:
-    told = {
+    content = {
         "number": number,
         "name": f"window_tpe_{number:04d}",
         "state": "complete" if miou is not None else "pruned",
@@ -44,7 +44,7 @@ def trial(number: int, miou: float | None, overrides: dict[str, Any], **more: An
         "metrics": {} if miou is None else metrics(miou),
         "seconds": 100.0 if miou is not None else 40.0,
     }
-    return told | more
+    return content | more
 
 
 def evidence(trials: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -94,9 +94,9 @@ def test_tables() -> None:
     assert list(best["trial"]) == ["full (reference)", "window_tpe_0001"], "the first of equals"
     assert list(best["mIoU"]) == ["50.0", "55.0"] and list(best["testB mIoU"]) == ["46.0", "51.0"]
     assert best["settings"][1] == "window 2, layers 2, learning_rate 0.003"
-    seen = cells(shown, "Chosen on val").iloc[0]
-    assert (seen["gain on val"], seen["gain on testA"], seen["optimism"]) == ("+5.0", "+5.0", "+0.0")
-    cost = cells(shown, "What the searches cost").iloc[0]
+    gains = cells(shown, "Selected on val").iloc[0]
+    assert (gains["gain on val"], gains["gain on testA"], gains["optimism"]) == ("+5.0", "+5.0", "+0.0")
+    cost = cells(shown, "Cost of the searches").iloc[0]
     assert (cost["trials"], cost["finished"], cost["pruned"], cost["failed"], cost["repeated"]) == (
         "5",
         "3",
@@ -104,9 +104,21 @@ def test_tables() -> None:
         "1",
         "1",
     )
-    assert cost["seconds"] == "260" and cost["saved by pruning"] == "40 (13%)" and cost["of a finished trial"] == "100"
-    came = list(cells(shown, "All trials")["came to"])
-    assert came[1:] == ["finished", "pruned after epoch 1", "as window_tpe_0001", "failed: the loss is nan"]
+    assert cost["seconds"] == "260" and cost["saved by pruning"] == "40 (13%)" and cost["median of finished"] == "100"
+    shares = cells(shown, "Importances")
+    assert list(shares["setting"]) == ["model.hmf.window", "train.learning_rate"] and list(shares["TPE"]) == [
+        "0.75",
+        "0.25",
+    ]
+    trials = cells(shown, "All trials")
+    assert list(trials["mIoU"]) == ["30.0", "55.0", "10.0", "55.0", "–"]
+    results = list(trials["result"])
+    assert results[1:] == [
+        "finished",
+        "pruned after epoch 1",
+        "as window_tpe_0001",
+        "failed: the loss is nan",
+    ]
     frame = report.trials_frame([SEARCH])
     assert frame["name"][0] == "reference" and frame["val_miou"][2] == 0.55 and len(frame) == 6
     for text in (markdown_text("Search", shown), latex_text(shown), csv_text(frame)):
@@ -119,19 +131,19 @@ def test_front() -> None:
         trial(k, score, window(2**k), values=[score, cost], trained=cost) for k, (score, cost) in enumerate(pairs)
     ]
     search = evidence(trials, against="parameters")
-    assert [of["number"] for of in report.front(search)] == [0, 1, 4]
+    assert [trial["number"] for trial in report.front(search)] == [0, 1, 4]
     assert list(cells(report.report_sections([search]), "Front")["trained parameters"]) == ["100", "200", "900"]
 
 
-@pytest.mark.parametrize("weighed", [False, True])
-def test_picture(tmp_path: Path, weighed: bool) -> None:
+@pytest.mark.parametrize("two_objectives", [False, True])
+def test_figure(tmp_path: Path, two_objectives: bool) -> None:
     random = evidence(SEARCH["trials"], sampler="random", importances={})
     searches = [SEARCH, random]
-    if weighed:
+    if two_objectives:
         pairs = [trial(k, 0.1 * k, window(k + 1), values=[0.1 * k, 100.0 * k]) for k in range(3)]
         searches = [evidence(pairs, against="latency")]
-    report.draw(searches, tmp_path / "one.png")
-    report.draw(searches, tmp_path / "two.png")
+    figure.draw(searches, tmp_path / "one.png")
+    figure.draw(searches, tmp_path / "two.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     with Image.open(tmp_path / "one.png") as picture:
         assert picture.width > 1000
@@ -149,30 +161,30 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_trial_becomes_a_variant(project: Path) -> None:
     before = Path("params.yaml").read_text()
-    params = promote("window_tpe_0001", "found")
+    params = promote("window_tpe_0001", "best")
     after = Path("params.yaml").read_text()
-    assert yaml.safe_load(after)["extended"]["found"] == window(2, layers=(2,)) == params.extended["found"]
+    assert yaml.safe_load(after)["extended"]["best"] == window(2, layers=(2,)) == params.extended["best"]
     [added] = set(after.splitlines()) - set(before.splitlines())
     assert after.replace(added + "\n", "") == before and added.endswith("# promoted from trial window_tpe_0001")
-    assert params.settings("found").train.epochs == params.settings().train.epochs, "trained whole"
-    assert promoted(params, [SEARCH]) == {"found": "window_tpe_0001"}
+    assert params.settings("best").train.epochs == params.settings().train.epochs, "trained whole"
+    assert promoted(params, [SEARCH]) == {"best": "window_tpe_0001"}
     promote("window_tpe_0000", "again")
-    assert list(yaml.safe_load(Path("params.yaml").read_text())["extended"])[-2:] == ["found", "again"]
+    assert list(yaml.safe_load(Path("params.yaml").read_text())["extended"])[-2:] == ["best", "again"]
 
 
 @pytest.mark.parametrize(
-    ("name", "of", "told"),
+    ("trial", "name", "message"),
     [
-        ("window_tpe_0009", "found", "no such trial in .*named as window_tpe_0000"),
-        ("window_tpe_0002", "found", "pruned; only a trial that finished"),
+        ("window_tpe_0009", "best", "no such trial in .*, for example window_tpe_0000"),
+        ("window_tpe_0002", "best", "pruned; only a finished trial can be promoted"),
         ("window_tpe_0001", "full", "--as full: params.yaml has a variant of this name"),
-        ("window_tpe_0001", "a b", "--as a b: letters, digits"),
+        ("window_tpe_0001", "a b", "--as a b: use only letters, digits"),
     ],
 )
-def test_what_cannot_be_promoted(project: Path, name: str, of: str, told: str) -> None:
+def test_a_trial_that_cannot_be_promoted(project: Path, trial: str, name: str, message: str) -> None:
     before = Path("params.yaml").read_text()
-    with pytest.raises(UserError, match=told):
-        promote(name, of)
+    with pytest.raises(UserError, match=message):
+        promote(trial, name)
     assert Path("params.yaml").read_text() == before
 
 
@@ -180,23 +192,23 @@ def test_settings_of_another_variant_are_not_promoted(project: Path) -> None:
     trials = [trial(0, 0.5, {"model": {"hmf": {"window": 2}}})]
     Path("reports/search/scenes-tiny/window-tpe.json").write_text(json.dumps(evidence(trials)))
     before = Path("params.yaml").read_text()
-    with pytest.raises(UserError, match="window_2 and found have equal settings"):
-        promote("window_tpe_0000", "found")
+    with pytest.raises(UserError, match="window_2 and best have equal settings"):
+        promote("window_tpe_0000", "best")
     assert Path("params.yaml").read_text() == before
 
 
-def test_a_trial_of_the_cores_settings_is_told_by_the_core() -> None:
-    """However it words them, and if it finished: `window_1` leaves the alignment's window at its default."""
+def test_a_core_variant_with_the_settings_of_a_trial_counts_as_promoted() -> None:
+    """Whatever the wording of the settings: `window_1` leaves the alignment's window at its default."""
     params = read_params(ROOT / "params.yaml")
-    worded = {"model": {"hmf": {"window": 1}}, "loss": {"align_window": "scan"}}
-    trials = [trial(0, 0.5, {}), trial(1, 0.6, worded), trial(2, None, {"model": {"hmf": {"window": 2}}})]
-    trials.append(trial(3, 0.5, {"model": {"hmf": {"wide": 1}}}))  # of a params.yaml of before
+    wording = {"model": {"hmf": {"window": 1}}, "loss": {"align_window": "scan"}}
+    trials = [trial(0, 0.5, {}), trial(1, 0.6, wording), trial(2, None, {"model": {"hmf": {"window": 2}}})]
+    trials.append(trial(3, 0.5, {"model": {"hmf": {"wide": 1}}}))  # settings that an earlier params.yaml allowed
     assert promoted(params, [evidence(trials)]) == {"window_1": "window_tpe_0001"}
 
 
 def test_confirmed_beside_full(project: Path) -> None:
     rows = []
-    for variant, hit in (("full", 50), ("found", 60)):
+    for variant, hit in (("full", 50), ("best", 60)):
         for seed in (0, 1):
             rows += [
                 {
@@ -221,37 +233,41 @@ def test_confirmed_beside_full(project: Path) -> None:
                 for k in range(20)
             ]
     records = pd.DataFrame(rows)
-    [on_val, *_] = report.confirmed_sections([SEARCH], {"found": "window_tpe_0001"}, records)
-    assert "found (window_tpe_0001, TPE)" in on_val.cells.to_string()
+    [on_val, *_] = report.confirmed_sections([SEARCH], {"best": "window_tpe_0001"}, records)
+    assert "best (window_tpe_0001, TPE)" in on_val.cells.to_string()
     assert report.confirmed_sections([SEARCH], {}, records) == []
-    assert report.confirmed_sections([SEARCH], {"found": "window_tpe_0001"}, pd.DataFrame()) == []
+    assert report.confirmed_sections([SEARCH], {"best": "window_tpe_0001"}, pd.DataFrame()) == []
 
 
-def test_evidence_that_cannot_be(project: Path) -> None:
+def test_invalid_evidence(project: Path) -> None:
     with pytest.raises(UserError, match="no search of space loss; run"):
         report.read_searches("scenes-tiny", "loss")
     Path("reports/search/scenes-tiny/window-random.json").write_text("{")
     for garbled in ("{", "[]", "{}"):
         Path("reports/search/scenes-tiny/window-random.json").write_text(garbled)
-        with pytest.raises(UserError, match=r"window-random\.json: not a search's evidence"):
+        with pytest.raises(UserError, match=r"window-random\.json: not the evidence of a search"):
             report.read_searches("scenes-tiny", "window")
-    with pytest.raises(UserError, match=r"window-random\.json: not a search's evidence"):
-        promote("window_tpe_0001", "found")
+    with pytest.raises(UserError, match=r"window-random\.json: not the evidence of a search"):
+        promote("window_tpe_0001", "best")
 
 
 def test_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written: list[Any] = []
+    Path("reports/records").mkdir()
 
     def run(*arguments: str) -> int:
-        with pytest.raises(SystemExit) as stop:
-            main(lambda *given: written.append(given), arguments)
-        return int(stop.value.code or 0)
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        return int(exit_.value.code or 0)
 
     assert run("--no-train") == 0
-    assert written[0][:3] == ("scenes-tiny", "search-window", "Search: window")
+    assert {path.name for path in Path("reports").rglob("search-window.*")} == {
+        f"search-window.{suffix}" for suffix in ("md", "csv", "tex", "png")
+    }
+    capsys.readouterr()
     assert run("--dry-run", "--trials", "7", "--jobs", "2") == 0
-    told = capsys.readouterr().out
-    assert "model.hmf.window: choice" in told and "7 trials, 2 at once" in told and "about 6 min 40 s" in told
+    output = capsys.readouterr().out
+    assert "model.hmf.window: choice, 1, 2, 4, 8, grid" in output and "7 trials, 2 at a time" in output
+    assert "about 6 min 40 s, at 100 s a trial" in output
     assert run("--space", "none") == 2 and run("--no-train", "--space", "loss") == 2
     assert all(line.startswith("wimfris: ") for line in capsys.readouterr().err.splitlines())
     assert read_params().search["space"] == "window"

@@ -1,7 +1,9 @@
-"""One trial: an ordinary run that tells of its epochs, and how it ends."""
+"""A worker of a search: an ordinary run that writes its progress, and the ways in which it fails."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,122 +12,131 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from wimfris.runs.store import CHECKPOINTS
 from wimfris.search import trial as worker
-from wimfris.search.loop import Plan
+from wimfris.search.plan import Plan
 from wimfris.search.sampler import make_pruner
 from wimfris.search.space import Space, read_search
-from wimfris.training.checkpoint import CHECKPOINTS
-from wimfris.training.trainer import RunFiles
+from wimfris.settings.schema import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def plan(project: Any, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def plan(project: Any) -> Plan:
     project.edit(search__train__smoke={"epochs": 2, "epoch_steps": 1})
     params = project.params()
-    plan = Plan(Space("window", params, read_search(params)))
-    plan.home.mkdir(parents=True)
-    monkeypatch.setenv(worker.STORAGE, plan.place)
-    return plan
+    return Plan(Space("window", params, read_search(params)))
 
 
-def job(plan: Plan, overrides: dict[str, Any], *, prunes: bool = True, latency: bool = False) -> tuple[Path, int]:
-    """A job and its trial, as the search writes and asks them."""
-    trial = plan.open().ask()
-    settings = plan.settings(plan.name(trial.number), overrides)
-    told = {
-        "settings": settings.model_dump(mode="json"),
-        "group": settings.group,
-        "seed": plan.seed,
-        "study": plan.study,
-        "trial": trial._trial_id,
-        "prunes": prunes,
-        "latency": latency,
-        "parent": os.getppid(),
-    }
-    path = plan.home / "job.json"
-    path.write_text(json.dumps(told))
-    return path, trial.number
+def write_job(plan: Plan, overrides: dict[str, Any], **options: Any) -> tuple[Path, Settings]:
+    """Write a job as the search does; return its folder and the settings of its run."""
+    settings = plan.settings(plan.name(0), overrides)
+    content = {"settings": settings.model_dump(mode="json") | {"group": settings.group}, "seed": plan.seed}
+    folder = plan.folder / "jobs" / settings.variant
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(content | {"latency": False, "parent": os.getppid()} | options))
+    return folder, settings
 
 
 @pytest.mark.slow
-def test_a_trial_is_an_ordinary_run(plan: Plan) -> None:
-    path, number = job(plan, {"model": {"hmf": {"window": 2}}}, latency=True)
-    assert worker.main(path) == 0
-    trial = plan.open().get_trials()[number]
-    files = RunFiles.of(plan.home, f"{plan.name(number)}-100")
-    assert all(there.exists() for there in vars(files).values())
+def test_a_trial_is_an_ordinary_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, settings = write_job(plan, {"model": {"hmf": {"window": 2}}}, latency=True)
+    assert worker.main(folder) == 0
+    files = plan.files(settings)
+    assert all(path.exists() for path in files.all)
     log = [json.loads(line) for line in files.log.read_text().splitlines()]
-    scores = [line["val_miou"] for line in log if line["event"] == "epoch"]
-    assert list(trial.intermediate_values.values()) == scores and log[-1]["step"] == 2
-    settings = json.loads(files.manifest.read_text())["settings"]
-    assert settings["train"]["epoch_steps"] == 1 and settings["model"]["hmf"]["window"] == 2
-    assert 0 < trial.user_attrs["latency_ms"] < 1e4
+    progress = worker.read_progress(folder)
+    assert progress["epochs"] == {str(line["epoch"]): line["val_miou"] for line in log if line["event"] == "epoch"}
+    assert list(progress["epochs"]) == ["1", "2"] and log[-1]["step"] == 2
+    recorded = json.loads(files.manifest.read_text())["settings"]
+    assert recorded["train"]["epoch_steps"] == 1 and recorded["model"]["hmf"]["window"] == 2
+    assert 0 < progress["latency_ms"] < 1e4
+    monkeypatch.setattr(worker, "train_into", None)
+    assert worker.main(folder) == 0, "a complete run is not trained again"
+    assert worker.read_progress(folder) == progress
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_pruned_leaves_nothing(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Prunes(optuna.pruners.BasePruner):
-        def prune(self, study: Any, trial: Any) -> bool:
-            return trial.last_step == 1
+def test_an_interrupted_trial_goes_on_from_its_checkpoint_until_it_is_deleted(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, settings = write_job(plan, {})
+    train_into = worker.train_into
 
-    monkeypatch.setattr(worker, "make_pruner", lambda *_: Prunes())
-    path, number = job(plan, {})
-    assert worker.main(path) == worker.PRUNED
-    assert list(plan.open().get_trials()[number].intermediate_values) == [1]
-    assert not RunFiles.of(plan.home, f"{plan.name(number)}-100").weights.exists()
+    def interrupted(settings: Settings, seed: int, target: Path, after_epoch: Any) -> None:
+        def interrupt(epoch: int, score: float) -> None:
+            after_epoch(epoch, score)
+            raise KeyboardInterrupt
+
+        train_into(settings, seed, target, interrupt)
+
+    monkeypatch.setattr(worker, "train_into", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.main(folder)
+    assert list(worker.read_progress(folder)["epochs"]) == ["1"]
+    assert not plan.files(settings).weights.exists() and list(CHECKPOINTS.glob("*window_tpe*/*"))
+    worker.delete_checkpoints(settings, plan.seed)
     assert not list(CHECKPOINTS.glob("*window_tpe*/*"))
-    path, number = job(plan, {}, prunes=False)
-    assert worker.main(path) == 0, "of several objectives, nothing is pruned"
+    monkeypatch.setattr(worker, "train_into", train_into)
+    assert worker.main(folder) == 0
+    assert list(worker.read_progress(folder)["epochs"]) == ["1", "2"]
 
 
 @pytest.mark.slow
 def test_a_trial_that_diverges(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    path, _ = job(plan, {"train": {"learning_rate": 1e30}})
-    assert worker.main(path) == 2
+    folder, _ = write_job(plan, {"train": {"learning_rate": 1e30}})
+    assert worker.main(folder) == worker.FAILED
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("wimfris: run window_tpe_0000-100: the loss is ") and "lower train.learning_rate" in last
+    assert last.startswith("wimfris: ") and "window_tpe_0000-100: the loss is " in last
+    assert "train.learning_rate" in last
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError("no more"),
+        MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_a_trial_that_wants_memory(
+def test_a_trial_that_runs_out_of_memory(
     plan: Plan, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "train_run", train)
-    assert worker.main(job(plan, {})[0]) == worker.MEMORY
+    monkeypatch.setattr(worker, "train_into", train)
+    assert worker.main(write_job(plan, {})[0]) == worker.FAILED
     assert capsys.readouterr().err.startswith("wimfris: out of memory: ")
 
 
-def test_what_is_no_ones_fault_keeps_its_traceback(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "train_run", lambda *_: 1 / 0)
+def test_any_other_error_keeps_its_traceback(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "train_into", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        worker.main(job(plan, {})[0])
+        worker.main(write_job(plan, {})[0])
 
 
-def test_hyperband_prunes_what_is_worst() -> None:
-    """Of trials that are told in the same order as they were asked, the worst do not see their last epoch."""
-    pruner = make_pruner(4, True)
-    study = optuna.create_study(study_name="trials", direction="maximize", pruner=pruner)  # brackets go by the name
+def test_a_worker_ends_with_its_search(plan: Plan) -> None:
+    folder, _ = write_job(plan, {}, parent=0)
+    code = "import sys, time; from wimfris.search import trial; trial.train_into = lambda *_: time.sleep(600)\n"
+    code += "from pathlib import Path; trial.main(Path(sys.argv[1]))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=False).returncode == 1
+
+
+def test_the_pruner_stops_the_worst_trials_at_half_of_their_epochs() -> None:
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(4, prunes=True))
     pruned = []
     for number in range(24):
         trial = study.ask()
-        score = 0.5 if number % 2 else 0.1
         for epoch in (1, 2, 3, 4):
-            trial.report(score, epoch)
+            trial.report(0.1 if number % 6 == 5 and epoch <= 2 else 0.5 + number / 100, epoch)
             if trial.should_prune():
-                assert epoch == 2, "at half of a trial, not before"
+                assert epoch == 2
                 pruned.append(number)
                 study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
-            study.tell(trial, score)
-    assert len(pruned) >= 3 and sum(number % 2 == 0 for number in pruned) > len(pruned) / 2
+            study.tell(trial, 0.5)
+    assert pruned == [11, 17, 23], "none among the first trials"

@@ -7,8 +7,8 @@ import pytest
 
 from wimfris.errors import UserError
 from wimfris.measure import decay, efficiency
+from wimfris.results.formats import csv_text, markdown_text
 from wimfris.results.measured import Measured, read_measure, write_measure
-from wimfris.results.tables import csv_text, markdown_text
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -162,13 +162,19 @@ def write_study(name: str, params: Params) -> list[Path]:
     """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
     study = load_study(name)
     study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
-    folder = params.settings().folder.name
     report = _report(study, params, _select(study, params, None, gaps=True)).report
+    further = study.pictures if isinstance(study, Study) else ()
+    return write_report(name, study.title, params.settings().folder.name, report, further)
+
+
+def write_report(name: str, title: str, folder: str, report: Report, further: Sequence[str] = ()) -> list[Path]:
+    """Write a report as Markdown, CSV, LaTeX and a picture, and return their paths. further: names of more pictures that
+    the Markdown shows.
+    """
     markdown, csv, latex, picture = paths = paths_of(name, folder)
     report.draw(picture)
-    pictures = [name, *(study.pictures if isinstance(study, Study) else ())]
-    links = "".join(f"\n\n![{study.title}](../../figures/{folder}/{file}.png)" for file in pictures)
-    write_text(markdown, markdown_text(study.title, report.sections, f"{report.intro}{links}\n"))
+    links = "".join(f"\n\n![{title}](../../figures/{folder}/{file}.png)" for file in (name, *further))
+    write_text(markdown, markdown_text(title, report.sections, f"{report.intro}{links}\n"))
     write_text(csv, csv_text(report.frame))
     write_text(latex, latex_text(report.sections))
     return paths

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from wimfris.results.figures import saved_figure
+from wimfris.results.formats import Section
 from wimfris.results.measured import Inputs, Report
-from wimfris.results.tables import Section, built_in_note
+from wimfris.results.tables import built_in_note
 
 
 def decay_report(inputs: Inputs, labels: Mapping[str, str]) -> Report:

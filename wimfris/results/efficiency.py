@@ -10,8 +10,8 @@ import seaborn as sns
 from matplotlib.patches import Patch
 
 from wimfris.results.figures import saved_figure
+from wimfris.results.formats import Section
 from wimfris.results.measured import Inputs, Report
-from wimfris.results.tables import Section
 
 PAPERS_SCALE = "base"
 """The scale of the columns that begin with `base_`."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing, write_text
-from wimfris.results.tables import Section
+from wimfris.results.formats import Section
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
 

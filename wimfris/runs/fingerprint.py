@@ -82,6 +82,11 @@ def run_code(model: dict[str, Any], package: Path = PACKAGE) -> dict[str, str]:
     return {name: reached[name] for name in sorted(reached) if name not in REPORTING}
 
 
+def module_code(*names: str, package: Path = PACKAGE) -> list[str]:
+    """Return the hashes of the code of these modules alone, without what they import."""
+    return [_read(name, package).hash for name in names]
+
+
 def _is_open(choice: str | None) -> bool:
     return choice is None or choice == "auto"
 

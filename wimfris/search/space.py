@@ -1,14 +1,16 @@
-"""What is searched: the spaces of params.yaml, checked before anything runs, and what a trial draws from one.
+"""Search spaces: what params.yaml declares, the checks before anything trains, and the settings that a trial draws.
 
-A space has distributions in the places of the settings that they decide; all else is as params.yaml has it. Layers are
-drawn as random keys (Bean, 1994): a number of layers and a key for each layer, of which the largest are taken. So every
-draw is a set of layers of an allowed size, none is more likely than another, and no condition ties one to the next.
+A space looks like a variant's overrides, with distributions in place of values. All other settings are those of
+params.yaml. A set of layers is drawn as random keys (Bean, 1994): its size and a number for each layer, of which the
+largest are taken. So every draw is a valid set, sets of equal size are equally likely, and no parameter depends on
+another.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -21,38 +23,39 @@ from wimfris.settings.messages import validated
 from wimfris.settings.params import Params, merge
 from wimfris.settings.schema import Name, Section, Settings
 
-BUDGET = "model.msa.width"  # the one width that gives way
-TOLERANCE = 0.05  # of the trained parameters of the adapters, where they are held
-TRAIN = (
-    "learning_rate",
-    "weight_decay",
-    "clip_norm",
-)  # what a space may hold of `train`: a trial's length is the study's
+BUDGET = "model.msa.width"  # the only width that may follow from a parameter budget
+TOLERANCE = 0.05  # of the budget, a share of the adapters' trained parameters
+MOST_HEADS = 512  # the widest adapter that is tried, in multiples of its heads
+TRAIN = ("learning_rate", "weight_decay", "clip_norm")  # keys of `train` that a space may set
 KINDS = ("choice", "real", "layers", "budget")
 
 
 class Choice(Section):
-    """One of these values."""
+    """One of several values."""
 
     kind: Literal["choice"]
-    of: Annotated[tuple[Any, ...], Field(min_length=1)]
+    values: Annotated[tuple[Any, ...], Field(min_length=1, alias="of")]
+
+    @property
+    def labels(self) -> list[Any]:
+        """Return the values as Optuna can store them: all scalars, or all JSON."""
+        scalars = all(value is None or isinstance(value, bool | int | float | str) for value in self.values)
+        return list(self.values) if scalars else [json.dumps(value) for value in self.values]
 
     def draw(self, trial: BaseTrial, path: str) -> Any:
-        if all(_scalar(value) for value in self.of):
-            return trial.suggest_categorical(path, self.of)
-        return json.loads(trial.suggest_categorical(path, [json.dumps(value) for value in self.of]))
+        return self.values[self.labels.index(trial.suggest_categorical(path, self.labels))]
 
-    def ends(self) -> tuple[Any, ...]:
-        return self.of
+    def extremes(self) -> tuple[Any, ...]:
+        return self.values
 
     def encode(self, path: str, value: Any) -> dict[str, Any]:
-        if value not in self.of:
-            raise ValueError(f"{value} is none of {list(self.of)}")
-        return {path: value if all(_scalar(one) for one in self.of) else json.dumps(value)}
+        if value not in self.values:
+            raise ValueError(f"must be one of {list(self.values)}, got {value}")
+        return {path: self.labels[self.values.index(value)]}
 
 
 class Real(Section):
-    """A number of an interval; log: of its logarithm."""
+    """A number from an interval, uniform on a linear or on a logarithmic scale."""
 
     kind: Literal["real"]
     low: float
@@ -62,28 +65,28 @@ class Real(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "Real":
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 where log is on")
+            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 where log is true")
         return self
 
     def draw(self, trial: BaseTrial, path: str) -> float:
         return trial.suggest_float(path, self.low, self.high, log=self.log)
 
-    def ends(self) -> tuple[float, float]:
+    def extremes(self) -> tuple[float, float]:
         return self.low, self.high
 
     def encode(self, path: str, value: Any) -> dict[str, Any]:
         if not self.low <= value <= self.high:
-            raise ValueError(f"{value} is not within {self.low} .. {self.high}")
+            raise ValueError(f"must be within {self.low} .. {self.high}, got {value}")
         return {path: value}
 
 
 class Layers(Section):
-    """A set of the encoder's layers, of `least` to `most` members, or as many as there are."""
+    """A set of `least` to `most` encoder layers, at most as many as the encoder has."""
 
     kind: Literal["layers"]
     least: PositiveInt
     most: PositiveInt
-    depth: PositiveInt = 1  # of the encoder, by the scale in use
+    depth: PositiveInt = 1  # the encoder's number of layers at the scale in use
 
     @model_validator(mode="after")
     def _ordered(self) -> "Layers":
@@ -91,28 +94,33 @@ class Layers(Section):
             raise ValueError(f"least {self.least} must not be above most {self.most}")
         return self
 
+    @property
+    def sizes(self) -> range:
+        return range(min(self.least, self.depth), min(self.most, self.depth) + 1)
+
     def draw(self, trial: BaseTrial, path: str) -> list[int]:
-        size = trial.suggest_int(f"{path}.size", min(self.least, self.depth), min(self.most, self.depth))
+        size = trial.suggest_int(f"{path}.size", self.sizes[0], self.sizes[-1])
         keys = [trial.suggest_float(f"{path}.{layer}", 0.0, 1.0) for layer in range(self.depth)]
         return sorted(sorted(range(self.depth), key=lambda layer: -keys[layer])[:size])
 
-    def ends(self) -> tuple[list[int], list[int]]:
-        return list(range(min(self.least, self.depth))), list(range(min(self.most, self.depth)))
+    def extremes(self) -> tuple[list[int], ...]:
+        """Return a set of every size: with the smallest and the largest, the sizes that a budget must allow."""
+        return tuple(list(range(size)) for size in self.sizes)
 
     def encode(self, path: str, value: Any) -> dict[str, Any]:
         if not self.least <= len(value) <= self.most or not set(value) <= set(range(self.depth)):
-            raise ValueError(f"{value} is no set of {self.least} to {self.most} of the layers 0 .. {self.depth - 1}")
+            raise ValueError(f"must be {self.least} to {self.most} of the layers 0 .. {self.depth - 1}, got {value}")
         return {f"{path}.size": len(value)} | {f"{path}.{n}": float(n in value) for n in range(self.depth)}
 
 
 class Budget(Section):
-    """The width at which the adapters have the trained parameters of `full`'s: not drawn, it follows from the rest."""
+    """The width that gives the adapters as many trained parameters as those of `full`. Computed, not drawn."""
 
     kind: Literal["budget"]
 
 
 Distribution = Choice | Real | Layers
-_ANY: TypeAdapter[Choice | Real | Layers | Budget] = TypeAdapter(
+_PARSER: TypeAdapter[Choice | Real | Layers | Budget] = TypeAdapter(
     Annotated[Choice | Real | Layers | Budget, Field(discriminator="kind")]
 )
 
@@ -120,10 +128,10 @@ _ANY: TypeAdapter[Choice | Real | Layers | Budget] = TypeAdapter(
 class Search(Section):
     """The section `search` of params.yaml."""
 
-    space: str  # what is searched where none is named
+    space: str  # the default space
     trials: PositiveInt
-    seed: NonNegativeInt  # of the sampler, and of every trial's training
-    train: dict[str, dict[str, Any]]  # scale -> overrides of `train`: how long a trial is trained
+    seed: NonNegativeInt  # of the sampler and of every trial's training
+    train: dict[str, dict[str, Any]]  # scale -> overrides of `train` that shorten a trial
     spaces: dict[Name, dict[str, Any]]
 
 
@@ -132,23 +140,23 @@ class _File(Section):
 
 
 def read_search(params: Params) -> Search:
-    """The section `search`. Raises UserError in one line that names the key at fault."""
+    """Return the section `search`. Raises UserError with one line that names the invalid key."""
     search = validated(_File, {"search": params.search}).search
     if search.space not in search.spaces:
-        raise UserError(f"params.yaml: search.space: no space '{search.space}'; there are: {', '.join(search.spaces)}")
+        raise UserError(f"params.yaml: search.space: no space '{search.space}'; available: {', '.join(search.spaces)}")
     if search.seed in (*params.seeds, *params.extended_seeds):
         raise UserError(
-            f"params.yaml: search.seed: {search.seed} is a seed of the matrix; take another, for what a search finds "
-            "is confirmed with seeds that it has not seen"
+            f"params.yaml: search.seed: {search.seed} is also a seed of the matrix; use another one, because trials "
+            "are confirmed with seeds that no search has used"
         )
     if params.scale not in search.train:
-        raise UserError(f"params.yaml: search.train: says nothing of scale {params.scale}; add how long a trial trains")
+        raise UserError(f"params.yaml: search.train: no entry for scale {params.scale}; add how long a trial trains")
     return search
 
 
 @dataclass(frozen=True)
 class Space:
-    """A space of params.yaml at the scale in use. Raises UserError where any of its draws would be impossible."""
+    """A search space at the scale in use. Raises UserError if some draw would give invalid settings."""
 
     name: str
     params: Params
@@ -156,73 +164,69 @@ class Space:
 
     def __post_init__(self) -> None:
         if self.name not in self.search.spaces:
-            raise UserError(f"--space {self.name}: not in params.yaml; there are: {', '.join(self.search.spaces)}")
+            raise UserError(f"--space {self.name}: not in params.yaml; available: {', '.join(self.search.spaces)}")
         if not self.distributions:
-            raise self._fault("", "decides nothing; give it a distribution")
-        self._check_pairs()
-        self.first  # noqa: B018  # refuses what it cannot be
+            raise self._error("", "no distribution; add at least one")
+        self._check_extremes()
+        self.first  # noqa: B018  # checks it
 
     @cached_property
     def _leaves(self) -> dict[str, Any]:
-        """Dotted key -> distribution, or a value that holds for all trials."""
+        """Map each dotted key to its distribution, or to the value that all trials share."""
         declared = {key: value for key, value in self.search.spaces[self.name].items() if key != "first"}
-        found: dict[str, Any] = {}
-        full = self.params.settings()
-        depths = {"model.mta.layers": full.encoders.text.layers, "model.msa.layers": full.encoders.vision.layers}
-        for path, value in _walk(declared):
-            top, _, key = path.partition(".")
-            if top not in ("model", "loss", "train") or not key:
-                raise self._fault(path, "a space holds keys of model, loss and train alone")
-            if top == "train" and key not in TRAIN:
-                raise self._fault(path, f"of train, a space may hold {', '.join(TRAIN)}: all trials train equally long")
-            if not (isinstance(value, dict) and "kind" in value):
-                found[path] = value
-                continue
-            if value["kind"] not in KINDS:
-                raise self._fault(path, f"kind '{value['kind']}' is none of {', '.join(KINDS)}")
-            if (value["kind"] == "layers") != (path in depths) and value["kind"] in ("layers", "real"):
-                raise self._fault(path, f"kind {value['kind']} does not go there")
-            try:
-                found[path] = _ANY.validate_python(
-                    value | ({"depth": depths[path]} if value["kind"] == "layers" else {})
-                )
-            except ValidationError as error:
-                told = error.errors()[0]
-                key = ".".join(map(str, told["loc"][1:]))
-                raise self._fault(f"{path}.{key}" if key else path, told["msg"].lower()) from None
-            if isinstance(found[path], Budget) and path != BUDGET:
-                raise self._fault(path, f"the budget is kept by {BUDGET} alone")
-        return found
+        return {path: self._leaf(path, value) for path, value in _walk(declared)}
+
+    def _leaf(self, path: str, value: Any) -> Any:
+        top, _, key = path.partition(".")
+        if top not in ("model", "loss", "train") or not key:
+            raise self._error(path, "a space may set only keys of model, loss and train")
+        if top == "train" and key not in TRAIN:
+            raise self._error(path, f"a space may set only these keys of train: {', '.join(TRAIN)}")
+        if not (isinstance(value, dict) and "kind" in value):
+            return value
+        depth = self._depths.get(path)
+        if value["kind"] not in KINDS:
+            raise self._error(path, f"kind must be one of {', '.join(KINDS)}, got '{value['kind']}'")
+        if value["kind"] == ("layers" if depth is None else "real"):
+            raise self._error(path, f"kind {value['kind']} does not fit this setting")
+        if value["kind"] == "budget" and path != BUDGET:
+            raise self._error(path, f"kind budget is only for {BUDGET}")
+        try:
+            return _PARSER.validate_python(value | ({"depth": depth} if value["kind"] == "layers" else {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self._error(".".join([path, *map(str, first["loc"][1:])]), first["msg"].lower()) from None
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        """Map each setting that is a set of layers to its encoder's number of layers."""
+        encoders = self.params.settings().encoders
+        return {"model.mta.layers": encoders.text.layers, "model.msa.layers": encoders.vision.layers}
 
     @property
     def distributions(self) -> dict[str, Distribution]:
-        """Dotted key of a setting -> what it is drawn from."""
+        """Map each setting that is drawn, by its dotted key, to its distribution."""
         return {path: value for path, value in self._leaves.items() if isinstance(value, Choice | Real | Layers)}
-
-    @property
-    def keeps_budget(self) -> bool:
-        """Whether every draw has about the trained parameters of `full`'s adapters."""
-        return isinstance(self._leaves.get(BUDGET), Budget)
 
     @cached_property
     def first(self) -> dict[str, Any]:
-        """The parameters, as Optuna names them, of the first trial; empty where none is declared."""
+        """Return the first trial's parameters, as Optuna names them; empty if the space declares none."""
         encoded: dict[str, Any] = {}
         for path, value in _walk(self.search.spaces[self.name].get("first", {})):
             if path not in self.distributions:
-                raise self._fault(f"first.{path}", "not a distribution of the space")
+                raise self._error(f"first.{path}", "not a distribution of the space")
             try:
                 encoded |= self.distributions[path].encode(path, value)
             except (ValueError, TypeError) as error:
-                raise self._fault(f"first.{path}", str(error)) from None
+                raise self._error(f"first.{path}", str(error)) from None
         return encoded
 
     def draw(self, trial: BaseTrial) -> dict[str, Any]:
-        """The overrides of a trial, as a variant of params.yaml would have them."""
+        """Draw a trial's overrides, in the form of a variant of params.yaml."""
         return self._overrides({path: value.draw(trial, path) for path, value in self.distributions.items()})
 
     def settings(self, name: str, overrides: Mapping[str, Any], group: str) -> Settings:
-        """The settings of a trial: those of the scale in use, trained as long as a trial is, under its overrides."""
+        """Return the settings of a trial: params.yaml at the scale in use, a trial's length, and the overrides."""
         length = {"train": self.search.train[self.params.scale]}
         return self.params.resolve(name, merge(length, dict(overrides)), group=group)
 
@@ -231,89 +235,73 @@ class Space:
         overrides: dict[str, Any] = {}
         for path, value in {**fixed, **values}.items():
             overrides = merge(overrides, nested(path, value))
-        return merge(overrides, nested(BUDGET, self._width(overrides))) if self.keeps_budget else overrides
+        if isinstance(self._leaves.get(BUDGET), Budget):
+            return merge(overrides, nested(BUDGET, self._width(overrides)))
+        return overrides
 
     def _width(self, overrides: dict[str, Any]) -> int:
-        """The width, a multiple of the heads, whose adapters come nearest to the trained parameters of `full`'s."""
+        """Return the multiple of the heads that brings the adapters closest to the trained parameters of `full`."""
+        layers = {path: len(value) for path, value in _walk(overrides) if path.endswith(".layers")}
+        key = json.dumps(dict(_walk(overrides)) | layers, sort_keys=True)  # only the number of layers matters
+        if key in self._widths:
+            return self._widths[key]
         settings = self.settings("width", overrides, "")
-        counts = {path: len(value) for path, value in _walk(overrides) if path.endswith(".layers")}
-        key = json.dumps(dict(_walk(overrides)) | counts, sort_keys=True)  # which layers they are decides nothing
-        if key not in self._widths:
-            heads = settings.model.msa.heads
-            target = self._adapters({})
+        heads, target = settings.model.msa.heads, self._adapters({})
 
-            def off(heads_wide: int) -> float:
-                found = self._adapters(merge(overrides, nested(BUDGET, heads * heads_wide)))
-                return found / target - 1
+        @cache
+        def excess(multiple: int) -> float:
+            return self._adapters(merge(overrides, nested(BUDGET, heads * multiple))) / target - 1
 
-            above = 1
-            while off(above) < 0:
-                above *= 2
-            below = above // 2
-            while above - below > 1:
-                middle = (above + below) // 2
-                below, above = (middle, above) if off(middle) < 0 else (below, middle)
-            best = min((width for width in (below, above) if width), key=lambda width: abs(off(width)))
-            if abs(off(best)) > TOLERANCE:
-                raise self._fault(
-                    BUDGET,
-                    f"{len(settings.vision_layers)} layers come within {abs(off(best)):.0%} of the trained parameters "
-                    f"of `full`, {TOLERANCE:.0%} are asked for; narrow the number of layers",
-                )
-            self._widths[key] = heads * best
-        return self._widths[key]
+        above = 1 + bisect_left(range(1, MOST_HEADS), 0.0, key=excess)
+        best = min({max(above - 1, 1), above}, key=lambda multiple: abs(excess(multiple)))
+        if abs(excess(best)) > TOLERANCE:
+            raise self._error(
+                BUDGET,
+                f"with {len(settings.vision_layers)} layers, the closest width is {abs(excess(best)):.0%} off the "
+                f"trained parameters of `full`; at most {TOLERANCE:.0%} is allowed; narrow the number of layers",
+            )
+        return self._widths.setdefault(key, heads * best)
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        """Those found so far, by what decides them."""
         return {}
 
     def _adapters(self, overrides: dict[str, Any]) -> int:
         return trained_parameters(self.settings("width", overrides, ""))["adapters"]
 
-    def _check_pairs(self) -> None:
-        """Every two ends of two distributions, the others at their first: the schema ties no more than two keys."""
-        ends = {path: value.ends() for path, value in self.distributions.items()}
-        start = {path: of[0] for path, of in ends.items()}
-        alone = [({path: value}) for path, of in ends.items() for value in of]
-        pairs = [
-            {a: one, b: other} for (a, of), (b, there) in combinations(ends.items(), 2) for one in of for other in there
-        ]
-        sizes = [  # every number of layers, for the budget
-            {path: list(range(size))}
-            for path, value in self.distributions.items()
-            if isinstance(value, Layers)
-            for size in range(len(value.ends()[0]), len(value.ends()[1]) + 1)
-        ]
-        for chosen in (*alone, *pairs, *sizes):
-            try:
-                self.settings("check", self._overrides(start | chosen), "")
-            except UserError as error:
-                told = " and ".join(f"{path} {value}" for path, value in chosen.items())
-                text = str(error).removeprefix("params.yaml: ").partition(" (scale ")[0]
-                raise self._fault("", f"{told} cannot be: {text}") from None
+    def _check_extremes(self) -> None:
+        """Check the extremes of every two distributions, the others at their first value.
 
-    def _fault(self, path: str, told: str) -> UserError:
-        key = f"search.spaces.{self.name}" + (f".{path}" if path else "")
-        return UserError(f"params.yaml: {key}: {told} (scale {self.params.scale})")
+        No check of the settings involves more than two of them.
+        """
+        extremes = {path: value.extremes() for path, value in self.distributions.items()}
+        start = {path: values[0] for path, values in extremes.items()}
+        single = [{path: value} for path, values in extremes.items() for value in values]
+        pairs = [one | other for one, other in combinations(single, 2) if one.keys() != other.keys()]
+        for values in (*single, *pairs):
+            try:
+                self.settings("check", self._overrides(start | values), "")
+            except UserError as error:
+                draw = " and ".join(f"{path} {value}" for path, value in values.items())
+                reason = str(error).removeprefix("params.yaml: ").partition(" (scale ")[0]
+                raise self._error("", f"{draw} is invalid: {reason}") from None
+
+    def _error(self, path: str, reason: str) -> UserError:
+        key = ".".join(filter(None, ["search.spaces", self.name, path]))
+        return UserError(f"params.yaml: {key}: {reason} (scale {self.params.scale})")
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} of "a.b"."""
+    """Return {"a": {"b": value}} for the dotted key "a.b"."""
     for key in reversed(path.split(".")):
         value = {key: value}
-    found: dict[str, Any] = value
-    return found
+    return dict(value)
 
 
 def _walk(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is no map, or is a distribution."""
+    """Yield dotted key and value of every distribution, and of everything else that is no map."""
     for key, value in content.items():
         if isinstance(value, dict) and "kind" not in value:
             yield from _walk(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
-
-
-def _scalar(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)

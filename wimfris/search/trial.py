@@ -1,7 +1,8 @@
-"""One trial, as a process of its own: an ordinary run that tells the study of every epoch (`python -m
-wimfris.search.trial JOB`).
+"""A worker process of a search: `python -m wimfris.search.trial FOLDER` trains one run.
 
-Exit codes: 0 done, 2 failed (the last line says why), `PRUNED`, `MEMORY` for want of memory.
+FOLDER holds job.json, which the search writes. After every epoch the worker writes progress.json there, atomically, so
+that a search which is killed and continued has the scores of all epochs. Exit codes: 0, the run is complete; 2, it
+failed, and the last line of stderr gives the reason.
 """
 
 import json
@@ -9,99 +10,84 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import load_study
-from optuna.trial import TrialState
 
-from wimfris.data.source import source_images
 from wimfris.errors import UserError
+from wimfris.files import write_text
 from wimfris.measure.timing import latency
-from wimfris.search.sampler import make_pruner, make_sampler
-from wimfris.search.storage import HEARTBEAT, open_storage
+from wimfris.runs.files import RunFiles
+from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.manifest import is_finished
+from wimfris.runs.store import CHECKPOINTS
+from wimfris.settings.run import Run
 from wimfris.settings.schema import Settings
-from wimfris.training.checkpoint import CHECKPOINTS, CheckpointFolder, fingerprint
-from wimfris.training.trainer import train_run, what_decides
+from wimfris.training.checkpoint import CheckpointFolder
+from wimfris.training.run import train_into
 
-PRUNED, MEMORY = 64, 65
-STORAGE = "WIMFRIS_SEARCH_STORAGE"  # of the environment: a URL may hold a password
-REPETITIONS = 30  # of a forward pass, where latency is an objective
-
-
-class _Pruned(Exception):
-    pass
+FAILED = 2
+REPETITIONS = 30  # of a forward pass, to measure its latency
 
 
-def main(path: Path) -> int:
-    """Train the job's run; the exit code."""
-    job = json.loads(path.read_text())
-    settings = Settings.model_validate(job["settings"] | {"group": job["group"]})
-    storage = None if job["trial"] is None else open_storage(os.environ[STORAGE])
-    _watch(job["parent"], storage, job["trial"])
+def main(folder: Path) -> int:
+    """Train the run of a job; return the exit code."""
+    job = json.loads((folder / "job.json").read_text())
+    _exit_with(job["parent"])
     try:
-        _train(settings, job, storage)
-    except _Pruned:
-        _forget(settings, job["seed"])
-        return PRUNED
+        _train(Settings.model_validate(job["settings"]), job, folder)
+        return 0
     except UserError as error:
-        print(f"wimfris: {error}", file=sys.stderr)
-        _forget(settings, job["seed"])
-        return 2
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        print(f"wimfris: out of memory: {str(error).partition('. ')[0]}", file=sys.stderr)
-        return MEMORY
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the CPU's allocator has no exception of its own
+        reason = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        print(f"wimfris: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
-        return MEMORY
-    return 0
+        reason = f"out of memory: {str(error).partition(chr(10))[0].partition('. ')[0]}"
+    print(f"wimfris: {reason}", file=sys.stderr)
+    return FAILED
 
 
-def _train(settings: Settings, job: dict[str, Any], storage: BaseStorage | None) -> None:
-    if storage is None:
-        train_run(settings, job["seed"], source_images(settings))
-        return
-    number = job["trial"]
-    pruner = make_pruner(settings.train.epochs, job["prunes"])
-    study = load_study(study_name=job["study"], storage=storage, pruner=pruner, sampler=make_sampler("random", 0, 0))
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Return a worker's progress: "epochs", epoch -> mIoU on val; "latency_ms" once it is measured."""
+    path = folder / "progress.json"
+    return json.loads(path.read_text()) if path.is_file() else {"epochs": {}}
+
+
+def delete_checkpoints(settings: Settings, seed: int) -> None:
+    """Delete the checkpoints of a run that will not be continued."""
+    key = digest(decisive(settings, seed))
+    CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{Run(settings.variant, seed)}", key).delete()
+
+
+def _train(settings: Settings, job: dict[str, Any], folder: Path) -> None:
+    progress = read_progress(folder)
+
+    def save() -> None:
+        write_text(folder / "progress.json", json.dumps(progress))
 
     def after_epoch(epoch: int, score: float) -> None:
-        pruned = False
-        with suppress(Exception):  # one that was taken for dead, or whose database is away, goes on to its end
-            storage.set_trial_intermediate_value(number, epoch, score)
-            pruned = job["prunes"] and epoch < settings.train.epochs and pruner.prune(study, storage.get_trial(number))
-        if pruned:
-            raise _Pruned
+        progress["epochs"][str(epoch)] = score
+        save()
 
-    train_run(settings, job["seed"], source_images(settings), after_epoch)
-    if job["latency"]:
-        measured = 1000 * latency(settings, REPETITIONS)
-        with suppress(Exception):  # the search asks again what it is not told
-            storage.set_trial_user_attr(number, "latency_ms", measured)
+    files = RunFiles(settings.outs / str(Run(settings.variant, job["seed"])))
+    if not is_finished(files, digest(decisive(settings, job["seed"]))):
+        train_into(settings, job["seed"], files.folder, after_epoch)
+    if job["latency"] and "latency_ms" not in progress:
+        progress["latency_ms"] = 1000 * latency(settings, REPETITIONS)
+        save()
 
 
-def _forget(settings: Settings, seed: int) -> None:
-    """Drop the checkpoints of a run that will not be gone on with."""
-    key = fingerprint(what_decides(settings, seed))
-    CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{settings.variant}-{seed}", key).delete()
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _watch(parent: int, storage: BaseStorage | None, number: int | None) -> None:
-    """End with the search that started this process, which may be killed; and give a database signs of life."""
+def _exit_with(parent: int) -> None:
+    """End this process when its search, which may be killed, has ended."""
 
     def watch() -> None:
-        told = 0.0
         while os.getppid() == parent:
-            if isinstance(storage, RDBStorage) and number is not None and time.monotonic() - told > HEARTBEAT:
-                with suppress(Exception):  # the network may come back
-                    if storage.get_trial(number).state == TrialState.RUNNING:
-                        storage.record_heartbeat(number)
-                told = time.monotonic()
             time.sleep(0.5)
         os._exit(1)
 
