@@ -10,10 +10,11 @@ import yaml
 from wimfris.errors import UserError
 from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, judge, read_claims
 from wimfris.results.claims_tables import details, write_claims
+from wimfris.results.comparison import Study
 from wimfris.results.differences import compare
-from wimfris.results.notebook import load_studies
 from wimfris.results.published import PUBLISHED
 from wimfris.results.statistics import holm
+from wimfris.results.studies import load_studies
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +125,8 @@ def test_the_correction_is_over_the_comparisons_of_all_claims() -> None:
 
 def test_seeds_are_pooled_over_the_table_of_a_study() -> None:
     """A claim's interval equals that of its study's table and does not depend on other systems."""
-    tables = [set(file.study.variants) for file in load_studies(ROOT / "studies") if file.study]
+    studies = [study for study in load_studies(ROOT / "studies") if isinstance(study, Study)]
+    tables = [set(study.variants) for study in studies]
     records = simulate(everything() | {name: 0.0 for claim in ALL if isinstance(claim, Better) for name in claim.pool})
     judged = verdicts(records)
     for claim in ALL:

@@ -1,6 +1,5 @@
 """Figures: the same input gives the same bytes, every run is drawn, and bad input is refused in one line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from wimfris.results.figures import (
     emphasis,
     gallery,
     learning_curves,
-    read_log,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,37 +80,26 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
+def learned(runs: range = range(2), layers: tuple[int, ...] = (1, 3, 5), epochs: int = 3) -> pd.DataFrame:
+    """Make the emphasis of runs of `full`, random alphas by epoch and layer."""
+    rows = [
+        {"run": f"full-{seed}", "variant": "full", "seed": seed, "epoch": epoch, "layer": layer}
+        for seed in runs
+        for epoch in range(1, epochs + 1)
+        for layer in layers
+    ]
+    return pd.DataFrame(rows).assign(alpha=np.random.default_rng(0).random(len(rows)))
+
+
 def axes_of(figure: Figure) -> dict[str, Axes]:
     return {axis.get_title(): axis for axis in figure.axes}
-
-
-def test_a_log_reads_back(tmp_path: Path) -> None:
-    path = tmp_path / "full-0.jsonl"
-    path.write_text("".join(json.dumps(event) + "\n" for event in log(0)))
-    assert read_log(path) == log(0)
-
-
-@pytest.mark.parametrize("bad", ['{"event": "step", "ep', "[1, 2]", "{}", "", "nonsense"])
-def test_a_garbled_line_is_named(tmp_path: Path, bad: str) -> None:
-    path = tmp_path / "full-0.jsonl"
-    path.write_text(json.dumps(log(0)[0]) + "\n" + bad + "\n")
-    with pytest.raises(UserError) as error:
-        read_log(path)
-    assert f"{path}: line 2" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_missing_or_binary_log_is_named(tmp_path: Path) -> None:
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("missing", "binary"):
-        with pytest.raises(UserError, match=name):
-            read_log(tmp_path / name)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     logs = {f"full-{seed}": log(seed) for seed in range(2)}
     for name in ("a", "b"):
         learning_curves(logs, tmp_path / name / "curves.png")
-        emphasis(logs, tmp_path / name / "emphasis.png")
+        emphasis(learned(), tmp_path / name / "emphasis.png")
         gallery(examples(), tmp_path / name / "gallery.png")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["curves.png", "emphasis.png", "gallery.png"]
     for path in (tmp_path / "a").iterdir():
@@ -149,13 +136,13 @@ def test_a_run_without_steps_shows_its_epochs(tmp_path: Path, drawn: list[Figure
 
 
 def test_emphasis_shows_the_last_epoch_and_its_mean(tmp_path: Path, drawn: list[Figure]) -> None:
-    logs = {f"full-{seed}": log(seed, layers=(1, 3, 11)) for seed in range(2)} | {"none-0": log(5, layers=())}
-    emphasis(logs, tmp_path / "emphasis.png")
+    alphas = learned(layers=(1, 3, 11))
+    emphasis(alphas, tmp_path / "emphasis.png")
     axes = axes_of(drawn[0])
     mean, *_ = axes["After the last epoch"].get_lines()
-    last = [list(logs[f"full-{seed}"][-1]["emphasis"].values()) for seed in range(2)]
+    last = alphas[alphas["epoch"] == 3].groupby("layer")["alpha"].mean()
     np.testing.assert_array_equal(mean.get_xdata(), [1, 3, 11])
-    np.testing.assert_allclose(np.asarray(mean.get_ydata(), float), np.mean(last, axis=0))
+    np.testing.assert_allclose(np.asarray(mean.get_ydata(), float), last)
     assert len(axes["Over training"].get_lines()) == 2 * 3
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert labels == ["full-0", "full-1", "mean"]
@@ -165,7 +152,7 @@ def test_emphasis_shows_the_last_epoch_and_its_mean(tmp_path: Path, drawn: list[
 def test_the_papers_ranges_are_drawn_only_at_its_scale(
     tmp_path: Path, drawn: list[Figure], scale: str, shown: bool
 ) -> None:
-    emphasis({"full-0": log(0)}, tmp_path / "emphasis.png", scale)
+    emphasis(learned(), tmp_path / "emphasis.png", scale)
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert ("paper, ViT-B" in labels) == shown
 
@@ -219,7 +206,7 @@ def test_nothing_to_draw_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="learning curves"):
         learning_curves({}, tmp_path / "a.png")
     with pytest.raises(UserError, match="emphasis"):
-        emphasis({"none-0": log(0, layers=())}, tmp_path / "a.png")
+        emphasis(learned(range(0)), tmp_path / "a.png")
     with pytest.raises(UserError, match="gallery"):
         gallery([], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,12 @@
-"""What is compared within and between strata."""
+"""Strata: gains within a stratum, and changes between strata, equal the planted ones."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
+from wimfris.results.differences import compare
 from wimfris.results.formats import markdown_text
-from wimfris.results.statistics import compare
 from wimfris.results.strata import sections, strata_table
 from wimfris.runs.records import SCHEMA
 
@@ -18,7 +18,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def labels() -> pd.DataFrame:
-    """Two sentences of 60 images each: the target of an odd image is larger and crosses four windows."""
+    """Label two sentences of each of 60 images: in odd ones the target is larger and crosses four windows."""
     image = np.repeat(np.arange(60), 2)
     return pd.DataFrame(
         {
@@ -34,7 +34,7 @@ def labels() -> pd.DataFrame:
 
 
 def records(labels: pd.DataFrame, rng: np.random.Generator, gain: float) -> pd.DataFrame:
-    """Three seeds of a baseline, and of a system whose IoU is higher by `gain` on large targets."""
+    """Simulate three seeds of a baseline, and of a system whose IoU is higher by `gain` on large targets."""
     rows = []
     for image_id, sent_id in zip(labels["ref_id"], labels["sent_id"], strict=True):
         for seed in range(3):
@@ -58,10 +58,10 @@ def records(labels: pd.DataFrame, rng: np.random.Generator, gain: float) -> pd.D
     return frame[SCHEMA.names]
 
 
-def test_gain_and_change_are_what_was_put_in(labels: pd.DataFrame, rng: np.random.Generator) -> None:
+def test_gain_and_change_equal_the_planted_ones(labels: pd.DataFrame, rng: np.random.Generator) -> None:
     rows = records(labels, rng, gain=0.1)
     table = strata_table(rows, labels, ["full"], "no_window", resamples=500)
-    assert set(table["stratum"]) == {"all", "size", "windows"}  # one kind alone, no landmark
+    assert set(table["stratum"]) == {"all", "size", "windows"}  # there is one kind of sentence, and no landmark
     by_level = table[table["stratum"] == "windows"].set_index("level")
     assert list(by_level.index) == ["1", "3 or 4"] and list(by_level["images"]) == [30, 30]
     assert by_level.loc["1", "gain_miou"] == pytest.approx(0, abs=0.01)
@@ -71,7 +71,7 @@ def test_gain_and_change_are_what_was_put_in(labels: pd.DataFrame, rng: np.rando
     assert change["change_miou_any_low"] > 0 and change["change_miou_p_holm"] < 0.05
     assert change["change_miou_these_low"] < change["change_miou"] < change["change_miou_these_high"]
     assert np.isnan(by_level.loc["1", "change_miou"])
-    # within a stratum it is the comparison of its sentences alone
+    # The gain within a stratum is the comparison on its sentences.
     odd = rows[rows["image_id"] % 2 == 1]
     alone = compare(odd, ["full"], "no_window", split="val", resamples=500).set_index("metric")
     assert change["gain_miou_any_low"] == pytest.approx(alone.loc["miou", "any_low"])
@@ -79,12 +79,10 @@ def test_gain_and_change_are_what_was_put_in(labels: pd.DataFrame, rng: np.rando
 
 
 def test_strata_of_the_same_images_are_paired(labels: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Where every image has a sentence of both strata and its own level of difficulty, that level drops out of the
-    change.
-    """
+    """If every image has sentences of both strata and an effect of its own, the effect cancels in the change."""
     rows = records(labels, rng, gain=0.0)
     rows["kind"] = np.where(rows["sent_id"] % 10 == 1, "relation", "attribute")
-    rows["intersection"] += 100 * (rows["image_id"] % 4) * (rows["variant"] == "full")  # a gain of the image's own
+    rows["intersection"] += 100 * (rows["image_id"] % 4) * (rows["variant"] == "full")  # an effect of the image
     table = strata_table(rows, labels, ["full"], "no_window", resamples=500)
     relation = table[(table["stratum"] == "kind") & (table["level"] == "relation")].iloc[0]
     width = {
@@ -102,4 +100,4 @@ def test_the_table_shows_n_intervals_and_power(labels: pd.DataFrame, rng: np.ran
     table = strata_table(records(labels, rng, 0.1), labels, ["full"], "no_window", resamples=200)
     text = markdown_text("x", sections(table, {"full": "window 4", "no_window": "no window"}))
     assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, seeds 0, 1, 2" in text
-    assert "say nothing about the figures in the paper" in text and "smallest that had an 80% chance" in text
+    assert "say nothing about the figures in the paper" in text and "the detectable difference in mIoU is" in text

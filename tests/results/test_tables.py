@@ -10,7 +10,7 @@ from rich.console import Console
 
 from wimfris.errors import UserError
 from wimfris.results.formats import Section, latex_text, markdown_text, print_section
-from wimfris.results.tables import main_table, print_table, write_main_tables, write_table
+from wimfris.results.tables import main_table, print_table, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
 COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]
@@ -179,15 +179,11 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "no_window" not in markdown + latex and "coco&" not in markdown + latex
 
 
-def test_markdown_links_to_the_guide_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markdown_links_to_the_guide() -> None:
     section = Section("t", "A note.", pd.DataFrame({"system": ["x"]}), guide=True)
     link = "How to read this table: [docs/statistics.md](../../../docs/statistics.md)\n\nA note."
     assert link in markdown_text("h", [section])
     assert "statistics" not in markdown_text("h", [Section("t", "", section.cells)])
-    monkeypatch.chdir(tmp_path)
-    write_main_tables(several(), [Path("reports/tables")])
-    text = Path("reports/tables/main.md").read_text()
-    assert text.count("[docs/statistics.md](../../docs/statistics.md)") == 2
 
 
 def test_the_printed_table_fits_80_columns_uncut() -> None:
@@ -200,15 +196,10 @@ def test_the_printed_table_fits_80_columns_uncut() -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_all_sets_under_runs_appear(tmp_path: Path) -> None:
-    table = write_main_tables(several(), (tmp_path / "reports" / "tables", tmp_path / "runs" / "tables"))
-    pd.testing.assert_frame_equal(table, main_table(several()))
-    assert sorted(path.name for path in (tmp_path / "reports" / "tables").iterdir()) == [
-        "main.csv",
-        "main.md",
-        "main.tex",
-    ]
-    assert (tmp_path / "reports/tables/main.md").read_text().count("\n## ") == 2
+def test_every_set_and_scale_has_a_section(tmp_path: Path) -> None:
+    write_table(main_table(several()), tmp_path / "main")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["main.csv", "main.md", "main.tex"]
+    assert (tmp_path / "main.md").read_text().count("\n## ") == 2
 
 
 def test_a_wide_latex_table_is_shrunk_to_the_text() -> None:

@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 
 from wimfris.results.comparison import Study
-from wimfris.results.emphasis import draw_learned_emphasis
-from wimfris.results.evidence import read_emphasis
 from wimfris.results.published import read_published
 from wimfris.search.promote import promoted
 from wimfris.search.report import load_evidence
@@ -94,10 +92,3 @@ def test_the_table_of_the_readme_is_that_of_the_core() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     first = next(k for k, line in enumerate(lines) if line.startswith("| system (val")) + 2
     assert lines[first : first + len(expected)] == expected, "\n".join(expected)
-
-
-def test_the_learned_emphasis_is_drawn_from_the_evidence(tmp_path: Path) -> None:
-    name = read_params(ROOT / "params.yaml").settings().folder.name
-    learned = read_emphasis(name, ROOT / "reports")
-    draw_learned_emphasis(learned[learned["variant"] == study("emphasis").baseline], tmp_path / "alpha.png", "tiny")
-    assert (tmp_path / "alpha.png").stat().st_size > 1000

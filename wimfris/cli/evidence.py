@@ -44,11 +44,11 @@ def study(name: Annotated[str, typer.Argument(help="A file of studies/, for exam
 def tables() -> None:
     """Write the main table of the core, main.{csv,md,tex}."""
     from wimfris.results.evidence import read_evidence
-    from wimfris.results.tables import write_main_tables
+    from wimfris.results.tables import main_table, write_table
 
     params = read_params()
     core = read_evidence(params).select([str(run) for run in params.runs()])
-    write_main_tables(core.records, [REPORTS / "tables" / params.settings().folder.name])
+    write_table(main_table(core.records), REPORTS / "tables" / params.settings().folder.name / "main")
 
 
 def figures() -> None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import Section
 from wimfris.results.measured import Inputs, Report
-from wimfris.results.tables import built_in_note
+from wimfris.results.published import built_in_note
 
 
 def decay_report(inputs: Inputs, labels: Mapping[str, str]) -> Report:

@@ -26,10 +26,8 @@ from matplotlib.ticker import MaxNLocator
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.runs.log import Event
 from wimfris.settings.run import Run
-
-Event = dict[str, Any]
-"""One line of a run's log; its key `event` is "step" or "epoch"."""
 
 Logs = Mapping[str, Sequence[Event]]
 """The name of a run, "<variant>-<seed>" -> the events of its log."""
@@ -110,9 +108,9 @@ def learning_curves(logs: Logs, path: Path) -> None:
 def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
     """Draw the emphasis alpha that runs of one variant learned (f = x + alpha MSA(x)) to a PNG.
 
-    learned: columns run, epoch, layer, alpha. On the left is alpha by layer after the last epoch, one point per run and
-    their mean. On the right is alpha over epochs, one line per run and layer, coloured by depth. The paper's ranges are
-    drawn only at scale `base`, for which it reports them. Raises `UserError` if no run has emphasis.
+    On the left is alpha by layer after the last epoch, one point per run and their mean. On the right is alpha over
+    epochs, one line per run and layer, coloured by depth. The paper's ranges are drawn only at scale `base`, for which
+    it reports them. `learned` has the columns of `evidence.EMPHASIS_COLUMNS`. Raises `UserError` if it is empty.
     """
     if learned.empty:
         raise UserError(
@@ -121,7 +119,7 @@ def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
     course = learned.sort_values(["layer", "epoch", "run"], kind="stable")
     last = course[course["epoch"] == course.groupby("run")["epoch"].transform("max")]
     layers = sorted(set(course["layer"]))
-    runs = list(dict.fromkeys(learned["run"]))
+    runs = sorted(course["run"].unique())
     with saved_figure(path, (7.2, 3.2)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         handles: list[Artist] = []

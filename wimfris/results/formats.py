@@ -91,10 +91,10 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def markdown_text(heading: str, sections: Iterable[Section], intro: str = "", root: str = "../../..") -> str:
+def markdown_text(heading: str, sections: Iterable[Section], intro: str = "") -> str:
     """Return tables as Markdown, each under a heading, with its note before and its foot after it, escaped.
 
-    `intro` is Markdown and is not escaped; `root` is the path from the file's folder to the project's root.
+    `intro` is Markdown and is not escaped. Links start at reports/tables/<set>-<scale>/, where the files lie.
     """
     parts = list(filter(None, [f"# {heading.translate(_MARKDOWN)}\n", intro]))
     for section in sections:
@@ -105,7 +105,7 @@ def markdown_text(heading: str, sections: Iterable[Section], intro: str = "", ro
             disable_numparse=True,
             colalign=section.alignment(),
         )
-        guide = f"{_READ} [{GUIDE}]({root}/{GUIDE})" if section.guide else ""
+        guide = f"{_READ} [{GUIDE}](../../../{GUIDE})" if section.guide else ""
         paragraphs = [f"## {section.title.translate(_MARKDOWN)}", guide, section.note.strip().translate(_MARKDOWN)]
         paragraphs += [body, section.foot.translate(_MARKDOWN)]
         parts.append("\n\n".join(filter(None, paragraphs)) + "\n")

@@ -1,4 +1,4 @@
-"""What `reports/results.ipynb` shows its results with: the studies, the committed evidence, and HTML tables."""
+"""What `reports/results.ipynb` shows its results with: the evidence at all scales, and HTML tables."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence

@@ -35,18 +35,18 @@ CASE = ["split", "ref_id", "sent_id"]
 
 @dataclass(frozen=True)
 class Stratum:
-    """A partition of the sentences: a column of `annotate`, the upper edges of its levels, and their names."""
+    """A partition of the sentences: a column of labels or records, the upper edges of its levels, and their names."""
 
     title: str
     column: str
     edges: tuple[float, ...]  # inclusive
     levels: tuple[str, ...]
 
-    def __call__(self, annotation: pd.DataFrame) -> "pd.Series[str]":
+    def __call__(self, labels: pd.DataFrame) -> "pd.Series[str]":
         """Return the level of every sentence, an ordered categorical; NaN if the sentence has none."""
         if not self.edges:
-            return pd.Series(pd.Categorical(annotation[self.column], self.levels, ordered=True), annotation.index)
-        return pd.cut(annotation[self.column], [-np.inf, *self.edges, np.inf], labels=list(self.levels))
+            return pd.Series(pd.Categorical(labels[self.column], self.levels, ordered=True), labels.index)
+        return pd.cut(labels[self.column], [-np.inf, *self.edges, np.inf], labels=list(self.levels))
 
 
 STRATA: Mapping[str, Stratum] = {
@@ -67,9 +67,6 @@ STRATA: Mapping[str, Stratum] = {
 """The partitions by name; the last two apply only to sentences that name a landmark."""
 
 
-# --- which stratum a sentence is in -----------------------------------------------------------------------------------
-
-
 # --- results by stratum -----------------------------------------------------------------------------------------------
 
 
@@ -78,8 +75,8 @@ def strata_table(
 ) -> pd.DataFrame:
     """Compare the systems with the baseline in every stratum: one row per split, stratum, level and system.
 
-    `labels` has the columns of `measure.strata_labels.strata_labels`, for at least the records' sentences. Columns of
-    the result, all values fractions:
+    `labels` has the columns of `measure.strata_labels.strata_labels`, for at least the records' sentences. Columns, all
+    values fractions:
 
     * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences, seed_list;
     * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, means over the common seeds;

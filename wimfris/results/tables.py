@@ -1,10 +1,9 @@
 """The main table: every system on every split, averaged over seeds, beside the two controls.
 
-It lies at `reports/tables/main.{csv,md,tex}`.
+It lies at `reports/tables/<set>-<scale>/main.{csv,md,tex}`.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +74,8 @@ def main_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_table(frame: pd.DataFrame, stem: Path) -> None:
     """Write a main table to `stem`.csv, .md and .tex, with a section in .md and .tex for each data set and scale."""
-    root = Path(os.path.relpath(Path.cwd(), stem.parent)).as_posix()
     write_text(stem.with_suffix(".csv"), csv_text(frame))
-    write_text(stem.with_suffix(".md"), markdown_text("Results", _sections(frame), root=root))
+    write_text(stem.with_suffix(".md"), markdown_text("Results", _sections(frame)))
     write_text(stem.with_suffix(".tex"), latex_text(_sections(frame)))
 
 
@@ -85,14 +83,6 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
     """Print a main table to the terminal, a block for each data set and scale, without P@60 and P@80."""
     for section in _sections(frame):
         print_section(section, ("P@60", "P@80"), console)
-
-
-def write_main_tables(records: pd.DataFrame, folders: Iterable[Path]) -> pd.DataFrame:
-    """Write `main.{csv,md,tex}` of these records to every folder, and return the table."""
-    frame = main_table(records)
-    for folder in folders:
-        write_table(frame, folder / "main")
-    return frame
 
 
 def _sections(frame: pd.DataFrame) -> Iterator[Section]:
