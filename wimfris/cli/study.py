@@ -168,8 +168,9 @@ def write_study(name: str, params: Params) -> list[Path]:
 
 
 def write_report(name: str, title: str, folder: str, report: Report, further: Sequence[str] = ()) -> list[Path]:
-    """Write a report as Markdown, CSV, LaTeX and a picture, and return their paths. further: names of more pictures that
-    the Markdown shows.
+    """Write a report as Markdown, CSV, LaTeX and a picture, and return their paths.
+
+    further: names of more pictures that the Markdown shows.
     """
     markdown, csv, latex, picture = paths = paths_of(name, folder)
     report.draw(picture)
