@@ -279,7 +279,7 @@ def _finish_back(
 
 @njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _replay(tokens: int, n: int, h: Any, decay: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
-    """Run `_advance` and store what the backward needs: h[t], the state before each token, from h[0] on, and decay[t]."""
+    """Run `_advance` and store what the backward needs: h[t], the state before token t, from h[0] on, and decay[t]."""
     for t in range(tokens):
         b, c = B[t, n], C[t, n]
         for d in range(BLOCK):
