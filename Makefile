@@ -8,24 +8,37 @@ STAMP := $(VENV)/.installed
 # The stages of dvc.yaml call `python` and `wimfris` by name: they must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup test lint repro repository
+.PHONY: help setup check test test-slow lint repro verify repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
 
-# The full model's runs go first, and their table is shown as soon as they have ended; `dvc repro` finds all runs done and makes the tables.
-repro: repository setup ## set up, rerun whatever is out of date (data, runs, report), print the results table; JOBS=... runs at once, as many as fit by default
+# `wimfris matrix` trains several runs at once and shows the table of `full` first; `dvc repro` records them and makes the report.
+repro: repository setup ## set up, train what is missing, make the report, print the results; JOBS=... sets the runs at once
 	$(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
 	$(BIN)/dvc repro
 	@$(BIN)/wimfris report
 
-test: setup ## set up, then the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+verify: repository setup ## train full-0 again without the store, compare it with the evidence; RUNS="full-0 none-1" names others
+	$(BIN)/wimfris verify $(foreach run,$(RUNS),--run $(run))
 
-lint: setup ## set up, then linter, formatter check and type checker
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+check: setup ## lint and the fast tests, golden smoke runs among them: at most 90 seconds on 2 cores
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(PYTEST) -m "not slow and not long" -q
+
+test: setup ## the test suite: at most 15 minutes on 2 cores
+	$(PYTEST) -m "not long"
+
+test-slow: setup ## the rest: long simulations, encoders of real size, many kills
+	$(PYTEST) -m long
+
+lint: setup ## linter, formatter check and type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

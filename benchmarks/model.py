@@ -14,7 +14,7 @@ time, which other processes lengthen little; otherwise it is wall time.
 
 Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it,
 adapters apart from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is
-the kernels' time. Utilisation is the model's operations (`measure.efficiency`) over the time, as a share of the rate of
+the kernels' time. Utilisation is the model's operations (`measure.flops`) over the time, as a share of the rate of
 a large matrix product in the same precision, timed in the same process.
 """
 
@@ -38,8 +38,10 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from wimfris.errors import UserError
-from wimfris.measure.efficiency import Memory, count_flops, count_step_flops, example, quartiles, seconds, training_step
-from wimfris.measure.parameters import blank_segmenter
+from wimfris.measure.blank_model import blank_segmenter, example
+from wimfris.measure.flops import count_flops, count_step_flops
+from wimfris.measure.memory import Memory
+from wimfris.measure.timing import quartiles, seconds, training_step
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import read_params

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.errors import UserError
-from wimfris.measure.efficiency import Memory
+from wimfris.measure.memory import Memory
 from wimfris.model import mamba
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan

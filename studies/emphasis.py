@@ -1,16 +1,13 @@
 """What does the emphasis learn, and is learning it worth anything? (Figure 6)
 
-f = x + alpha MSA(x), one alpha a layer. The paper: it falls with depth, from 0.6 - 0.8 in layers 1 to 5 of ViT-B to
+f = x + alpha MSA(x), one alpha a layer. In the paper it falls with depth, from 0.6 - 0.8 in layers 1 to 5 of ViT-B to
 0.2 - 0.4 in layers 9 to 11. Here the learned alpha stands beside two fixed ones: 1 (no emphasis) and DETRIS's 0.2. The
 second picture shows the alpha that the runs of `full` learned.
 
     python studies/emphasis.py        # 9 runs at scale tiny, all of the core: about half an hour on 2 cores
 """
 
-from pathlib import Path
-
-from wimfris.cli.study import Found, main
-from wimfris.results import figures
+from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
 
 STUDY = Study(
@@ -24,13 +21,8 @@ STUDY = Study(
         Row("fixed at 1", "msa_mta"),
         Row("fixed at 0.2", "emphasis_02"),
     ),
+    emphasis=True,
 )
 
-
-def alpha(found: Found, path: Path) -> None:
-    """The learned alpha by layer and epoch."""
-    figures.emphasis(found.emphasis("full"), path, found.settings.scale)
-
-
 if __name__ == "__main__":
-    main(STUDY, {"alpha": alpha})
+    main(STUDY)

@@ -11,8 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from wimfris.measure.efficiency import example
-from wimfris.measure.parameters import blank_segmenter
+from wimfris.measure.blank_model import blank_segmenter, example
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss

@@ -92,7 +92,7 @@ def matrix(monkeypatch: pytest.MonkeyPatch) -> Matrix:
 
 def ran(*arguments: str, study: Study = STUDY) -> int:
     with pytest.raises(SystemExit) as ended:
-        main(study, None, arguments)
+        main(study, arguments)
     return int(ended.value.code or 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wimfris.measure.parameters import blank_segmenter
+from wimfris.measure.blank_model import blank_segmenter
 from wimfris.model.segmenter import Output, Segmenter
 from wimfris.settings.params import read_params
 

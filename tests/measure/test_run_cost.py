@@ -11,20 +11,21 @@ from wimfris.checks.official_files import PUBLISHED
 from wimfris.cli.app import estimate as command
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
-from wimfris.measure.parameters import blank_segmenter, count
-from wimfris.measure.run_cost import Timed, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
+from wimfris.measure.blank_model import blank_segmenter
+from wimfris.measure.parameters import count
+from wimfris.measure.run_cost import StepTimes, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 from wimfris.settings.schema import MIXED
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_volume_is_the_index_s_or_the_published_one(project: Any) -> None:
+def test_volume_is_that_of_the_index_or_the_published_one(project: Any) -> None:
     settings = project.params().settings()
     index = read_index(settings.folder / "index" / "index.parquet")
-    found = volume(settings)
-    assert found.train == (index["split"] == "train").sum() and found.objects == len(index)
-    of_val = index.loc[index["split"] == "val", "sentences"].map(len).sum()
-    assert found.val == of_val < found.evaluated
+    counted = volume(settings)
+    assert counted.train == (index["split"] == "train").sum() and counted.objects == len(index)
+    sentences = index.loc[index["split"] == "val", "sentences"].map(len).sum()
+    assert counted.val == sentences < counted.evaluated
     project.edit(scale="base", data__name="refcoco")
     published = volume(project.params().settings())
     assert (published.train, published.val) == (42404, 10834)
@@ -40,22 +41,24 @@ def test_volume_is_the_index_s_or_the_published_one(project: Any) -> None:
 
 def test_cost_adds_up(project: Any) -> None:
     settings = project.params().settings()  # three epochs of batches of eight, no workers
-    timed = Timed("a device", step=2.0, case=0.5, image=0.25, memory=7.0)
-    of = Volume(train=25, val=10, evaluated=30, objects=60, source="")
-    found = cost(settings, timed, of)
-    assert found.steps == 3 * (25 // 8)
-    assert found.evaluation == pytest.approx(0.75 * (3 * 10 + 3 * 30))
-    assert found.seconds == pytest.approx(9 * (2.0 + 8 * 0.25) + found.evaluation)
-    assert found.memory == 7.0 and found.loader == pytest.approx(4.0)
+    times = StepTimes("a device", step=2.0, case=0.5, image=0.25, memory=7.0)
+    size = Volume(train=25, val=10, evaluated=30, objects=60, source="")
+    run = cost(settings, times, size)
+    assert run.steps == 3 * (25 // 8)
+    assert run.evaluation == pytest.approx(0.75 * (3 * 10 + 3 * 30))
+    assert run.seconds == pytest.approx(9 * (2.0 + 8 * 0.25) + run.evaluation)
+    assert run.memory == 7.0 and run.loader == pytest.approx(4.0)
     fed = settings.model_copy(update={"train": settings.train.model_copy(update={"workers": 4})})
-    hidden = cost(fed, timed, of)
+    hidden = cost(fed, times, size)
     assert hidden.seconds - hidden.evaluation == pytest.approx(9 * 2.0), "workers read while the device computes"
-    slow = cost(fed, Timed("a device", step=0.1, case=0.5, image=4.0, memory=None), of)
+    slow = cost(fed, StepTimes("a device", step=0.1, case=0.5, image=4.0, memory=None), size)
     assert slow.seconds - slow.evaluation == pytest.approx(9 * 8.0), "a slow loader is what a step waits for"
     trained = 4 * count(blank_segmenter(settings))
-    assert found.running == 8 * trained and found.left > 2 * trained
-    with pytest.raises(UserError, match="more than the train split has"):
-        cost(at_batch(settings, 26), timed, of)
+    assert run.running == 8 * trained and run.left > 2 * trained
+    with pytest.raises(
+        UserError, match=r"train.batch_size must be at most the number of training objects \(25\), got 26"
+    ):
+        cost(at_batch(settings, 26), times, size)
 
 
 def test_large_batches_lie_on_the_line_through_small_ones() -> None:
@@ -63,17 +66,17 @@ def test_large_batches_lie_on_the_line_through_small_ones() -> None:
     assert along([None, 5.0], 32) is None
 
 
-def test_what_is_shared(project: Any) -> None:
+def test_encoders_and_images_are_shared(project: Any) -> None:
     project.edit(scale="base", data__name="refcoco")
-    found = shared_bytes(project.params().settings(), Volume(1, 1, 1, 50000, ""))
+    shared = shared_bytes(project.params().settings(), Volume(1, 1, 1, 50000, ""))
     # CLIP whole, 600 MB, and DINOv2 with registers, 346 MB
-    assert found["encoders"] == pytest.approx(0.95e9, rel=0.1) and found["images"] > 1e10
+    assert shared["encoders"] == pytest.approx(0.95e9, rel=0.1) and shared["images"] > 1e10
 
 
 def test_small_models_are_timed_as_they_are(project: Any, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    timed = time_steps(project.params().settings())
-    assert timed.step > 0 and timed.case > 0 and timed.image > 0 and timed.device.startswith("CPU")
+    times = time_steps(project.params().settings())
+    assert times.step > 0 and times.case > 0 and times.image > 0 and times.device.startswith("CPU")
     command(batch=4)
     out = " ".join(capsys.readouterr().out.split())
     assert "scenes at scale smoke" in out and "one run" in out and "at batch 4" in out
@@ -88,6 +91,6 @@ def test_the_cpu_stands_in_for_a_gpu_that_is_not_here(project: Any, monkeypatch:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     project.edit(scales__smoke__train__device="cuda", scales__smoke__train__precision="bf16")
     threads = torch.get_num_threads()
-    timed = time_steps(project.params().settings())
-    assert "fp32 (scale smoke trains on cuda, not here)" in timed.device and timed.case > 0
+    times = time_steps(project.params().settings())
+    assert "fp32 (scale smoke trains on cuda, not here)" in times.device and times.case > 0
     torch.set_num_threads(threads)

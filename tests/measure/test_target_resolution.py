@@ -1,4 +1,4 @@
-"""The ceiling is a perfect model's score: below one for a small image, and near one where targets are large."""
+"""The score of resized targets is below one for small targets, and near one for large ones."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ def _rows(side: int, extent: int) -> pd.DataFrame:
 @pytest.mark.parametrize(("extent", "low", "high"), [(5, 0.3, 0.95), (40, 0.85, 1.0)])
 def test_small_targets_lose_more(extent: int, low: float, high: float) -> None:
     settings = read_params().settings()
-    found = ceiling(settings, _rows(settings.data.image_size, extent))
-    assert found["n"] == 2
-    assert low < found["miou"] < high
-    assert np.isclose(found["miou"], found["oiou"])
+    score = ceiling(settings, _rows(settings.data.image_size, extent))
+    assert score["n"] == 2
+    assert low < score["miou"] < high
+    assert np.isclose(score["miou"], score["oiou"])

@@ -1,6 +1,5 @@
-"""The manifest names everything that a run was made from."""
+"""The manifest names everything that decides a run."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,34 +8,53 @@ from typing import Any
 import pytest
 import torch
 
-from wimfris.encoders.load import weights_hash
+from wimfris.errors import UserError
 from wimfris.files import file_hash
-from wimfris.inference.predict import Predictor
-from wimfris.runs.manifest import PACKAGES, code_revision
-from wimfris.training.checkpoint import code_hash
-from wimfris.training.trainer import CODE
+from wimfris.runs.files import RunFiles
+from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.manifest import PACKAGES, code_revision, is_finished, read_manifest
 
 
 def test_manifest_of_a_run(trained: Any) -> None:
-    manifest = json.loads((trained.runs / "manifests" / "full-0.json").read_text())
+    manifest = read_manifest(trained.files().manifest)
     settings = trained.params().settings()
     assert manifest["settings"] == settings.model_dump(mode="json")
-    read = manifest["settings"] | {"group": ""}  # which decides where the outs lie, and no result
-    assert type(settings).model_validate(read) == settings, "the settings can be read back"
-    assert (manifest["run"], manifest["seed"], manifest["resumed"]) == ("full-0", 0, 0)
-    assert manifest["code"]["sha256"] == code_hash(CODE)
-    assert manifest["data"]["index_sha256"] == file_hash(trained.runs / "index" / "index.parquet")
-    segmenter = Predictor.load(settings, "full-0").segmenter
-    assert manifest["encoders"]["text"]["sha256"] == weights_hash(segmenter.text.backbone)
-    assert manifest["encoders"]["vision"]["sha256"] == weights_hash(segmenter.vision.backbone)
+    complete = manifest["settings"] | {"group": settings.group}  # the group names a folder, and decides no result
+    assert type(settings).model_validate(complete) == settings, "the settings can be read back"
+    assert (manifest["run"], manifest["seed"], manifest["resumed"], manifest["processes"]) == ("full-0", 0, 0, 1)
+    content = decisive(settings, 0)
+    assert manifest["fingerprint"] == digest(content)
+    assert manifest["code"]["modules"] == content["code"]
+    assert manifest["data"] == {
+        f"{name}_sha256": file_hash(trained.runs / "index" / f"{name}.parquet") for name in ("index", "images")
+    }
+    assert manifest["encoders"] == content["encoders"]
     assert manifest["packages"]["torch"] == torch.__version__
     assert {"python", "numpy", "transformers"} <= set(manifest["packages"])
     assert set(manifest["packages"]) <= {"python", *PACKAGES}
     assert manifest["threads"] == settings.train.threads and manifest["device"]
     assert manifest["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
-    assert manifest["scan"] in ("cpu", "reference"), "what `auto` came to"
+    assert manifest["scan"] in ("cpu", "reference"), "the backend that `auto` resolved to"
     assert manifest["wall_seconds"] > 0
     assert 5e7 < manifest["peak_memory_bytes"]["host"] < 2e10
+
+
+def test_missing_and_damaged_manifests(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    with pytest.raises(UserError, match=f"{path}: no such manifest; .*dvc repro"):
+        read_manifest(path)
+    path.write_text('{"run": ')
+    with pytest.raises(UserError, match=f"{path}: damaged; delete its folder"):
+        read_manifest(path)
+
+
+def test_a_finished_run_has_all_files_and_its_fingerprint(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    for path in files.all:
+        assert not is_finished(files, "abc")
+        path.write_text('{"fingerprint": "abc"}')
+    assert is_finished(files, "abc")
+    assert not is_finished(files, "def")
 
 
 @pytest.fixture
@@ -56,7 +74,7 @@ def test_code_without_a_repository(repository: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(repository.parent))
     assert code_revision() == {"commit": None, "dirty": None}
     monkeypatch.setenv("PATH", "")
-    assert code_revision() == {"commit": None, "dirty": None}, "nor without git"
+    assert code_revision() == {"commit": None, "dirty": None}, "the same without git"
 
 
 def test_code_without_a_commit(repository: Path) -> None:
@@ -64,7 +82,7 @@ def test_code_without_a_commit(repository: Path) -> None:
     assert code_revision()["commit"] is None
 
 
-def test_dirty_is_what_changes_a_run(repository: Path) -> None:
+def test_code_is_dirty_if_a_file_that_decides_runs_changed(repository: Path) -> None:
     git("init", "--quiet")
     (repository / "wimfris" / "training").mkdir(parents=True)
     for name in ("wimfris/training/trainer.py", "params.yaml", "README.md"):
@@ -79,8 +97,3 @@ def test_dirty_is_what_changes_a_run(repository: Path) -> None:
     git("checkout", "--quiet", "params.yaml")
     (repository / "wimfris" / "new.py").write_text("new\n")
     assert code_revision()["dirty"] is True
-
-
-def test_code_hash_follows_the_source() -> None:
-    assert code_hash(["metrics.py"]) != code_hash(["errors.py"])
-    assert code_hash(["model"]) == code_hash(["model"]) != code_hash(["model", "metrics.py"])

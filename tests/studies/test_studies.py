@@ -1,4 +1,4 @@
-"""The studies that compare variants: each is importable, and names what params.yaml and published.csv hold."""
+"""The studies that compare variants: each can be imported, and names what params.yaml and published.csv hold."""
 
 import importlib.util
 from pathlib import Path
@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from wimfris.results.comparison import Study
+from wimfris.results.emphasis import draw_learned_emphasis
+from wimfris.results.evidence import read_emphasis
 from wimfris.results.published import read_published
 from wimfris.search.promote import promoted
 from wimfris.search.report import load_evidence
@@ -38,26 +40,22 @@ def study(name: str) -> Study:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_study_names_what_there_is(name: str) -> None:
-    of, params, published = (
-        study(name),
-        read_params(ROOT / "params.yaml"),
-        read_published(ROOT / "reports/published.csv"),
-    )
-    assert of.name == name and of.baseline == "full" and of.question and of.paper
-    assert set(of.variants) <= params.variants.keys() | params.extended.keys()
-    for variant in of.at_grid(params.settings().grid).variants:
+def test_a_study_names_what_exists(name: str) -> None:
+    declared, params = study(name), read_params(ROOT / "params.yaml")
+    published = read_published(ROOT / "reports/published.csv")
+    assert declared.name == name and declared.baseline == "full" and declared.question and declared.paper
+    assert set(declared.variants) <= params.variants.keys() | params.extended.keys()
+    for variant in declared.at_grid(params.settings().grid).variants:
         params.settings(variant)
     keys = {key[:3] for key in published}
-    for family in (of, *of.further):
+    for family in (declared, *declared.further):
         for row in (*family.rows, *(row.against for row in family.rows if row.against)):
             assert row.published is None or (row.published[0], row.system, row.published[1]) in keys, row
-        # further families train nothing that the study does not
-        assert set(family.variants) <= set(of.variants)
+        assert set(family.variants) <= set(declared.variants), "a further family trains nothing that the study does not"
         assert len({(row.block, row.label) for row in family.rows}) == len(family.rows)
 
 
-def test_every_variant_is_in_a_study_or_was_found_by_a_search() -> None:
+def test_every_variant_is_in_a_study_or_promoted_from_a_search() -> None:
     params = read_params(ROOT / "params.yaml")
     used = {variant for name in NAMES for variant in study(name).variants}
     searches = [load_evidence(path) for path in (ROOT / "reports" / "search").glob("*/*.json")]
@@ -65,9 +63,9 @@ def test_every_variant_is_in_a_study_or_was_found_by_a_search() -> None:
 
 
 def test_windows_as_large_as_the_grid_are_left_out() -> None:
-    of = study("window_size")
-    assert "window_8" not in of.at_grid(8).variants and "8x8" in of.at_grid(8).note
-    assert [row.label for row in of.at_grid(16).rows][:4] == ["2x2", "4x4 (full)", "8x8", "no window"]
+    windows = study("window_size")
+    assert "window_8" not in windows.at_grid(8).variants and "8x8" in windows.at_grid(8).note
+    assert [row.label for row in windows.at_grid(16).rows][:4] == ["2x2", "4x4 (full)", "8x8", "no window"]
 
 
 def test_rows_of_equal_settings_point_to_one_run() -> None:
@@ -81,7 +79,7 @@ def test_rows_of_equal_settings_point_to_one_run() -> None:
     assert variants("rivals")["the two ends", "frozen"] == "none"
 
 
-def test_the_readme_s_table_is_that_of_the_core() -> None:
+def test_the_table_of_the_readme_is_that_of_the_core() -> None:
     params = read_params(ROOT / "params.yaml")
     table = pd.read_csv(ROOT / "reports" / "tables" / params.settings().folder.name / "core.csv", keep_default_na=False)
     assert set(study("core").variants) == set(params.variants)
@@ -96,3 +94,10 @@ def test_the_readme_s_table_is_that_of_the_core() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     first = next(k for k, line in enumerate(lines) if line.startswith("| system (val")) + 2
     assert lines[first : first + len(expected)] == expected, "\n".join(expected)
+
+
+def test_the_learned_emphasis_is_drawn_from_the_evidence(tmp_path: Path) -> None:
+    name = read_params(ROOT / "params.yaml").settings().folder.name
+    learned = read_emphasis(name, ROOT / "reports")
+    draw_learned_emphasis(learned[learned["variant"] == study("emphasis").baseline], tmp_path / "alpha.png", "tiny")
+    assert (tmp_path / "alpha.png").stat().st_size > 1000

@@ -1,6 +1,5 @@
-"""Several processes do what one does: the same steps, the same records; and none waits for one that is gone."""
+"""Several processes give the results of one process. If one of them dies, the others end too."""
 
-import json
 import os
 import signal
 import socket
@@ -16,19 +15,21 @@ import pytest
 import torch
 
 from wimfris.errors import UserError
+from wimfris.runs.manifest import read_manifest
 from wimfris.runs.records import read_records
-from wimfris.training.checkpoint import CHECKPOINTS
+from wimfris.runs.store import CHECKPOINTS, STORE
 from wimfris.training.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
 STEPS = Path(__file__).parent / "distributed_steps.py"
-VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # batch norms of both kinds; parameters without a use
+VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # both kinds of batch norms; unused parameters
 TRAIN = ["-m", "--", "wimfris", "train", "--run", "full-0"]
+PATIENCE = 600  # seconds after which a process counts as hung
 
 
 @pytest.fixture
 def torchrun() -> Iterator[Any]:
-    """torchrun(script and arguments, *options) -> the process, by default with two workers on this machine."""
+    """torchrun(script and arguments, *options) -> the process; by default with two workers on this machine."""
     started = []
 
     def start(command: list[str], *options: str) -> "subprocess.Popen[str]":
@@ -50,15 +51,17 @@ def torchrun() -> Iterator[Any]:
             process.wait()
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
-    told, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, told
-    return told
+def output(process: "subprocess.Popen[str]") -> str:
+    """Return the output of a process that ends without an error."""
+    text, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, text
+    return text
 
 
-def test_ten_steps_are_those_of_one_process(project: Any, torchrun: Any) -> None:
-    ended(torchrun([str(STEPS), "two.pt", *VARIANTS]))
-    ended(torchrun([str(STEPS), "one.pt", *VARIANTS], "1", "--standalone"))
+def test_ten_steps_equal_those_of_one_process(project: Any, torchrun: Any) -> None:
+    project.edit(scales__smoke__train__epochs=2)
+    output(torchrun([str(STEPS), "two.pt", *VARIANTS]))
+    output(torchrun([str(STEPS), "one.pt", *VARIANTS], "1", "--standalone"))
     one, two = torch.load("one.pt"), torch.load("two.pt")
     for variant in VARIANTS:
         assert one[variant].keys() == two[variant].keys()
@@ -66,16 +69,12 @@ def test_ten_steps_are_those_of_one_process(project: Any, torchrun: Any) -> None
             torch.testing.assert_close(two[variant][name], value, rtol=0, atol=1e-10, msg=f"{variant}: {name}")
 
 
-def test_records_are_those_of_one_process(trained: Any, torchrun: Any, tmp_path: Path) -> None:
-    """Uneven last batches, both controls; each sentence once."""
-    out = tmp_path / "records.parquet"
-    told = ended(torchrun(["-m", "--", "wimfris", "evaluate", "--run", "full-0", "--out", str(out)]))
-    expected = read_records(trained.runs / "records" / "full-0.parquet")
-    found = read_records(out)
-    columns = [name for name in expected.columns if name in found.columns]
-    assert {"sent_id", "intersection", "union", "condition"} <= set(columns)
-    assert found[columns].equals(expected[columns])
-    assert told.count("protocol cris") == 1, "the leader alone tells"
+def test_records_equal_those_of_one_process(trained: Any, torchrun: Any, tmp_path: Path) -> None:
+    """The last batches are uneven. Each sentence has one record under each condition."""
+    path = tmp_path / "records.parquet"
+    text = output(torchrun(["-m", "--", "wimfris", "evaluate", "--run", "full-0", "--out", str(path)]))
+    assert read_records(path).equals(read_records(trained.files().records))
+    assert text.count("protocol cris") == 1, "only the leader prints the table"
 
 
 def free_port() -> int:
@@ -85,68 +84,67 @@ def free_port() -> int:
 
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The training processes by rank."""
-    found = [p for p in psutil.Process(process.pid).children() if "wimfris" in p.cmdline()]
-    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+    """Return the training processes in the order of their ranks."""
+    children = [child for child in psutil.Process(process.pid).children() if "wimfris" in child.cmdline()]
+    return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
 
 def wait_for_checkpoint(process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 200
+    until = time.monotonic() + PATIENCE
     while not list(CHECKPOINTS.glob("*/0*")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "the process hangs"
         time.sleep(0.05)
 
 
 def two_nodes(torchrun: Any) -> "list[subprocess.Popen[str]]":
-    """One worker on each of two nodes, both on loopback; the first keeps what they meet by."""
-    at = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "run")
-    return [torchrun(TRAIN, "1", "--nnodes", "2", *at) for _ in range(2)]
+    """Start one worker on each of two nodes, both on this machine."""
+    rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "run")
+    return [torchrun(TRAIN, "1", "--nnodes", "2", *rendezvous) for _ in range(2)]
 
 
-def test_killed_worker_ends_all_and_resumed_is_as_uninterrupted(project: Any, torchrun: Any) -> None:
-    """On two nodes, uninterrupted, the bits are the same too."""
+def test_killed_worker_ends_all_and_resumed_run_equals_uninterrupted(project: Any, torchrun: Any, forget: Any) -> None:
+    """The uninterrupted run, on two nodes, has the same bits as the resumed run on one."""
     project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=6)
     first = torchrun(TRAIN)
     wait_for_checkpoint(first)
     leader, other = workers(first)
     other.send_signal(signal.SIGKILL)
-    told, _ = first.communicate(timeout=60)
-    assert first.returncode != 0 and "wimfris" in told
+    text, _ = first.communicate(timeout=PATIENCE)
+    assert first.returncode != 0 and "wimfris" in text
     assert not leader.is_running() or leader.status() == psutil.STATUS_ZOMBIE
-    assert not (project.runs / "records").exists()
-    with pytest.raises(UserError, match="a checkpoint of 2 processes, and these are 1; go on with as many"):
+    assert not project.files().folder.exists()
+    with pytest.raises(UserError, match="the checkpoint is of 2 processes, but 1 were started; start as many"):
         project.train()
-    assert "goes on from step" in ended(torchrun(TRAIN))
-    manifest = json.loads((project.runs / "manifests" / "full-0.json").read_text())
+    assert "resumed at step" in output(torchrun(TRAIN))
+    manifest = read_manifest(project.files().manifest)
     assert (manifest["processes"], manifest["resumed"]) == (2, 1)
     resumed = project.outs()
-    assert {name.split("/")[0] for name in resumed} >= {"weights", "records", "logs", "metrics"}
+    assert len(resumed) == 5
 
-    for path in project.runs.glob("*/full-0*"):
-        path.unlink() if path.is_file() else None
+    forget(project.files())
     for node in two_nodes(torchrun):
-        ended(node)
+        output(node)
     assert project.outs() == resumed
 
 
-def test_a_node_that_is_gone_ends_the_other(project: Any, torchrun: Any) -> None:
-    """Soon, with an exit code; the same command on both goes on."""
+def test_dead_node_ends_the_other_and_the_run_can_resume(project: Any, torchrun: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=20)
     nodes = two_nodes(torchrun)
     wait_for_checkpoint(nodes[0])
-    gone = psutil.Process(nodes[1].pid)
-    for process in [gone, *gone.children(recursive=True)]:
+    dead = psutil.Process(nodes[1].pid)
+    for process in [dead, *dead.children(recursive=True)]:
         process.kill()
-    told, _ = nodes[0].communicate(timeout=120)
-    assert nodes[0].returncode != 0, told
-    assert not (project.runs / "records").exists()
-    assert any("goes on from step" in ended(node) for node in two_nodes(torchrun))
+    text, _ = nodes[0].communicate(timeout=PATIENCE)
+    assert nodes[0].returncode != 0, text
+    assert not project.files().folder.exists() and not STORE.exists()
+    assert any("resumed at step" in output(node) for node in two_nodes(torchrun))
 
 
-def test_parts_are_equal_and_whole() -> None:
+def test_parts_of_a_batch() -> None:
     batch = list(range(12))
     parts = [Processes(rank, 3).part(batch) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert [*parts[0], *parts[1], *parts[2]] == batch
-    with pytest.raises(UserError, match="12 samples have no 5 equal parts"):
+    with pytest.raises(UserError, match=r"train\.batch_size must be a multiple .* \(5\), got 12"):
         Processes(0, 5).check_batch(12)

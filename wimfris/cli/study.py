@@ -8,7 +8,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,10 +19,10 @@ from wimfris.files import write_text
 from wimfris.results.comparison import Study, csv_frame, markdown_intro, sections
 from wimfris.results.comparison_figure import draw
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
-from wimfris.results.measured import Inputs, Measured, Report
+from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.studies import load_study
-from wimfris.results.tables import csv_text, latex_text, markdown_text, print_section
+from wimfris.results.tables import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
@@ -68,8 +68,7 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
         return 1
     if not (options.scale or options.seeds or options.no_train):
         return _reproduce(study)
-    for section in _report(study, params, runs).sections_shown:
-        print_section(section, LEFT_OUT)
+    _print(_report(study, params, runs))
     return 0
 
 
@@ -126,16 +125,19 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise UserError(f"`{' '.join(command[2:])}` failed, see above")
+    if study.variants:  # a study of measurements alone is written when they are taken, by a stage of studies/dvc.yaml
+        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()
-    report = _report(study, params, _select(study, params, None, gaps=True))
-    for section in report.sections_shown:
-        print_section(section, LEFT_OUT)
+    _print(_report(study, params, _select(study, params, None, gaps=True)))
     print(f"{study.name}: {', '.join(map(str, paths_of(study.name, params.settings().folder.name)))}")
     return 0
+
+
+def _print(shown: "_Shown") -> None:
+    for section in shown.sections_shown:
+        print_section(section, shown.report.columns_left_out or LEFT_OUT)
 
 
 # --- the report of a study --------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ class _Shown:
     """A report, and which of its sections the terminal shows."""
 
     report: Report
-    sections_shown: list
+    sections_shown: list[Section]
 
 
 def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
@@ -174,7 +176,7 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     evidence = read_evidence(params).select([str(run) for run in runs])
     if isinstance(study, Measured):
         report = study.report(_inputs(study, params, evidence))
-        return _Shown(report, report.sections)
+        return _Shown(replace(report, intro=_measured_intro(study, report.intro)), report.sections)
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(evidence.records, published)
     if study.parameters:
@@ -192,18 +194,15 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     return _Shown(Report(shown, csv_frame(tables), picture, markdown_intro(study)), terminal)
 
 
+def _measured_intro(study: Measured, intro: str) -> str:
+    question = f"**Question.** {study.question}\n\n**The paper.** {study.paper}"
+    return f"{question}\n\n{intro}" if intro else question
+
+
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:
-    folder = REPORTS / "measures" / params.settings().folder.name
-    measures = {}
-    for name in study.measures:
-        path = folder / name
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such measurement; restore it with `git checkout`, or measure it with "
-                f"`dvc repro studies/dvc.yaml:measure`"
-            )
-        measures[name] = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    return Inputs(params, params.settings(), evidence.records, measures, evidence.emphasis)
+    name = params.settings().folder.name
+    measures = {file: read_measure(name, file) for file in study.measures}
+    return Inputs(params, params.settings(), evidence.records, measures)
 
 
 def _everything(params: Params, variants: Sequence[str]) -> pd.DataFrame:

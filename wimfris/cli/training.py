@@ -1,6 +1,7 @@
 """The verbs that train, evaluate and predict."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from wimfris.cli.options import DataOption, RunOption, ScaleOption, names, numbe
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
+
+NO_TRAINING = "WIMFRIS_NO_TRAINING"  # set in CI, for example: a run that is not finished is an error
 
 
 def code(scale: ScaleOption = None, data: DataOption = None) -> None:
@@ -45,15 +48,17 @@ def train(
     params = params_at(scale, data)
     for one in [Run.parse(run)] if run else params.extra_runs():
         settings = params.settings_of(one)
-        if not retrain:
-            try:
-                key = digest(decisive(settings, one.seed))
-            except FileNotFoundError as error:
-                raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
-            # Importing torch takes seconds; taking a finished run from the store does not need it.
-            if fetch(run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))):
-                print(f"{one}: taken from the store of finished runs ({key})")
-                continue
+        try:
+            key = digest(decisive(settings, one.seed))
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
+        entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
+        # Importing torch takes seconds; taking a finished run from the store does not need it.
+        if not retrain and fetch(entry, files):
+            print(f"{one}: taken from the store of finished runs ({key})")
+            continue
+        if os.environ.get(NO_TRAINING):
+            raise UserError(f"{one}: not finished ({key}), and {NO_TRAINING} is set; unset it to train the run")
         from wimfris.training.run import train_run
 
         train_run(settings, one.seed, retrain=retrain)

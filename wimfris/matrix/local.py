@@ -60,7 +60,8 @@ def run_matrix(
     Return the runs that failed.
 
     dry_run: only say which runs are missing and what they cost. launch: what starts the trainers; by default workers on
-    this machine. show_full: called once the last run of `full` has ended. On a signal it stops its trainers, says how to go on, and exits.
+    this machine. show_full: called once the last run of `full` has ended. On a signal it stops its trainers, says how
+    to go on, and exits.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")

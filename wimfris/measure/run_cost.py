@@ -1,8 +1,8 @@
-"""`wimfris estimate`: time, memory and disk of a run and of the studies on this device, from a timed handful of steps.
+"""`wimfris estimate`: time, memory and disk of a run on this device, from a timed handful of steps.
 
-The model has its real size and random weights, and images are noise: neither encoders nor data need to be there. Where
-the scale's device is not here, the CPU stands in for it, and the estimate says so: steps are timed at batches of 2 and
-4 then, and time and memory are taken along the line through them.
+The model has its real size and random weights, and images are noise: neither encoders nor data are needed. Without the
+scale's GPU the CPU stands in for it, and the estimate says so: steps are timed at batches of 2 and 4, and time and
+memory are read off the line through them.
 """
 
 import tempfile
@@ -21,9 +21,10 @@ from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.errors import UserError
-from wimfris.matrix.costs import cores
-from wimfris.measure.efficiency import WARM_UP, Memory, example, seconds, training_step
-from wimfris.measure.parameters import blank_segmenter, count
+from wimfris.measure.blank_model import blank_segmenter, example
+from wimfris.measure.memory import Memory
+from wimfris.measure.parameters import count
+from wimfris.measure.timing import WARM_UP, seconds, training_step
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.schema import Settings
 from wimfris.training.evaluate import CONDITIONS, precision_context
@@ -32,6 +33,7 @@ COCO_SIZE = (480, 640)  # of most of COCO's images, pixels
 COCO_BYTES = 14e9  # train2014, unpacked
 ROW_BYTES = 8  # of a record in its Parquet file: 58 kB for 7,848 rows at scale tiny
 INDEX_BYTES = 300  # of an object in the index and its share of the table of images, about
+CLIP_IMAGE_BYTES = 3.5e8  # of the image encoder in the hub's file of CLIP, which is fetched whole
 REPETITIONS = 2
 SMALL = (2, 4)  # batches that stand for larger ones on a CPU
 FLOAT = 4  # bytes
@@ -39,7 +41,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Volume:
-    """How much a data set holds: objects to train on, sentences of val, sentences of all evaluation splits."""
+    """The size of a data set: objects to train on, sentences of val, sentences of all evaluation splits, objects."""
 
     train: int
     val: int
@@ -49,9 +51,9 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What was timed: seconds of a training step, of a case of evaluation and of reading an image with one worker;
-    bytes held at most in training.
+class StepTimes:
+    """Seconds of a training step, of one evaluated case, and of one image read by one worker; peak bytes in
+    training.
     """
 
     device: str
@@ -63,19 +65,19 @@ class Timed:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: seconds, bytes of memory, bytes on disk while it runs and those that it leaves."""
+    """The cost of one run."""
 
     steps: int
     seconds: float
     evaluation: float  # seconds of it
     loader: float  # images a second that the workers read
-    memory: float | None
-    running: float
-    left: float
+    memory: float | None  # bytes
+    running: float  # bytes on disk while it runs
+    left: float  # bytes on disk after it
 
 
 def volume(settings: Settings) -> Volume:
-    """By the index where it is there, else by the published counts. Raises UserError where there is neither."""
+    """Count the index where there is one, else take the published counts. Raises UserError without either."""
     path = settings.folder / "index" / "index.parquet"
     if path.is_file():
         index = read_index(path)
@@ -84,27 +86,29 @@ def volume(settings: Settings) -> Volume:
         train = int((index["split"] == "train").sum())
         return Volume(train, int(sentences["val"]), evaluated, len(index), "the index")
     if not set(settings.data.sets) <= PUBLISHED.keys():
-        raise UserError(f"{path}: missing, and no counts are published of {settings.data.name}; `dvc repro prepare`")
+        raise UserError(
+            f"{path}: missing, and {settings.data.name} has no published counts; write it with `dvc repro prepare`"
+        )
     parts = [counts for name in settings.data.sets for counts in PUBLISHED[name].items()]
     train = sum(counts.objects for split, counts in parts if split == "train")
     val = sum(counts.sentences for split, counts in parts if split == "val")
     evaluated = sum(counts.sentences for split, counts in parts if split != "train")
-    told = "the published counts" + (", shared images included" if settings.data.name == "mixed_strict" else "")
-    return Volume(train, val, evaluated, sum(counts.objects for _, counts in parts), told)
+    source = "the published counts" + (", shared images included" if settings.data.name == "mixed_strict" else "")
+    return Volume(train, val, evaluated, sum(counts.objects for _, counts in parts), source)
 
 
-def time_steps(settings: Settings) -> Timed:
-    """Time training steps, evaluation and the reading of images, at the settings' batches on a GPU; see the module."""
+def time_steps(settings: Settings) -> StepTimes:
+    """Time training steps, evaluation and the reading of images; on a GPU at the settings' batches."""
     wanted = settings.train.device
     device = torch.device(wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(min(settings.train.threads, cores()))
+    torch.set_num_threads(min(settings.train.threads, torch.get_num_threads()))
     batch, cases = settings.train.batch_size, settings.evaluate.batch_size
     stands_in, on_gpu = device.type != wanted, device.type == "cuda"
-    if stands_in:  # half precision is emulated by many CPUs
+    if stands_in:  # many CPUs emulate half precision
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
 
     def median(work: Callable[[], object]) -> float:
-        if stands_in:  # each is seconds long, and tells no more than the order of magnitude
+        if stands_in:  # a step takes seconds, and shows the order of magnitude at best
             return seconds(work, 1, device, warm_up=0)[0]
         return float(np.median(seconds(work, REPETITIONS, device, WARM_UP if on_gpu else 1)))
 
@@ -123,64 +127,70 @@ def time_steps(settings: Settings) -> Timed:
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     name += "" if device.type == wanted else f", fp32 (scale {settings.scale} trains on {wanted}, not here)"
     assert step is not None
-    return Timed(name, step, case, _read_seconds(settings), memory)
+    return StepTimes(name, step, case, _read_seconds(settings), memory)
 
 
 def along(values: Sequence[float | None], batch: int) -> float | None:
-    """The value at a batch, along the line through those at the batches `SMALL`; None where one of them is."""
+    """Return the value at a batch, on the line through those at the batches `SMALL`; None where one is unknown."""
     first, last = values
     if first is None or last is None:
         return None
     return last + (last - first) / (SMALL[1] - SMALL[0]) * (batch - SMALL[1])
 
 
-def cost(settings: Settings, timed: Timed, of: Volume) -> Cost:
-    """A run's cost: every epoch with its validation, and the evaluation of all splits under every condition. Raises
-    UserError where the train split has no batch.
+def cost(settings: Settings, times: StepTimes, size: Volume) -> Cost:
+    """Return a run's cost: all epochs with their validation, and the evaluation of all splits under every condition.
+
+    Raises UserError where a batch is larger than the train split.
     """
     train = settings.train
-    steps = train.steps(of.train)
+    steps = train.steps(size.train)
     if not steps:
-        raise UserError(f"train.batch_size: {train.batch_size} is more than the train split has ({of.train})")
-    reading = timed.image / max(train.workers, 1)
-    fed = max if train.workers else _sum  # workers read while the device computes
-    step = fed(timed.step, train.batch_size * reading)
-    case = fed(timed.case, reading)
-    evaluation = case * (train.epochs * of.val + len(CONDITIONS) * of.evaluated)
+        raise UserError(
+            f"train.batch_size must be at most the number of training objects ({size.train}), got {train.batch_size}"
+        )
+    reading = times.image / max(train.workers, 1)
+    if train.workers:  # they read while the device computes
+        step, case = max(times.step, train.batch_size * reading), max(times.case, reading)
+    else:
+        step, case = times.step + train.batch_size * reading, times.case + reading
+    evaluation = case * (train.epochs * size.val + len(CONDITIONS) * size.evaluated)
     trained = FLOAT * count(blank_segmenter(settings))
-    records = ROW_BYTES * len(CONDITIONS) * of.evaluated
+    records = ROW_BYTES * len(CONDITIONS) * size.evaluated
     return Cost(
         steps=train.epochs * steps,
         seconds=train.epochs * steps * step + evaluation,
         evaluation=evaluation,
         loader=1 / reading,
-        memory=timed.memory,
-        # a checkpoint holds the weights, the best ones and Adam's two moments; the one before it is kept meanwhile
+        memory=times.memory,
+        # Two checkpoints at a time, each with the weights, the best weights and Adam's two moments.
         running=2 * 4 * trained,
-        left=2 * trained + records,  # in the workspace and in DVC's cache, where it copies
+        left=2 * trained + records,  # weights in the workspace and, as a copy, in DVC's cache
     )
 
 
-def shared_bytes(settings: Settings, of: Volume) -> dict[str, float]:
-    """What all runs of a data set and scale share, on disk: images, index, encoders."""
+def shared_bytes(settings: Settings, size: Volume) -> dict[str, float]:
+    """Return the bytes on disk that all runs of a data set and scale share: images, index, encoders."""
     public = settings.encoders.text.is_public or settings.encoders.vision.is_public
     blank = blank_segmenter(settings)
     backbones = count(blank, trained=False) - count(blank)
     return {
         "images": COCO_BYTES if settings.data.name != "scenes" else 0.0,
-        "index": INDEX_BYTES * of.objects,
-        # the file of CLIP's pinned revision holds the encoder of images too, 600 MB with it
-        "encoders": FLOAT * backbones + (3.5e8 if public else 0.0),
+        "index": INDEX_BYTES * size.objects,
+        "encoders": FLOAT * backbones + (CLIP_IMAGE_BYTES if public else 0.0),
     }
 
 
+def at_batch(settings: Settings, batch: int | None) -> Settings:
+    """Return the settings with another batch size of training; None leaves them as they are."""
+    if batch is None:
+        return settings
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})
+
+
 def _image_size(settings: Settings) -> tuple[int, int]:
-    """Height and width of the data set's images."""
+    """Return height and width of the data set's images."""
     return COCO_SIZE if settings.data.name != "scenes" else (settings.data.image_size, settings.data.image_size)
-
-
-def _sum(a: float, b: float) -> float:
-    return a + b
 
 
 @torch.no_grad()
@@ -193,7 +203,7 @@ def _evaluate(segmenter: Segmenter, settings: Settings, device: torch.device, ba
 
 
 def _read_seconds(settings: Settings) -> float:
-    """Of one worker for one image: JPEG, letterbox, mask."""
+    """Return the seconds that one worker takes for one image: JPEG, letterbox, mask."""
     image = np.random.default_rng(0).integers(0, 256, (*_image_size(settings), 3), dtype=np.uint8)
     smooth = cv2.GaussianBlur(image, (9, 9), 0)  # about as many bytes as a photograph has
     protocol, mask = PROTOCOLS["cris"], np.ones(image.shape[:2], np.uint8)
@@ -206,10 +216,3 @@ def _read_seconds(settings: Settings) -> float:
             letterbox_mask(mask, settings.data.image_size)
 
         return float(np.median(seconds(read, 10, torch.device("cpu"))))
-
-
-def at_batch(settings: Settings, batch: int | None) -> Settings:
-    """The settings with another batch size of training; None leaves them as they are."""
-    if batch is None:
-        return settings
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})

@@ -1,7 +1,8 @@
-"""The best score that a model can get: the targets themselves, at the size of the logits, taken back by the protocol.
+"""The score of the targets themselves: resized to the logits as in training, and taken back as in evaluation.
 
-Training shows the model its targets at the logits' size (nearest), and evaluation takes the logits to the image's size
-(bicubic, then the inverse letterbox). What gets lost on the way no model wins back; the smaller the image, the more.
+Training resizes the targets to the size of the logits (nearest); evaluation takes the logits to the size of the image
+(bicubic, then the inverse letterbox). The score is what this resizing costs, the more the smaller the image. It is no
+upper bound: logits that are fitted to the target at its own size score higher.
 """
 
 import numpy as np
@@ -14,11 +15,11 @@ from wimfris.data.protocol import PROTOCOLS
 from wimfris.metrics import summarise
 from wimfris.settings.schema import Settings
 
-SURE = 1e-4  # distance of a perfect model's probabilities from 0 and 1
+SURE = 1e-4  # distance of the probabilities from 0 and 1
 
 
 def ceiling(settings: Settings, rows: pd.DataFrame) -> dict[str, float]:
-    """mIoU, oIoU and precisions over the sentences of these index rows, where the logits are the resized target."""
+    """Return mIoU, oIoU and precisions over the sentences of these index rows, with the resized target as logits."""
     size, protocol = settings.data.image_size, PROTOCOLS[settings.evaluate.protocol]
     areas = []
     for row in rows.to_dict("records"):

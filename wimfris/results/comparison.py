@@ -72,6 +72,7 @@ class Study:
     further: tuple["Study", ...] = ()  # further families of comparisons over the same runs
     grid: bool = False  # show mIoU also as a grid, block by label
     parameters: bool = False  # show the trained parameters of each row
+    emphasis: bool = False  # draw the emphasis that the baseline learned, as a second picture
     extra: Callable[[pd.DataFrame, Published], Section] | None = None  # from records of all sets and scales there are
 
     @property

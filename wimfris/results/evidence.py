@@ -115,8 +115,8 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
     missing = [str(run) for run, folder in folders.items() if not _is_finished(params, run, folder)]
     if missing:
         raise UserError(
-            f"{params.settings().outs}: {', '.join(missing)} missing, or trained with other settings or code; train with "
-            "`wimfris matrix`, then `dvc repro`"
+            f"{params.settings().outs}: {', '.join(missing)} missing, or trained with other settings or code; "
+            "train with `wimfris matrix`, then `dvc repro`"
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
     _write(files, _read_folders(folders))

@@ -26,6 +26,7 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study
 from wimfris.results.evidence import FOLDER, PARTS, current, read_evidence
+from wimfris.results.measured import Measured
 from wimfris.results.page import PAGE
 from wimfris.results.tables import Section
 from wimfris.settings.params import Params
@@ -71,6 +72,9 @@ def load_studies(folder: Path = Path("studies")) -> list[StudyFile]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         study = getattr(module, "STUDY", None)
+        if isinstance(study, Measured):
+            found.append(StudyFile(path.stem, study.title, None))
+            continue
         if not isinstance(study, Study):
             raise UserError(f"{path}: has no constant STUDY; see the other studies, or move it out of {folder}/")
         found.append(StudyFile(path.stem, study.title, study))

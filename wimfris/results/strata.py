@@ -1,7 +1,7 @@
 """Results by stratum: does the window help more, or less, where a target is large, crosses windows, or is named by far
 context?
 
-`annotate` says of every evaluated sentence which stratum it is in; `strata_table` compares systems within each stratum,
+`wimfris.measure.strata_labels` labels every evaluated sentence. `strata_table` compares systems within each stratum,
 and their differences between strata, by the machinery of `wimfris.results.statistics`.
 
 The gain of a system within a stratum is its difference with the baseline over the sentences of that stratum. The
@@ -11,7 +11,7 @@ its sums), the values z^A - z^B of the two systems are compared as any others. I
 strata, so that an image with sentences of both is counted as what it is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
-from wimfris.data.index import decode_mask
-from wimfris.data.scenes import CANVAS, SPLITS_WRITTEN, Description, World, draw_scene
 from wimfris.errors import UserError
 from wimfris.results.figures import saved_figure
 from wimfris.results.statistics import (
@@ -48,18 +45,18 @@ CASE = ["split", "ref_id", "sent_id"]
 
 @dataclass(frozen=True)
 class Stratum:
-    """A way to part the sentences: a column of `annotate`, the upper edges of its levels, and their names."""
+    """A way to part the sentences: a column of labels or records, the upper edges of its levels, and their names."""
 
     title: str
     column: str
     edges: tuple[float, ...]  # inclusive
     levels: tuple[str, ...]
 
-    def __call__(self, annotation: pd.DataFrame) -> "pd.Series[str]":
-        """The level of every sentence, an ordered categorical; missing where the sentence has none."""
+    def __call__(self, labels: pd.DataFrame) -> "pd.Series[str]":
+        """Return the level of every sentence, an ordered categorical; missing where the sentence has none."""
         if not self.edges:
-            return pd.Series(pd.Categorical(annotation[self.column], self.levels, ordered=True), annotation.index)
-        return pd.cut(annotation[self.column], [-np.inf, *self.edges, np.inf], labels=list(self.levels))
+            return pd.Series(pd.Categorical(labels[self.column], self.levels, ordered=True), labels.index)
+        return pd.cut(labels[self.column], [-np.inf, *self.edges, np.inf], labels=list(self.levels))
 
 
 STRATA: Mapping[str, Stratum] = {
@@ -80,99 +77,16 @@ STRATA: Mapping[str, Stratum] = {
 """How sentences are parted; the last two for sentences that name a landmark alone."""
 
 
-# --- which stratum a sentence is in -----------------------------------------------------------------------------------
-
-
-def windows_of(boxed: NDArray[np.floating], window: int) -> NDArray[np.intp]:
-    """The windows, (n, 2) rows and columns, that hold a pixel of a letterboxed mask (S, S) in [0, 1], threshold 0.5;
-    `window` is a window's side in pixels. As `wimfris.model.loss.window_targets` has it.
-    """
-    rows, columns = np.nonzero(boxed > 0.5)
-    return np.unique(np.stack([rows // window, columns // window], axis=1), axis=0)
-
-
-def annotate(
-    index: pd.DataFrame,
-    box: Callable[[NDArray[np.uint8]], NDArray[np.floating]],
-    window: int,
-    landmarks: Mapping[int, NDArray[np.bool_]],
-) -> pd.DataFrame:
-    """One row a sentence of these rows of the index: what the strata are made from.
-
-    box: mask (H, W) -> letterboxed mask (S, S); window: a window's side in pixels of the letterbox; landmarks: sent_id
-    -> mask (H, W) of what the sentence names its target by, where it does.
-
-    Columns: split, ref_id, sent_id, image_id, kind; everything ("all"); share (of the image's pixels); windows (how
-    many the target touches); context_windows (0 where some window holds a part of both target and landmark, else how
-    many windows the nearest is away, diagonals as one), context_distance (centre to centre, in sides of a window); both
-    missing where there is no landmark.
-    """
-    rows = []
-    for row in index.to_dict("records"):
-        target = decode_mask(row)
-        boxed = box(target)
-        touched = windows_of(boxed, window)
-        of_object = {
-            **{key: row[key] for key in ("split", "ref_id", "image_id")},
-            "everything": "all",
-            "share": float(target.mean()),
-            "windows": len(touched),
-        }
-        for sent_id, kind in zip(row["sent_ids"], row["kinds"], strict=True):
-            context: dict[str, float] = {"context_windows": np.nan, "context_distance": np.nan}
-            if sent_id in landmarks:
-                other = box(landmarks[sent_id].astype(np.uint8))
-                away = np.abs(touched[:, None] - windows_of(other, window)[None]).max(axis=2)
-                distance = np.linalg.norm(_centre(boxed) - _centre(other)) / window
-                context = {"context_windows": float(away.min()), "context_distance": float(distance)}
-            rows.append({**of_object, "sent_id": sent_id, "kind": kind or None, **context})
-    return pd.DataFrame(rows)
-
-
-def _centre(boxed: NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.argwhere(boxed > 0.5).mean(axis=0)
-
-
-def landmark(things: World, description: Description) -> int | None:
-    """Which thing of a scene the description names its target by; None where it has no relation."""
-    return things.matching(description.landmark).bit_length() - 1 if description.relation else None
-
-
-def scene_landmarks(index: pd.DataFrame, counts: Mapping[str, int], size: int) -> dict[int, NDArray[np.bool_]]:
-    """sent_id -> mask (H, W) of its landmark, for the relations among these rows of the built-in set's index.
-
-    The scenes are drawn again: image ids count them in the order of `SPLITS_WRITTEN`, of which `counts` says how many
-    there are; `size` is the images' side. Raises `UserError` where the index holds another sentence than its scene.
-    """
-    before = {split: sum(counts[other] for other in SPLITS_WRITTEN[:k]) for k, split in enumerate(SPLITS_WRITTEN)}
-    found = {}
-    for image_id, objects in index.groupby("image_id"):
-        split = str(objects["split"].iloc[0])
-        scene = draw_scene(split, int(objects["image_id"].iloc[0]) - before[split] - 1, size)
-        world = World(scene.things, size / CANVAS)
-        described = [sentence for _, sentences in scene.refs for sentence in sentences]
-        sentences = (objects.sort_values("ref_id")[column] for column in ("sent_ids", "sentences"))
-        written = [case for row in zip(*sentences, strict=True) for case in zip(*row, strict=True)]
-        if [text for _, text in described] != [text for _, text in written]:
-            raise UserError(
-                f"image {image_id} ({split}): its sentences are not those of the scene; draw the set again: `dvc repro`"
-            )
-        for (description, _), (sent_id, _) in zip(described, written, strict=True):
-            thing = landmark(world, description)
-            if thing is not None:
-                found[int(sent_id)] = scene.masks[thing]
-    return found
-
-
 # --- results by stratum -----------------------------------------------------------------------------------------------
 
 
 def strata_table(
-    records: pd.DataFrame, annotation: pd.DataFrame, systems: Sequence[str], baseline: str, *, resamples: int = 10_000
+    records: pd.DataFrame, labels: pd.DataFrame, systems: Sequence[str], baseline: str, *, resamples: int = 10_000
 ) -> pd.DataFrame:
     """Compare the systems with the baseline in every stratum of every split: a row a split, stratum, level and system.
 
-    `annotation` has the columns of `annotate`, for at least the records' sentences. Columns, all values fractions:
+    `labels` has the columns of `measure.strata_labels.strata_labels`, for at least the records' sentences. Columns, all
+    values fractions:
 
     * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences, seed_list;
     * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, means over the common seeds;
@@ -183,14 +97,14 @@ def strata_table(
 
     Strata of a single level are left out.
 
-    Raises `UserError` as `compare`, and where a sentence of the records is not annotated.
+    Raises `UserError` as `compare`, and where a sentence of the records has no labels.
     """
-    joined = records.merge(annotation.drop(columns=["kind", "image_id"]), on=CASE, how="left", validate="many_to_one")
+    joined = records.merge(labels.assign(everything="all"), on=CASE, how="left", validate="many_to_one")
     if joined["windows"].isna().any():
         case = joined[joined["windows"].isna()].iloc[0]
         raise UserError(
-            f"{case['split']}: sentence {case['sent_id']} of run {case['run']} is not in the index; "
-            "evaluate the run on it with `dvc repro`"
+            f"{case['split']}: sentence {case['sent_id']} of run {case['run']} has no labels; "
+            "label the sentences again with `wimfris measure strata`"
         )
     rows: list[dict[str, object]] = []
     for split in [name for name in SPLITS if (records["split"] == name).any()]:

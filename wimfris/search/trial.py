@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.measure.efficiency import latency
+from wimfris.measure.timing import latency
 from wimfris.search.sampler import make_pruner, make_sampler
 from wimfris.search.storage import HEARTBEAT, open_storage
 from wimfris.settings.schema import Settings

@@ -1,4 +1,4 @@
-"""One process or many: what `torchrun` started share out a run, with the result that one process has."""
+"""Training and evaluation in one process, or in several that `torchrun` started. The results are the same."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from wimfris.errors import UserError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=15)  # that a process waits for the others before it ends with an error
+TIMEOUT = timedelta(minutes=15)  # a process that waits longer for the others ends with an error
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that work on one run: this one's rank, and how many they are. Rank 0 leads: it alone reads checkpoints and
-    writes. Methods that exchange something must be called by all of them.
+    """The processes that share one run: the rank of this one, and their number.
+
+    Rank 0 leads: only it reads checkpoints and writes files. Every process must call `share`, `gather` and `mean`.
     """
 
     rank: int = 0
@@ -30,11 +31,11 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process reads checkpoints and writes files."""
         return self.rank == 0
 
     def share(self, value: T) -> T:
-        """The leader's value, in every process."""
+        """Return the leader's value, in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -42,15 +43,15 @@ class Processes:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, in every process."""
+        """Return the values of all processes, in the order of ranks, in every process."""
         if self.size == 1:
             return [value]
-        found: list[T | None] = [None] * self.size
-        distributed.all_gather_object(found, value)
-        return cast(list[T], found)
+        values: list[T | None] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return cast(list[T], values)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes."""
+        """Return the mean over the processes."""
         if self.size == 1:
             return values
         total = values.detach().clone()
@@ -58,20 +59,25 @@ class Processes:
         return total / self.size
 
     def part(self, batch: Sequence[T]) -> list[T]:
-        """This process's part of a training batch: equal parts, in order."""
-        each = len(batch) // self.size
-        return list(batch[self.rank * each : (self.rank + 1) * each])
+        """Return this process's part of a training batch. The parts are equal and in the order of ranks."""
+        size = len(batch) // self.size
+        return list(batch[self.rank * size : (self.rank + 1) * size])
 
     def check_batch(self, size: int) -> None:
-        """Raises UserError where a batch of that size has no equal parts: the mean of the parts' losses would not be
-        the batch's.
+        """Raise UserError where a batch of this size has no equal parts: the mean of the parts' losses would not be the
+        loss of the batch.
         """
         if size % self.size:
-            raise UserError(f"train.batch_size: {size} samples have no {self.size} equal parts, one for each process")
+            raise UserError(
+                f"train.batch_size must be a multiple of the number of processes ({self.size}), got {size}; "
+                "change it, or the number of processes"
+            )
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with batch norms over all processes' samples (in place) and gradients averaged over them. Every
-        trained parameter must take part in the output; frozen ones are in none of the buckets.
+        """Return the model wrapped so that gradients are averaged over the processes.
+
+        Its batch norms are replaced in place by `SyncedBatchNorm`. Every trained parameter must contribute to the
+        output.
         """
         if self.size == 1:
             return model
@@ -81,9 +87,9 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes that `torchrun` started (by its environment), joined for the time of the block; alone without it.
+    """Join the processes that `torchrun` started for the time of the block; without torchrun there is one process.
 
-    On "cuda" each takes the GPU of its local rank. Raises UserError where there are fewer GPUs than processes.
+    On "cuda" each process uses the GPU of its local rank. Raises UserError where there are fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -92,24 +98,25 @@ def processes(device: str) -> Iterator[Processes]:
     if device == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
-            raise UserError(f"torchrun: more processes than GPUs, {count} here; lower --nproc-per-node")
+            raise UserError(f"torchrun: --nproc-per-node must be at most the number of GPUs on this machine ({count})")
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     yield Processes(distributed.get_rank(), size)
-    distributed.destroy_process_group()  # not after an error: the others would not come to it
+    distributed.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch norm whose statistics, in training, are those of all processes' samples, equally many in each; on any
-    device (torch's own SyncBatchNorm wants a GPU).
+    """Batch norm with training statistics over the samples of all processes, which must have equally many.
+
+    It works on any device; torch's SyncBatchNorm needs a GPU.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"batch norm of {input.dim()} dimensions")
+            raise ValueError(f"batch norm needs an input of at least 2 dimensions, got {input.dim()}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...)."""
+        """Normalise (B, C, ...) over all dimensions but C."""
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
@@ -130,7 +137,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 def synchronise_norms(model: nn.Module) -> None:
-    """Replace every batch norm by one over all processes, with the same parameters under the same names."""
+    """Replace every batch norm in place by a `SyncedBatchNorm` with the same parameters under the same names."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, _BatchNorm) and not isinstance(norm, SyncedBatchNorm):

@@ -1,0 +1,62 @@
+"""The model of any settings without its weights, and noise for it to read."""
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
+
+from wimfris.data.scenes import vocabulary
+from wimfris.data.tokens import WordTokenizer
+from wimfris.encoders.load import new_text, new_vision
+from wimfris.encoders.text import text_backbone
+from wimfris.encoders.vision import vision_backbone
+from wimfris.model.segmenter import Segmenter
+from wimfris.settings.schema import Settings
+from wimfris.training.build import assemble
+
+CLIP_TOKENS, CLIP_LENGTH = (
+    49408,
+    77,
+)  # vocabulary and positions of the hub's CLIP; the end token is the last (openai/CLIP)
+DINO_PIXELS = 518  # the image size of the hub's DINOv2 with registers
+
+
+def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
+    """Return the model that `training.build` makes, with fresh weights everywhere. On `meta` it takes no memory."""
+    with torch.device(device):
+        return assemble(settings, _text(settings), _vision(settings))
+
+
+def example(segmenter: Segmenter, settings: Settings, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return noise images (B, 3, S, S) and sentences (B, L) without padding."""
+    size, length = settings.data.image_size, settings.data.length
+    token_ids = torch.full((batch, length), 3, dtype=torch.int64, device=device)
+    token_ids[:, -1] = segmenter.text.end_token
+    return torch.randn(batch, 3, size, size, device=device), token_ids
+
+
+def _text(settings: Settings) -> CLIPTextModelWithProjection:
+    text = settings.encoders.text
+    if not text.is_public:
+        return new_text(settings, WordTokenizer(vocabulary(), settings.data.length))
+    return text_backbone(
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        vocabulary=CLIP_TOKENS,
+        length=CLIP_LENGTH,
+        end_token=CLIP_TOKENS - 1,
+    )
+
+
+def _vision(settings: Settings) -> Dinov2WithRegistersModel:
+    vision = settings.encoders.vision
+    if not vision.is_public:
+        return new_vision(settings)
+    return vision_backbone(
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.heads,
+        patch=vision.patch,
+        registers=vision.registers,
+        image_size=DINO_PIXELS,
+    )

@@ -1,0 +1,79 @@
+"""Studies made of measurements: the files of `wimfris measure`, what such a study reads, and what it shows.
+
+The measurements lie at reports/measures/<set>-<scale>/ and are committed, so that their studies need neither weights
+nor torch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wimfris.errors import UserError
+from wimfris.files import replacing, write_text
+from wimfris.results.tables import Section
+from wimfris.settings.params import Params
+from wimfris.settings.schema import Settings
+
+REPORTS = Path("reports")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study's report is a function of, at one data set and scale."""
+
+    params: Params
+    settings: Settings  # of `full`
+    records: pd.DataFrame  # of the study's runs, columns of `SCHEMA`; empty for a study without runs
+    measures: Mapping[str, pd.DataFrame]  # file name -> its content
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study shows: tables, the frame of its CSV, and its picture."""
+
+    sections: list[Section]
+    frame: pd.DataFrame
+    draw: Callable[[Path], None]  # draws the picture to a PNG
+    intro: str = ""  # Markdown, below the question and the paper's answer
+    columns_left_out: tuple[str, ...] = ()  # of the tables in the terminal
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A study whose numbers come from measurements, and from records where it names variants."""
+
+    name: str  # of its files
+    title: str
+    question: str
+    paper: str  # the paper's answer, and where it gives it
+    measures: tuple[str, ...]  # file names under reports/measures/<set>-<scale>/
+    report: Callable[[Inputs], Report]
+    variants: tuple[str, ...] = ()  # whose runs' records it reads
+
+
+def measure_path(name: str, file: str, reports: Path = REPORTS) -> Path:
+    """Return the path of a measurement's file of a set and scale (`name`, for example scenes-tiny)."""
+    return reports / "measures" / name / file
+
+
+def write_measure(frame: pd.DataFrame, name: str, file: str, reports: Path = REPORTS) -> None:
+    """Write a measurement as CSV (nine significant digits) or Parquet. The bytes depend on the frame alone."""
+    path = measure_path(name, file, reports)
+    if path.suffix == ".csv":
+        write_text(path, frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+        return
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=19)
+
+
+def read_measure(name: str, file: str, reports: Path = REPORTS) -> pd.DataFrame:
+    """Read a measurement. Raises UserError where its file is missing."""
+    path = measure_path(name, file, reports)
+    if not path.is_file():
+        raise UserError(f"{path}: no such measurement; restore it with git, or make it with `wimfris measure`")
+    return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
