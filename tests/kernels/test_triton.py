@@ -342,7 +342,7 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
     sizes = {"N": 16, "PADDED": 4, "K": 4, "T": tokens, "BLOCK": block, "ROUNDS": 4, "WINDOWED": True}
     for chunked in (False, True):
         constants = sizes | {"CHUNKED": chunked, "REVERSE": chunked}
-        counted = compiled.instructions((vars(triton_scan) | vars(triton_conv))[name], constants, trips)
+        counted = compiled.count_instructions((vars(triton_scan) | vars(triton_conv))[name], constants, trips)
         assert 0 < counted.special < counted.issued
         if name in ("scan_forward", "chunk_ends"):
             assert counted.memory < 0.1 * counted.issued  # no shuffles
