@@ -26,7 +26,7 @@ from pycocotools import mask as rle
 from torch.utils.data import DataLoader
 
 from wimfris.data.dataset import ReferDataset, every_sentence
-from wimfris.data.scenes import vocabulary
+from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.measure.run_cost import time_steps
 from wimfris.runs.manifest import platform_of

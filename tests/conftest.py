@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from wimfris.data.index import prepare
+from wimfris.data.prepare import prepare_index
 from wimfris.data.source import make_source
 from wimfris.encoders.load import describe_encoders
 from wimfris.encoders.text import TextEncoder, text_backbone
@@ -225,7 +225,8 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project.edit(scale="smoke", scales__smoke__train__learning_rate=0.015, scales__smoke__train__epochs=3)
     with contextlib.chdir(folder):
         settings = project.params().settings()
-        index = prepare(make_source(settings), "scenes", settings.folder / "index")
+        make_source(settings)
+        index, _ = prepare_index(settings)
         assert len(index) > 40
         (settings.folder / "encoders.json").write_text(json.dumps(describe_encoders(settings)))
     return folder

@@ -192,7 +192,7 @@ def test_edits_rerun_what_they_affect(again: Path) -> None:
     report = {"tables", "gather", "studies", "page"}
     append("wimfris/results/tables.py")
     assert rerun(again) == {"tables", "studies", "page"}
-    append("wimfris/checks/audit.py")
+    append("wimfris/data/audit.py")
     assert rerun(again) == {"tables", "studies", "page", "prepare"}
     git(again, "checkout", "--quiet", "wimfris")
     append("wimfris/builtin/encoders/CARD.md")
@@ -300,8 +300,8 @@ def test_the_paper_s_command_on_official_files(reproduced: Path, tmp_path: Path,
     for name, official in ("refs", "refs(unc).p"), ("instances", "instances.json"):
         shutil.copy(files[name], data / "refcoco" / official)
     objects = Counter(one.split for one in read_refer(data, "refcoco"))
-    with (folder / "wimfris" / "data" / "index.py").open("a") as file:
-        file.write(f'\nPUBLISHED_OBJECTS["refcoco"] = {dict(objects)}\n')
+    with (folder / "wimfris" / "data" / "counts.py").open("a") as file:
+        file.write(f'\nPUBLISHED["refcoco"] = {{name: Counts(n, 0, 0) for name, n in {dict(objects)}.items()}}\n')
     (data / "weights").mkdir()
     _original.write_files(data / "weights", clip, dino)
 

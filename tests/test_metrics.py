@@ -1,3 +1,5 @@
+"""mIoU, oIoU and precision: golden numbers, thresholds and bounds."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from wimfris.metrics import PRECISION_THRESHOLDS, ious, summarise
 
 GOLDEN = Path(__file__).parent / "golden" / "protocol.npz"
-# The golden IoUs have a union larger by this much, against division by 0.
+# The golden IoUs add this to the union, to avoid division by 0.
 GOLDEN_EPSILON = 1e-6
 
 AREAS = st.lists(
@@ -24,7 +26,7 @@ def golden() -> dict[str, np.ndarray]:
         return {key.removeprefix("areas/"): file[key] for key in file.files if key.startswith("areas/")}
 
 
-def test_the_golden_areas_come_out(golden: dict[str, np.ndarray]) -> None:
+def test_the_golden_numbers_are_reproduced(golden: dict[str, np.ndarray]) -> None:
     intersection, union = golden["intersection"], golden["union"]
     assert (union == 0).sum() == 3
     assert np.array_equal(ious(intersection, union + GOLDEN_EPSILON), golden["iou"])
@@ -40,7 +42,7 @@ def test_the_golden_areas_come_out(golden: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
 @pytest.mark.parametrize("union", [10, 70, 12_340])
 def test_an_iou_on_the_threshold_does_not_pass(tenths: int, union: int) -> None:
-    # As in the golden numbers, whose epsilon keeps such a case below the threshold.
+    # So it is in the golden numbers, whose epsilon puts such a case below the threshold.
     exactly = tenths * union // 10
     assert summarise([exactly, exactly + 1], [union, union])[f"pr{tenths}0"] == 0.5
 
@@ -67,7 +69,7 @@ def test_the_order_of_the_cases_does_not_matter_and_bounds_hold(areas: list[tupl
 
 
 @given(AREAS)
-def test_one_case_has_both_ious_alike(areas: list[tuple[int, int]]) -> None:
+def test_miou_and_oiou_of_one_case_are_equal(areas: list[tuple[int, int]]) -> None:
     for inside, around in areas:
         one = summarise([inside], [around])
         assert one["miou"] == one["oiou"]
@@ -77,7 +79,7 @@ def test_one_case_has_both_ious_alike(areas: list[tuple[int, int]]) -> None:
 def test_impossible_areas_are_refused() -> None:
     with pytest.raises(ValueError, match="no cases"):
         summarise([], [])
-    with pytest.raises(ValueError, match="larger"):
+    with pytest.raises(ValueError, match="at most its union"):
         ious([3], [2])
     with pytest.raises(ValueError, match="one length"):
         ious([1, 2], [2])

@@ -1,5 +1,10 @@
-"""The one exception that means: the input is wrong, and here is the fix."""
+"""The exception for invalid user input."""
 
 
 class UserError(Exception):
-    """Bad input, told in one line that names the file, key or sentence at fault and what to do about it."""
+    """Raised for invalid user input. The message is one line that says what is wrong, where, and how to fix it."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the type and text of an exception on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what they hold."""
+"""Atomic file writes and hashes."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and is gone when it fails."""
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, delete it when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -21,23 +21,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Return once a file, or the list of names in a folder, is on the disk: what takes another's place is whole even if
-    the machine goes down in the next moment.
-    """
-    opened = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to the disk, so that a crash right after a rename loses nothing."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, atomically."""
+    """Write a text file atomically."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""`wimfris data check`: which file is missing, which count is wrong, what to do."""
+"""`wimfris data check` names missing files and wrong counts, with the fix."""
 
 import json
 import shutil
@@ -8,14 +8,13 @@ import pytest
 import typer
 
 from wimfris.checks import official_files as check
-from wimfris.checks.official_files import PUBLISHED, Counts
 from wimfris.cli.app import data_check
-from wimfris.data.index import PUBLISHED_OBJECTS
+from wimfris.data.counts import Counts, count
 from wimfris.data.refer import read_refer
 from wimfris.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-RIGHT = {name: check.count(read_refer(FIXTURE, name)) for name in ("refcoco", "refcocog-umd")}
+RIGHT = {name: count(read_refer(FIXTURE, name)) for name in ("refcoco", "refcocog-umd")}
 
 
 @pytest.fixture
@@ -27,19 +26,7 @@ def problems(root: Path, *names: str) -> list[str]:
     return check.check(root, names or list(RIGHT), RIGHT).problems
 
 
-def test_published_counts_agree_with_what_prepare_holds_them_against() -> None:
-    for name, splits in PUBLISHED.items():
-        assert {split: counts.objects for split, counts in splits.items()} == PUBLISHED_OBJECTS[name]
-    totals = {
-        name: [sum(column) for column in zip(*splits.values(), strict=True)] for name, splits in PUBLISHED.items()
-    }
-    assert totals["refcoco"] == [50000, 142210, 19994]
-    assert totals["refcoco+"] == [49856, 141564, 19992]
-    assert totals["refcocog-umd"] == [49822, 95010, 25799]
-    assert totals["refcocog-google"][:2] == [49822, 95010], "its splits share images"
-
-
-def test_right_files_pass_and_are_remembered(root: Path) -> None:
+def test_right_files_pass_and_their_hashes_are_recorded(root: Path) -> None:
     report = check.check(root, list(RIGHT), RIGHT)
     assert report.problems == [] and report.counts == RIGHT
     assert all("first time" in note for note in report.notes) and len(report.notes) == 4
@@ -52,44 +39,44 @@ def test_right_files_pass_and_are_remembered(root: Path) -> None:
     assert again.problems == [] and all(note.endswith("as first seen") for note in again.notes)
 
 
-def test_every_missing_file_is_named_with_what_the_right_one_looks_like(root: Path) -> None:
+def test_every_missing_file_is_named_with_the_counts_of_the_right_one(root: Path) -> None:
     (root / "refcoco" / "refs(unc).p").unlink()
     (root / "refcocog" / "instances.json").unlink()
     (root / "images" / "train2014" / "COCO_train2014_000000000003.jpg").unlink()
     first, second = problems(root)
-    assert f"missing {root}/refcoco/refs(unc).p" in first and "home is gone" in first
+    assert f"missing {root}/refcoco/refs(unc).p" in first and "offline" in first
     assert f"train {RIGHT['refcoco']['train'].objects}/" in first
     assert f"missing {root}/refcocog/instances.json" in second
     shutil.copy(FIXTURE / "refcoco" / "refs(unc).p", root / "refcoco")
-    assert any("1 of 8 images that the annotations name are missing, COCO_train2014_000000000003.jpg" in line
+    assert any("1 of the 8 annotated images are missing, for example COCO_train2014_000000000003.jpg" in line
                for line in problems(root))  # fmt: skip
     shutil.rmtree(root / "images")
     assert any("train2014: missing; unpack http" in line for line in problems(root))
 
 
-def test_an_image_without_content_is_found(root: Path) -> None:
+def test_an_empty_image_file_is_reported(root: Path) -> None:
     (root / "images" / "train2014" / "COCO_train2014_000000000003.jpg").write_bytes(b"")
     (line,) = problems(root)
-    assert "1 of 8 images" in line and "are empty" in line
+    assert "1 of the 8 annotated images" in line and "are empty" in line
 
 
-def test_every_wrong_count_is_told_and_a_wrong_file_is_not_remembered(root: Path) -> None:
+def test_every_wrong_count_is_named_and_a_wrong_file_is_not_recorded(root: Path) -> None:
     right = RIGHT["refcoco"]
     other = {"refcoco": right | {"val": Counts(right["val"].objects, right["val"].sentences + 1, 9)}}
     report = check.check(root, ["refcoco"], other)
     (line,) = report.problems
-    assert f"val has {right['val'].sentences} sentences, published are {right['val'].sentences + 1}" in line
-    assert "images, published are 9" in line and "objects, published" not in line
+    assert f"val has {right['val'].sentences} sentences, expected {right['val'].sentences + 1}" in line
+    assert "images, expected 9" in line and "objects, expected" not in line
     assert not (root / check.SEEN).exists()
 
 
-def test_a_file_that_changed_is_told_from_the_one_seen_first(root: Path) -> None:
+def test_a_changed_file_is_refused(root: Path) -> None:
     problems(root)
     with (root / "refcoco" / "instances.json").open("a") as file:
         file.write(" ")
     (line,) = problems(root)
     assert line.startswith(f"{root}/refcoco/instances.json: its counts are right, but it is not the file")
-    assert problems(root) == [line], "the first file stays the one that is compared with"
+    assert problems(root) == [line], "the hash of the first file stays recorded"
 
 
 def test_damaged_files_are_problems_not_tracebacks(root: Path) -> None:
@@ -98,20 +85,18 @@ def test_damaged_files_are_problems_not_tracebacks(root: Path) -> None:
     (line,) = problems(root)
     assert "not a readable pickle" in line and "\n" not in line
     (root / check.SEEN).write_text("{")
-    with pytest.raises(UserError, match=r"seen\.json: not readable; delete it"):
+    with pytest.raises(UserError, match=r"seen\.json: not readable as JSON; delete it"):
         problems(root)
     (root / check.SEEN).unlink()
-    with pytest.raises(UserError, match="data set scenes: nothing is published"):
+    with pytest.raises(UserError, match=r"data set must be one with published counts .*, got scenes"):
         check.check(root, ["scenes"])
 
 
-def test_the_command_ends_with_1_where_something_is_wrong(
-    root: Path, project: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_exits_with_1_on_problems(root: Path, project: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as stop:
         data_check(sets="refcoco", root=root)
     assert stop.value.exit_code == 1
     out = capsys.readouterr().out
-    assert "published are 42404" in out and out.endswith("1 problems\n")
+    assert "expected 42404" in out and out.endswith("1 problems\n")
     data_check()
     assert "nothing to check" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Cases: which sentences are trained on and evaluated, the controls, and what the model gets of them."""
+"""Cases: the sentences of training and evaluation, the controls, and the items that the model gets."""
 
 import random
 from collections import Counter
@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from wimfris.cli import app as cli
-from wimfris.data import refer
 from wimfris.data.dataset import (
     Case,
     ReferDataset,
@@ -24,7 +23,10 @@ from wimfris.data.dataset import (
 )
 from wimfris.data.index import build_index
 from wimfris.data.letterbox import letterbox_image, letterbox_mask
-from wimfris.data.scenes import vocabulary, write_scenes
+from wimfris.data.refer import images_folder, read_refer
+from wimfris.data.rle import decode_rle
+from wimfris.data.scenes import write_scenes
+from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.errors import UserError
 
@@ -40,12 +42,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(root: Path) -> pd.DataFrame:
-    found, _, _ = build_index(refer.read_refer(root, "scenes"), refer.images_folder(root))
-    return found[found["split"] == "train"].reset_index(drop=True)
+    whole, _, _ = build_index(read_refer(root, "scenes"), images_folder(root))
+    return whole[whole["split"] == "train"].reset_index(drop=True)
 
 
 def frame(*images: tuple[int, list[str]]) -> pd.DataFrame:
-    """An index of (image, sentences) rows, with what the choice of cases looks at."""
+    """Return an index of (image, sentences) rows, with the columns that select cases."""
     return pd.DataFrame({"image_id": [image for image, _ in images], "sentences": [texts for _, texts in images]})
 
 
@@ -58,10 +60,10 @@ def test_empty_sentences() -> None:
 
 
 def test_shuffled_sentences_come_from_another_image(index: pd.DataFrame) -> None:
-    cases, told = every_sentence(index), shuffled_sentences(index)
-    assert [(c.row, c.sentence) for c in told] == [(c.row, c.sentence) for c in cases]
-    assert Counter(c.text for c in told) == Counter(c.text for c in cases), "each sentence is told once"
-    assert shuffled_sentences(index) == told, "the same each time"
+    cases, shuffled = every_sentence(index), shuffled_sentences(index)
+    assert [(c.row, c.sentence) for c in shuffled] == [(c.row, c.sentence) for c in cases]
+    assert Counter(c.text for c in shuffled) == Counter(c.text for c in cases), "each sentence is used once"
+    assert shuffled_sentences(index) == shuffled, "the order is fixed"
 
 
 @pytest.mark.parametrize(
@@ -69,16 +71,16 @@ def test_shuffled_sentences_come_from_another_image(index: pd.DataFrame) -> None
     [[1, 1], [3, 3], [4, 1, 1, 2], [1, 2, 3, 4, 5, 5], [2] * 9, [7, 7, 7], [5, 1, 1, 1, 1, 1]],
     ids=str,
 )
-def test_shuffled_sentences_whatever_images_hold(counts: list[int]) -> None:
+def test_sentences_are_shuffled_for_any_counts_of_the_images(counts: list[int]) -> None:
     rows = [(image, [f"{image} {k}"]) for image, count in enumerate(counts) for k in range(count)]
     index = frame(*[rows[i] for i in np.random.default_rng(0).permutation(len(rows))])
-    told = shuffled_sentences(index)
-    assert sorted(c.text for c in told) == sorted(text for _, (text,) in rows)
-    for case in told:
+    shuffled = shuffled_sentences(index)
+    assert sorted(c.text for c in shuffled) == sorted(text for _, (text,) in rows)
+    for case in shuffled:
         assert int(case.text.split()[0]) != index["image_id"][case.row]
 
 
-def test_sentences_that_cannot_be_shuffled() -> None:
+def test_sentences_of_one_large_image_cannot_be_shuffled() -> None:
     with pytest.raises(UserError, match="one image holds more than half"):
         shuffled_sentences(frame((1, ["a", "b", "c"]), (2, ["d"])))
 
@@ -93,14 +95,14 @@ def test_epochs_and_seeds_differ_and_repeat(index: pd.DataFrame) -> None:
     orders = [epoch_cases(index, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert all(a != b for k, a in enumerate(orders) for b in orders[:k])
     assert epoch_cases(index, 1, 1) == orders[3]
-    chosen = Counter((c.row, c.sentence) for epoch in range(20) for c in epoch_cases(index, 0, epoch))
-    assert len(chosen) == sum(map(len, index["sentences"])), "in time every sentence is heard"
+    seen = {(c.row, c.sentence) for epoch in range(20) for c in epoch_cases(index, 0, epoch)}
+    assert len(seen) == sum(map(len, index["sentences"])), "every sentence is drawn in some epoch"
 
 
 def test_items(root: Path, index: pd.DataFrame) -> None:
     tokenizer = WordTokenizer(vocabulary(), 16)
     cases = every_sentence(index)
-    images = refer.images_folder(root)
+    images = images_folder(root)
     dataset = ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=True)
     assert len(dataset) == len(cases)
     for number in (0, 1, len(cases) - 1):
@@ -108,16 +110,15 @@ def test_items(root: Path, index: pd.DataFrame) -> None:
         assert item["number"] == number
         assert item["image"].shape == (3, SIZE, SIZE) and item["image"].dtype == torch.float32
         np.testing.assert_array_equal(item["image"], letterbox_image(read_image(images / row["file_name"]), SIZE))
-        mask = refer.decode_rle(row["rle_counts"], row["height"], row["width"])
+        mask = decode_rle(row["rle_counts"], row["height"], row["width"])
         np.testing.assert_array_equal(item["mask"][0], letterbox_mask(mask, SIZE))
         assert item["mask"].shape == (1, SIZE, SIZE) and item["mask"].min() >= 0 and item["mask"].max() <= 1
         np.testing.assert_array_equal(item["token_ids"], tokenizer.encode(cases[number].text))
     assert "mask" not in ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=False)[0]
 
 
-def test_number_of_workers_changes_nothing(root: Path, index: pd.DataFrame) -> None:
-    """In every epoch: an epoch's cases are drawn where the workers are started, and a worker draws nothing."""
-    images, tokenizer = refer.images_folder(root), WordTokenizer(vocabulary(), 16)
+def test_the_number_of_workers_changes_nothing(root: Path, index: pd.DataFrame) -> None:
+    images, tokenizer = images_folder(root), WordTokenizer(vocabulary(), 16)
     for epoch in (0, 1):
         cases = epoch_cases(index, 3, epoch)
         dataset = ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=True)
@@ -129,12 +130,12 @@ def test_number_of_workers_changes_nothing(root: Path, index: pd.DataFrame) -> N
 
 
 def test_a_case_is_read_without_random_numbers(root: Path, index: pd.DataFrame) -> None:
-    """So that no worker needs a seed of its own, for any epoch."""
-    images, tokenizer = refer.images_folder(root), WordTokenizer(vocabulary(), 16)
+    """Workers therefore need no seeds."""
+    images, tokenizer = images_folder(root), WordTokenizer(vocabulary(), 16)
     dataset = ReferDataset(index, every_sentence(index), images, tokenizer, SIZE, with_mask=True)
 
     def states() -> tuple[object, ...]:
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state is what is meant)
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the test is about the global state)
         return random.getstate(), name, bytes(np.asarray(keys)), *rest, bytes(torch.get_rng_state().numpy())
 
     before, first = states(), dataset[0]
@@ -146,14 +147,14 @@ def test_a_case_is_read_without_random_numbers(root: Path, index: pd.DataFrame) 
     assert all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(again[name])) for name in first)
 
 
-def test_image_that_is_missing_or_has_changed(root: Path, index: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_missing_or_changed_image_is_named(root: Path, index: pd.DataFrame, tmp_path: Path) -> None:
     dataset = ReferDataset(
         index, every_sentence(index), tmp_path, WordTokenizer(vocabulary(), 16), SIZE, with_mask=False
     )
     with pytest.raises(UserError, match=r"COCO_train2014_\d+\.jpg: missing or not an image"):
         dataset[0]
     cv2.imwrite(str(tmp_path / index["file_name"][0]), np.zeros((10, 10, 3), np.uint8))
-    with pytest.raises(UserError, match="its size has changed since `prepare`"):
+    with pytest.raises(UserError, match="size changed since `prepare`"):
         dataset[0]
 
 
@@ -166,14 +167,14 @@ def test_images_are_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "grey.png").shape == (4, 5, 3)
 
 
-def test_what_a_loaders_process_finds_wrong_is_one_line(
+def test_an_error_of_a_loader_process_is_one_line(
     root: Path, index: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It comes with the traceback of that process; the command shows its last line alone."""
+    """The error comes with the traceback of that process, of which the command shows the last line alone."""
     tokenizer, nowhere = WordTokenizer(vocabulary(), 16), root / "nowhere"
     dataset = ReferDataset(index, every_sentence(index), nowhere, tokenizer, SIZE, with_mask=True)
     monkeypatch.setattr(cli, "app", lambda: next(iter(DataLoader(dataset, num_workers=1))))
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and told.startswith(f"wimfris: {nowhere}") and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith(f"wimfris: {nowhere}") and message.count("\n") == 1

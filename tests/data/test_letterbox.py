@@ -1,3 +1,5 @@
+"""The letterbox equals CRIS's golden numbers, and is undone exactly."""
+
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ def golden() -> dict[str, np.ndarray]:
         return {key.removeprefix("case2/"): file[key] for key in file.files if key.startswith("case2/")}
 
 
-def test_the_protocol_comes_out_exactly(golden: dict[str, np.ndarray]) -> None:
+def test_the_golden_numbers_are_reproduced(golden: dict[str, np.ndarray]) -> None:
     height, width = golden["mask"].shape
     place = letterbox.geometry(height, width, 448)
     assert np.array_equal(place.forward, golden["matrix"])
@@ -34,12 +36,12 @@ def test_the_protocol_comes_out_exactly(golden: dict[str, np.ndarray]) -> None:
 
 
 @given(SIDES, SIDES, SIZES)
-def test_there_and_back_is_the_identity(height: int, width: int, size: int) -> None:
+def test_forward_and_inverse_are_the_identity(height: int, width: int, size: int) -> None:
     place = letterbox.geometry(height, width, size)
     row = np.array([[0, 0, 1]])
-    there_and_back = np.vstack([place.inverse, row]) @ np.vstack([place.forward, row])
-    assert np.allclose(there_and_back, np.eye(3), atol=1e-3)
-    # One scale for both axes, no shear, centre on centre, and the longer side fills the input.
+    product = np.vstack([place.inverse, row]) @ np.vstack([place.forward, row])
+    assert np.allclose(product, np.eye(3), atol=1e-3)
+    # One scale for both axes, no shear, the centre stays the centre, and the longer side fills the input.
     assert place.forward[0, 0] == pytest.approx(place.forward[1, 1], rel=1e-4)
     assert np.allclose(place.forward[[0, 1], [1, 0]], 0, atol=1e-6)
     assert np.allclose(place.forward @ [width / 2, height / 2, 1], size / 2, atol=1e-3)
@@ -48,7 +50,7 @@ def test_there_and_back_is_the_identity(height: int, width: int, size: int) -> N
 
 @settings(max_examples=25)
 @given(st.integers(60, 300), st.integers(60, 300), st.integers(150, 300), st.floats(0.3, 0.7), st.floats(0.3, 0.7))
-def test_a_mask_survives_the_way_there_and_back(height: int, width: int, size: int, x: float, y: float) -> None:
+def test_a_mask_is_recovered(height: int, width: int, size: int, x: float, y: float) -> None:
     rows, columns = np.mgrid[:height, :width]
     mask = (rows - y * height) ** 2 + (columns - x * width) ** 2 < (0.25 * min(height, width)) ** 2
     boxed = letterbox.letterbox_mask(mask, size)
@@ -66,7 +68,7 @@ def test_the_border_is_the_mean_colour() -> None:
     image = letterbox.letterbox_image(np.full((20, 40, 3), 255, np.uint8), 64)
     assert image.shape == (3, 64, 64)
     half_a_level = 0.5 / 255 / letterbox.CLIP_STD
-    # The image fills rows 16 to 47; the cubic kernel reaches two pixels further.
+    # The image fills rows 16 to 47, and the cubic kernel reaches two pixels further.
     for border in (image[:, :13], image[:, 51:]):
         assert np.all(np.abs(border) <= half_a_level.reshape(3, 1, 1) + 1e-6)
     white = (1 - letterbox.CLIP_MEAN) / letterbox.CLIP_STD
@@ -81,14 +83,14 @@ def test_colours_keep_their_order() -> None:
     assert np.allclose(channels, [1, 0, 0], atol=1e-6)
 
 
-def test_a_batch_is_its_images() -> None:
+def test_a_batch_equals_its_images_one_by_one() -> None:
     logits = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     batch = letterbox.input_probabilities(logits, 30)
     assert batch.shape == (3, 30, 30)
     for one, probabilities in zip(logits, batch, strict=True):
         alone = letterbox.original_probabilities(letterbox.input_probabilities(one[None], 30)[0], 20, 40)
         assert np.allclose(letterbox.original_probabilities(probabilities, 20, 40), alone, atol=1e-6)
-    # Corners on corners: the corner of the logits is the corner of the input.
+    # align_corners=True: the corners of the logits are the corners of the input.
     assert np.allclose(
         batch[:, [0, 0, -1, -1], [0, -1, 0, -1]], torch.sigmoid(logits[:, 0])[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     )

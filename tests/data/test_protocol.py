@@ -1,4 +1,4 @@
-"""Evaluation protocols: each as its own paper's code computes it."""
+"""Evaluation protocols: each equals its own paper's code."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def logits() -> torch.Tensor:
     return torch.randn(2, 1, 16, 16)
 
 
-def test_names_are_those_of_the_settings() -> None:
+def test_the_settings_allow_these_names() -> None:
     allowed = Evaluate.model_json_schema()["properties"]["protocol"]["enum"]
     assert list(PROTOCOLS) == allowed
 
@@ -54,36 +54,36 @@ def test_cris_letterboxes(image: np.ndarray, mask: np.ndarray) -> None:
 
 
 def two_classes(logits: torch.Tensor) -> torch.Tensor:
-    """The two channels, background and object, whose difference is the logit."""
+    """Return two channels, background and object, whose difference is the logit."""
     return torch.cat([-logits / 2, logits / 2], dim=1)
 
 
-def test_lavt_is_an_argmax_at_480_against_the_target_there(logits: torch.Tensor, mask: np.ndarray) -> None:
+def test_lavt_is_an_argmax_at_480(logits: torch.Tensor, mask: np.ndarray) -> None:
     protocol = PROTOCOLS["lavt"]
     scaled = F.interpolate(two_classes(logits), size=(480, 480), mode="bilinear", align_corners=True)
     expected = scaled.argmax(1).numpy() > 0
-    found = np.stack([protocol.predicted(scores, HEIGHT, WIDTH) for scores in protocol.scores(logits, SIZE)])
-    assert found.shape == (2, 480, 480) and (found == expected).all()
+    predicted = np.stack([protocol.predicted(scores, HEIGHT, WIDTH) for scores in protocol.scores(logits, SIZE)])
+    assert predicted.shape == (2, 480, 480) and (predicted == expected).all()
     target = protocol.target(mask)
     assert target.shape == (480, 480) and target.dtype == bool
-    # nearest: the value of the pixel in which the centre lies
+    # Nearest interpolation takes the pixel that holds the centre.
     rows = ((np.arange(480) + 0.5) * HEIGHT / 480).astype(int)
     columns = ((np.arange(480) + 0.5) * WIDTH / 480).astype(int)
     assert np.array_equal(target, mask[rows][:, columns] > 0)
 
 
-def test_remamber_is_a_half_at_the_image_s_own_size(logits: torch.Tensor, mask: np.ndarray) -> None:
+def test_remamber_thresholds_at_a_half_at_the_image_s_own_size(logits: torch.Tensor, mask: np.ndarray) -> None:
     protocol = PROTOCOLS["remamber"]
     scaled = F.interpolate(logits, size=(480, 480), mode="bilinear", align_corners=True)
     expected = F.interpolate(scaled, (HEIGHT, WIDTH)).sigmoid()[:, 0].numpy() > 0.5
-    found = np.stack([protocol.predicted(scores, HEIGHT, WIDTH) for scores in protocol.scores(logits, SIZE)])
-    assert (found == expected).all()
+    predicted = np.stack([protocol.predicted(scores, HEIGHT, WIDTH) for scores in protocol.scores(logits, SIZE)])
+    assert (predicted == expected).all()
     assert np.array_equal(protocol.target(mask), mask > 0)
 
 
 @pytest.mark.parametrize("name", ["lavt", "remamber"])
 def test_squashing_loses_the_aspect_ratio_and_nothing_else(name: str, mask: np.ndarray) -> None:
-    """The image fills its square, in the colours of training; a perfect mask goes there and back."""
+    """The image fills its square, in the colours of training, and a perfect mask is recovered."""
     protocol = PROTOCOLS[name]
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     picture[mask > 0] = 255

@@ -1,4 +1,4 @@
-"""Where the official files come from: drawn, or the user's own, read in place."""
+"""The official files: drawn for the built-in set, otherwise the user's own, read in place."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Scale base on RefCOCO, whose official files are the fixture's, in a copy to spoil."""
+    """Scale base on RefCOCO, whose official files are a copy of the fixture."""
     shutil.copytree(FIXTURE, tmp_path / "official")
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content |= {"scale": "base", "data": {"name": "refcoco", "root": "official"}}
@@ -28,38 +28,38 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return read_params().settings()
 
 
-def test_official_files_are_pointed_at_and_not_copied(settings: Settings) -> None:
+def test_official_files_are_recorded_and_not_copied(settings: Settings) -> None:
     folder = make_source(settings)
     assert folder == Path("runs/refcoco-base/refer")
     assert [path.name for path in folder.rglob("*")] == ["source.json"]
-    told = json.loads((folder / "source.json").read_text())
-    assert set(told["sha256"]) == {"refcoco/refs(unc).p", "refcoco/instances.json"}
+    pointer = json.loads((folder / "source.json").read_text())
+    assert set(pointer["sha256"]) == {"refcoco/refs(unc).p", "refcoco/instances.json"}
     assert source_root(settings) == Path("official")
     assert source_images(settings) == Path("official/images/train2014")
 
 
-def test_official_files_that_are_missing(settings: Settings) -> None:
+def test_missing_official_files_are_named(settings: Settings) -> None:
     Path("official/refcoco/instances.json").unlink()
     with pytest.raises(UserError, match=r"refcoco: missing official/refcoco/instances\.json; unpack") as error:
         make_source(settings)
     assert "\n" not in str(error.value)
 
 
-def test_official_files_that_changed(settings: Settings) -> None:
+def test_changed_official_files_are_refused(settings: Settings) -> None:
     make_source(settings)
     with Path("official/refcoco/instances.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(UserError, match=r"instances\.json: not the file that stage `data` saw; .*dvc repro -f data"):
+    with pytest.raises(UserError, match=r"instances\.json: changed since stage `data`; .*dvc repro -f data"):
         source_root(settings)
 
 
-def test_stage_that_has_not_run(settings: Settings) -> None:
+def test_a_stage_that_has_not_run_is_named(settings: Settings) -> None:
     for find in (source_root, source_images):
-        with pytest.raises(UserError, match=r"^runs/refcoco-base/refer.*: missing; `dvc repro data` writes it$"):
+        with pytest.raises(UserError, match=r"^runs/refcoco-base/refer.*: missing; run `dvc repro data`$"):
             find(settings)
 
 
-def test_built_in_set_is_drawn_by_the_scale_s_counts(project: Any) -> None:
+def test_the_built_in_set_has_the_counts_of_the_scale(project: Any) -> None:
     settings = project.params().settings()
     assert source_root(settings) == Path("runs/scenes-smoke/refer")
     images = list(source_images(settings).iterdir())

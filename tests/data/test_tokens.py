@@ -1,3 +1,5 @@
+"""Tokenizers: CLIP's tokens are OpenAI's, and words are start, words, end and padding."""
+
 import gzip
 import json
 from collections.abc import Sequence
@@ -13,13 +15,13 @@ from wimfris.errors import UserError
 ROOT = Path(__file__).parents[2]
 CASES = json.loads((ROOT / "tests" / "golden" / "clip_tokens.json").read_text(encoding="utf-8"))
 BYTE_PAIRS = ROOT.parent / "shared" / "golden" / "bpe_simple_vocab_16e6.txt.gz"
-needs_byte_pairs = pytest.mark.skipif(not BYTE_PAIRS.is_file(), reason=f"CLIP's vocabulary is not at {BYTE_PAIRS}")
+needs_byte_pairs = pytest.mark.skipif(not BYTE_PAIRS.is_file(), reason=f"CLIP's vocabulary not found at {BYTE_PAIRS}")
 VOCABULARY = ["the", "left", "of", "small", "blue", "cross", "t-shirt"]
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLIP's byte pairs in the two files of a model snapshot, ids as CLIP numbers them."""
+    """CLIP's byte pairs in the two files of a model snapshot, with CLIP's ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     letters = [*map(chr, printable), *(chr(256 + number) for number in range(len(hidden)))]
@@ -34,7 +36,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_byte_pairs
-def test_clip_tokens_are_those_of_clip(clip_folder: Path) -> None:
+def test_clip_s_golden_tokens_are_reproduced(clip_folder: Path) -> None:
     tokenizers = {length: ClipTokenizer.from_folder(clip_folder, length) for length in {c["length"] for c in CASES}}
     assert len(CASES) == 28
     for case in CASES:
@@ -83,12 +85,12 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
 def test_words_are_start_words_end_padding(words: Sequence[str], length: int) -> None:
     tokenizer: Tokenizer = WordTokenizer(VOCABULARY, length)
     tokens = tokenizer.encode(" ".join(words)).tolist()
-    kept = min(len(words), length - 2)
+    shown = min(len(words), length - 2)
     assert len(tokens) == length == tokenizer.length
     assert tokens[0] == WordTokenizer.START_ID
-    assert [VOCABULARY[token - 3] for token in tokens[1 : 1 + kept]] == list(words[:kept])
-    assert tokens[1 + kept] == tokenizer.eot_id == WordTokenizer.END_ID
-    assert tokens[2 + kept :] == [0] * (length - kept - 2)
+    assert [VOCABULARY[token - 3] for token in tokens[1 : 1 + shown]] == list(words[:shown])
+    assert tokens[1 + shown] == tokenizer.eot_id == WordTokenizer.END_ID
+    assert tokens[2 + shown :] == [0] * (length - shown - 2)
 
 
 def test_case_space_and_punctuation_do_not_matter() -> None:
@@ -99,18 +101,18 @@ def test_case_space_and_punctuation_do_not_matter() -> None:
     assert tokenizer.vocabulary_size == 3 + len(VOCABULARY)
 
 
-def test_an_unknown_word_is_named_with_its_sentence_and_what_is_near() -> None:
+def test_an_unknown_word_is_named_with_its_sentence_and_similar_words() -> None:
     tokenizer = WordTokenizer(VOCABULARY, 5)
     with pytest.raises(UserError, match=r"'crosss' of the sentence 'the crosss' .* did you mean cross\?"):
         tokenizer.encode("the crosss")
-    with pytest.raises(UserError, match="known are blue, cross, left"):
+    with pytest.raises(UserError, match="the words are blue, cross, left"):
         tokenizer.encode("zzz")
-    with pytest.raises(UserError, match="'zebra'"):  # though the cut would hide it
+    with pytest.raises(UserError, match="'zebra'"):  # although truncation would hide it
         tokenizer.encode("the left of small blue cross zebra")
 
 
 @pytest.mark.parametrize("vocabulary", [["Left"], ["left", "left"], ["two words"], ["dot."], [""]])
-def test_a_vocabulary_that_no_sentence_can_reach_is_refused(vocabulary: list[str]) -> None:
+def test_an_invalid_vocabulary_is_refused(vocabulary: list[str]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         WordTokenizer(vocabulary, 5)
     with pytest.raises(ValueError, match="length"):

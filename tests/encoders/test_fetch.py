@@ -1,4 +1,4 @@
-"""Downloads from a hub on this machine, over its real protocol: whole and right, or one line that says why not."""
+"""Downloads from a local server with the hub's protocol: complete and verified, or refused in one line."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from wimfris.encoders.fetch import fetch_encoders, wanted
+from wimfris.encoders.fetch import fetch_encoders, needed_files
 from wimfris.encoders.load import load_vision
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
@@ -24,7 +24,7 @@ NAME, COMMIT = "maker/dino", "b" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """The part of the hub that a download talks to. `cut`: bodies break off half-way; `asked`: paths of files sent."""
+    """The part of the hub that downloads use. `cut` truncates bodies half-way; `asked` lists the files sent."""
 
     daemon_threads = True
 
@@ -80,8 +80,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=56, num_register_tokens=2
     )
     Dinov2WithRegistersModel(config).save_pretrained(folder)
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return found | {"pytorch_model.bin": b"the same as a pickle", "README.md": b"a card"}
+    saved = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return saved | {"pytorch_model.bin": b"the same weights as a pickle", "README.md": b"a card"}
 
 
 @pytest.fixture
@@ -112,31 +112,32 @@ def settings(tmp_path: Path) -> Settings:
     return read_params(tmp_path / "params.yaml").settings()
 
 
-def told(settings: Settings) -> str:
+def refusal(settings: Settings) -> str:
+    """Return the message with which the download is refused."""
     with pytest.raises(UserError) as error:
         fetch_encoders(settings)
     assert "\n" not in str(error.value) and NAME in str(error.value)
     return str(error.value)
 
 
-def test_what_is_fetched_loads_and_is_safetensors_alone(hub: Hub, settings: Settings) -> None:
+def test_fetched_encoders_are_safetensors_and_load(hub: Hub, settings: Settings) -> None:
     (folder,) = fetch_encoders(settings)
     assert sorted(hub.asked) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert load_vision(settings).config.num_register_tokens == 2
-    assert fetch_encoders(settings) == [folder] and len(hub.asked) == 2, "nothing is fetched twice"
+    assert fetch_encoders(settings) == [folder] and len(hub.asked) == 2, "a second call fetches nothing"
 
 
 def test_a_revision_without_safetensors_gives_its_only_weights() -> None:
     names = ["config.json", "merges.txt", "flax_model.msgpack", "pytorch_model.bin", "tf_model.h5", "onnx/a.json"]
-    assert wanted(names) == ["config.json", "merges.txt", "pytorch_model.bin"]
+    assert needed_files(names) == ["config.json", "merges.txt", "pytorch_model.bin"]
     with pytest.raises(ValueError, match="neither safetensors"):
-        wanted(["config.json", "flax_model.msgpack"])
+        needed_files(["config.json", "flax_model.msgpack"])
 
 
-def test_a_download_that_breaks_off_is_not_taken_as_whole(hub: Hub, settings: Settings) -> None:
+def test_an_interrupted_download_is_not_used(hub: Hub, settings: Settings) -> None:
     hub.cut = True
-    assert "cannot be fetched" in told(settings)
+    assert "cannot be fetched" in refusal(settings)
     with pytest.raises(UserError, match="`wimfris encoders fetch --scale smoke`"):
         load_vision(settings)
     hub.cut = False
@@ -148,7 +149,7 @@ def test_a_damaged_file_is_refused_and_fetched_again(hub: Hub, settings: Setting
     (folder,) = fetch_encoders(settings)
     blob = (folder / "model.safetensors").resolve()
     content = bytearray(blob.read_bytes())
-    content[-1] ^= 1  # one bit, which no size and no shape would tell
+    content[-1] ^= 1  # one bit, which no check of size or shape detects
     blob.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"model\.safetensors is not the published file .* run `wimfris encoders fetch"):
         load_vision(settings)
@@ -159,7 +160,7 @@ def test_a_damaged_file_is_refused_and_fetched_again(hub: Hub, settings: Setting
         load_vision(settings)
 
 
-def test_a_configuration_that_was_edited_is_refused(hub: Hub, settings: Settings) -> None:
+def test_an_edited_configuration_is_refused(hub: Hub, settings: Settings) -> None:
     (folder,) = fetch_encoders(settings)
     blob = (folder / "config.json").resolve()
     blob.write_text(blob.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
@@ -167,23 +168,23 @@ def test_a_configuration_that_was_edited_is_refused(hub: Hub, settings: Settings
         load_vision(settings)
 
 
-def test_a_revision_that_is_not_there(hub: Hub, settings: Settings) -> None:
+def test_a_missing_revision_is_refused(hub: Hub, settings: Settings) -> None:
     vision = settings.encoders.vision.model_copy(update={"revision": "c" * 40})
     encoders = settings.encoders.model_copy(update={"vision": vision})
-    assert "c" * 40 in told(settings.model_copy(update={"encoders": encoders}))
+    assert "c" * 40 in refusal(settings.model_copy(update={"encoders": encoders}))
 
 
-def test_no_hub_is_said_at_once(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    address(monkeypatch, "http://127.0.0.1:1", tmp_path)
-    started = time.monotonic()
-    assert "cannot be fetched" in told(settings) and time.monotonic() - started < 5
-
-
-def test_a_hub_that_never_answers_does_not_hang(
+def test_an_unreachable_hub_is_refused_at_once(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wimfris.encoders.fetch.SECONDS", 0.5)
+    address(monkeypatch, "http://127.0.0.1:1", tmp_path)
+    started = time.monotonic()
+    assert "cannot be fetched" in refusal(settings) and time.monotonic() - started < 5
+
+
+def test_a_silent_hub_does_not_hang(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wimfris.encoders.fetch.TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
         started = time.monotonic()
-        assert "cannot be fetched" in told(settings) and time.monotonic() - started < 5
+        assert "cannot be fetched" in refusal(settings) and time.monotonic() - started < 5

@@ -1,4 +1,4 @@
-"""Where the frozen encoders come from: the hub's formats, offline; the built-in pair; random weights for tests."""
+"""Loading the frozen encoders: from the hub's cache, offline; the built-in pair; random weights for tests."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from wimfris.data.scenes import vocabulary
+from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import ClipTokenizer, WordTokenizer
 from wimfris.encoders import load
 from wimfris.encoders.load import (
@@ -43,27 +43,28 @@ START, END = 18, 19  # of the small vocabulary below
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Scale smoke, with encoders of a hub that has nothing."""
+    """Scale smoke, with hub encoders."""
     return change(tmp_path)
 
 
 def change(folder: Path, scale: str = "smoke", text: Any = None, vision: Any = None, **rest: Any) -> Settings:
+    """Return the settings with these changes of the encoders and, in `rest`, of the data."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     encoders = content["scales"]["smoke"]["encoders"]
     encoders["text"] |= {"source": HUB["text"], "revision": COMMIT["text"]} | (text or {})
     encoders["vision"] |= {"source": HUB["vision"], "revision": COMMIT["vision"]} | (vision or {})
-    content |= {"scale": scale, "variants": {"full": {}}, "extended": {}}  # others may not fit the grids of these tests
+    content |= {"scale": scale, "variants": {"full": {}}, "extended": {}}  # other variants may not fit the grids here
     for key, value in rest.items():
         content["scales"]["smoke"]["data"][key] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     return read_params(folder / "params.yaml").settings()
 
 
-# --- a hub's cache on this machine ------------------------------------------------------------------------------------
+# --- a local hub cache ------------------------------------------------------------------------------------------------
 
 
 def snapshot(cache: Path, name: str) -> Path:
-    """The folder in which huggingface_hub keeps a model's files at its revision."""
+    """Make the folder where huggingface_hub stores a model's files at its revision."""
     home = cache / f"models--{HUB[name].replace('/', '--')}"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(COMMIT[name])
@@ -73,7 +74,7 @@ def snapshot(cache: Path, name: str) -> Path:
 
 
 def byte_pairs() -> dict[str, Any]:
-    """A CLIP tokenizer of a few tokens, in tokenizer.json's format."""
+    """Return a CLIP tokenizer of a few tokens, in tokenizer.json's format."""
     letters = "abcdefgh"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "ab</w>", "pad", "<|startoftext|>", "<|endoftext|>"]
     special = [
@@ -119,7 +120,7 @@ def byte_pairs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
-    """The hub's models, small: CLIP whole, as it is published, with end-of-text id 2 in its configuration; DINOv2."""
+    """Small hub models: a whole CLIP, as it is published, with end-of-text id 2 in its configuration; DINOv2."""
     torch.manual_seed(0)
     text = {
         "vocab_size": 20,
@@ -156,12 +157,12 @@ def models() -> dict[str, nn.Module]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, nn.Module]) -> Path:
-    """A local hub cache that holds both models: CLIP as pytorch_model.bin, as its pinned revision is, DINOv2 as
-    safetensors. There is no network.
+    """A local hub cache with both models, and no network. CLIP is a pytorch_model.bin, like its pinned revision, and
+    DINOv2 safetensors.
     """
     folder = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("asked the network"))
+    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
     text = snapshot(folder, "text")
     models["text"].config.save_pretrained(text)
     state = models["text"].state_dict() | {"text_model.embeddings.position_ids": torch.arange(20)[None]}
@@ -171,14 +172,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, nn.
     return folder
 
 
-def test_hub_text_is_found_offline(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:
+def test_hub_text_loads_offline(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:
     tokenizer = load_tokenizer(settings)
     assert isinstance(tokenizer, ClipTokenizer)
     assert (tokenizer.eot_id, tokenizer.length) == (END, 16)
     ids = tokenizer.encode("ab c")
     assert list(ids[:5]) == [START, 16, 10, END, 0] and not ids[5:].any()
     backbone = load_text(settings, tokenizer)
-    assert backbone.config.eos_token_id == END, "the hub's 2 would pool at the largest id"
+    assert backbone.config.eos_token_id == END, "with the hub's 2 it would pool at the largest id"
     own = backbone.state_dict()
     assert all(torch.equal(models["text"].state_dict()[name], value) for name, value in own.items())
     assert {name.split(".")[0] for name in own} == {"text_model", "text_projection"}
@@ -187,13 +188,13 @@ def test_hub_text_is_found_offline(settings: Settings, cache: Path, models: dict
     torch.testing.assert_close(sentence[0], expected)
 
 
-def test_sentence_is_read_at_its_end_not_at_the_largest_id(settings: Settings, cache: Path) -> None:
+def test_a_sentence_is_pooled_at_its_end_not_at_the_largest_id(settings: Settings, cache: Path) -> None:
     backbone = load_text(settings, SimpleNamespace(eot_id=5, length=16))
     words, sentence = TextEncoder(backbone, {})(torch.tensor([[START, 3, 5, END, 0]]))
     torch.testing.assert_close(sentence[0], backbone.text_projection(words[0, 2]))
 
 
-def test_hub_vision_is_found_offline(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:
+def test_hub_vision_loads_offline(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:
     backbone = load_vision(settings)
     expected = models["vision"].state_dict()
     assert backbone.state_dict().keys() == expected.keys()
@@ -201,11 +202,11 @@ def test_hub_vision_is_found_offline(settings: Settings, cache: Path, models: di
 
 
 def test_hub_encoders_are_described(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:
-    told = describe_encoders(settings)
+    described = describe_encoders(settings)
     for name in ("text", "vision"):
-        assert (told[name]["source"], told[name]["revision"]) == (HUB[name], COMMIT[name])
-    assert told["vision"]["sha256"] == weights_hash(models["vision"])
-    assert told["vision"]["parameters"] == sum(p.numel() for p in models["vision"].parameters())
+        assert (described[name]["source"], described[name]["revision"]) == (HUB[name], COMMIT[name])
+    assert described["vision"]["sha256"] == weights_hash(models["vision"])
+    assert described["vision"]["parameters"] == sum(p.numel() for p in models["vision"].parameters())
 
 
 @pytest.mark.parametrize(
@@ -221,36 +222,38 @@ def test_hub_encoders_are_described(settings: Settings, cache: Path, models: dic
         ("vision", "registers", 0, 2),
     ],
 )
-def test_sizes_that_are_not_the_hub_s(name: str, key: str, wrong: int, right: int, cache: Path, tmp_path: Path) -> None:
+def test_other_sizes_than_the_hub_s_are_refused(
+    name: str, key: str, wrong: int, right: int, cache: Path, tmp_path: Path
+) -> None:
     settings = change(tmp_path, **{name: {key: wrong}})
     tokenizer = load_tokenizer(settings)
     with pytest.raises(UserError) as error:
         load_text(settings, tokenizer) if name == "text" else load_vision(settings)
-    assert str(error.value) == (
-        f"params.yaml: encoders.{name}.{key}: {wrong}, but {HUB[name]} has {right}; set it to that"
-    )
+    assert str(error.value) == (f"params.yaml: encoders.{name}.{key} must be {right}, as in {HUB[name]}, got {wrong}")
 
 
-def test_more_tokens_than_the_hub_s_encoder_reads(cache: Path, tmp_path: Path) -> None:
+def test_more_tokens_than_the_hub_s_encoder_has_are_refused(cache: Path, tmp_path: Path) -> None:
     settings = change(tmp_path, tokens={"scenes": 21})
-    with pytest.raises(UserError, match=r"data\.tokens.*21.*20") as error:
+    with pytest.raises(UserError, match=r"data\.tokens must be at most .*\(20\), got 21") as error:
         load_text(settings, load_tokenizer(settings))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["text", "vision"])
-def test_missing_snapshot_names_the_command(name: str, settings: Settings, cache: Path) -> None:
+def test_a_missing_snapshot_is_refused_with_the_command(name: str, settings: Settings, cache: Path) -> None:
     shutil.rmtree(cache / f"models--{HUB[name].replace('/', '--')}")
-    told = rf"^encoder {HUB[name]} at revision {COMMIT[name]} is not in .* `wimfris encoders fetch --scale smoke`$"
-    with pytest.raises(UserError, match=told):
+    message = rf"^encoder {HUB[name]} at revision {COMMIT[name]} is not in .* `wimfris encoders fetch --scale smoke`$"
+    with pytest.raises(UserError, match=message):
         load_vision(settings) if name == "vision" else load_tokenizer(settings)
 
 
 @pytest.mark.parametrize(
     ("name", "file"), [("text", "pytorch_model.bin"), ("text", "config.json"), ("vision", "model.safetensors")]
 )
-def test_incomplete_snapshot_names_the_command(name: str, file: str, settings: Settings, cache: Path) -> None:
-    """A download that was interrupted leaves a folder with some of the files."""
+def test_an_incomplete_snapshot_is_refused_with_the_command(
+    name: str, file: str, settings: Settings, cache: Path
+) -> None:
+    """An interrupted download leaves some of the files."""
     tokenizer = load_tokenizer(settings)
     next(cache.glob(f"models--{HUB[name].replace('/', '--')}/snapshots/*/{file}")).unlink()
     with pytest.raises(UserError, match="`wimfris encoders fetch --scale smoke`") as error:
@@ -258,8 +261,8 @@ def test_incomplete_snapshot_names_the_command(name: str, file: str, settings: S
     assert "\n" not in str(error.value)
 
 
-def test_checkpoint_that_lacks_weights_is_refused(settings: Settings, cache: Path) -> None:
-    """transformers would fill in random ones."""
+def test_a_checkpoint_without_some_weights_is_refused(settings: Settings, cache: Path) -> None:
+    """transformers would fill in random weights."""
     path = next(cache.glob("models--maker--clip/snapshots/*/pytorch_model.bin"))
     state = torch.load(path)
     del state["text_projection.weight"]
@@ -278,13 +281,13 @@ def test_pinned_revisions_are_commits() -> None:
 # --- random and built-in ----------------------------------------------------------------------------------------------
 
 
-def of_scale(scale: str) -> Settings:
+def settings_at(scale: str) -> Settings:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     return read_params(ROOT / "params.yaml").model_copy(update={"scale": scale, "data": content["data"]}).settings()
 
 
-def test_random_encoders_are_the_same_each_time_and_leave_the_random_state_alone() -> None:
-    settings = of_scale("smoke")
+def test_random_encoders_are_fixed_and_do_not_use_the_random_state() -> None:
+    settings = settings_at("smoke")
     before = torch.get_rng_state()
     first = describe_encoders(settings)
     assert torch.equal(torch.get_rng_state(), before)
@@ -293,8 +296,8 @@ def test_random_encoders_are_the_same_each_time_and_leave_the_random_state_alone
     assert first["text"]["source"] == "random" and first["text"]["revision"] is None
 
 
-def test_hash_names_the_weights() -> None:
-    settings = of_scale("smoke")
+def test_the_hash_depends_on_the_weights_alone() -> None:
+    settings = settings_at("smoke")
     backbone = load_vision(settings)
     before = weights_hash(backbone)
     assert weights_hash(load_vision(settings)) == before
@@ -311,12 +314,12 @@ shipped = pytest.mark.skipif(
 
 @shipped
 def test_shipped_encoders_load() -> None:
-    settings = of_scale("tiny")
-    told = describe_encoders(settings)
-    assert describe_encoders(settings) == told
+    settings = settings_at("tiny")
+    described = describe_encoders(settings)
+    assert describe_encoders(settings) == described
     for name in ("text", "vision"):
         state = load_file(BUILTIN / f"{name}.safetensors")
-        assert told[name]["parameters"] == sum(value.numel() for value in state.values())
+        assert described[name]["parameters"] == sum(value.numel() for value in state.values())
         assert (BUILTIN / f"{name}.safetensors").stat().st_size < 8e6
         assert all(torch.isfinite(value).all() for value in state.values())
 
@@ -341,13 +344,13 @@ def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         with torch.no_grad():
             for parameter in backbone.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        save_builtin(backbone, name, " ".join(vocabulary()) if name == "text" else "", folder)
+        save_builtin(backbone, folder / f"{name}.safetensors", " ".join(vocabulary()) if name == "text" else "")
     monkeypatch.setattr(load, "BUILTIN", folder)
     own = {"source": "builtin", "revision": None}
     return change(tmp_path, text=own, vision=own)
 
 
-def test_built_in_encoders_are_what_was_saved(builtin: Settings) -> None:
+def test_built_in_encoders_load_as_they_were_saved(builtin: Settings) -> None:
     for name, backbone in (
         ("text", load_text(builtin, load_tokenizer(builtin))),
         ("vision", load_vision(builtin)),
@@ -367,15 +370,15 @@ def test_encoders_of_the_repository_load(scale: str) -> None:
     assert load_text(settings, load_tokenizer(settings)).config.eos_token_id == load_tokenizer(settings).eot_id
 
 
-def test_built_in_encoder_of_other_words(builtin: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One word replaced by another: the sizes agree, and the ids would mean something else."""
+def test_a_built_in_encoder_with_other_words_is_refused(builtin: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one word replaced, the sizes agree but an id means another word."""
     words = [*vocabulary()[:-1], "zebra"]
     monkeypatch.setattr(load, "vocabulary", lambda: words)
     with pytest.raises(UserError, match=r"encoders\.text: .*other sizes or words.*dvc repro -f pretrain"):
         load_text(builtin, load_tokenizer(builtin))
 
 
-def test_built_in_encoder_of_another_size(builtin: Settings, tmp_path: Path) -> None:
+def test_a_built_in_encoder_of_another_size_is_refused(builtin: Settings, tmp_path: Path) -> None:
     own = {"source": "builtin", "revision": None}
     other = change(tmp_path, text=own | {"width": 32}, vision=own | {"registers": 3})
     with pytest.raises(UserError, match=r"encoders\.text: .*other sizes"):
@@ -384,7 +387,7 @@ def test_built_in_encoder_of_another_size(builtin: Settings, tmp_path: Path) -> 
         load_vision(other)
 
 
-def test_built_in_encoder_that_is_missing(builtin: Settings) -> None:
+def test_a_missing_built_in_encoder_is_refused(builtin: Settings) -> None:
     (load.BUILTIN / "vision.safetensors").unlink()
     with pytest.raises(UserError, match=r"vision\.safetensors: .*missing; .*dvc repro -f pretrain"):
         load_vision(builtin)

@@ -1,4 +1,4 @@
-"""Original weight files of CLIP and DINOv2: read as their authors published them, they are the hub's models."""
+"""Original weight files of CLIP and DINOv2 load as the hub's models."""
 
 import gzip
 import shutil
@@ -35,7 +35,7 @@ def fused(state: dict[str, Tensor], prefix: str, kind: str) -> Tensor:
 
 
 def openai(model: nn.Module) -> dict[str, Tensor]:
-    """A text transformer under the names of OpenAI's CLIP, its weights in half precision, a picture's beside it."""
+    """Return a text transformer under the names of OpenAI's CLIP, in half precision, with one weight of its vision."""
     ours = model.state_dict()
     theirs = {
         "token_embedding.weight": ours["text_model.embeddings.token_embedding.weight"],
@@ -59,7 +59,7 @@ def openai(model: nn.Module) -> dict[str, Tensor]:
 
 
 def meta(model: nn.Module) -> dict[str, Tensor]:
-    """A DINOv2 with registers under the names of Meta's."""
+    """Return a DINOv2 with registers under Meta's names."""
     ours = model.state_dict()
     theirs = {
         "cls_token": ours["embeddings.cls_token"],
@@ -84,13 +84,13 @@ def meta(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Holder(nn.Module):
-    """Tensors under dotted names, as a TorchScript archive has them."""
+    """Tensors under dotted names, as in a TorchScript archive."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     @classmethod
-    def of(cls, state: dict[str, Tensor]) -> "Holder":
+    def from_state(cls, state: dict[str, Tensor]) -> "Holder":
         top = cls()
         for name, value in state.items():
             *parents, last = name.split(".")
@@ -142,8 +142,8 @@ def settings(tmp_path: Path, clip: Any, dino: Any) -> Settings:
 
 
 def write_files(folder: Path, clip: Any, dino: Any) -> None:
-    """Both encoders in their authors' formats: ViT.pt, with its byte pairs beside it, and dino.pth."""
-    torch.jit.script(Holder.of(openai(clip))).save(folder / "ViT.pt")
+    """Write both encoders in their authors' formats: ViT.pt, with its byte pairs beside it, and dino.pth."""
+    torch.jit.script(Holder.from_state(openai(clip))).save(folder / "ViT.pt")
     torch.save(meta(dino), folder / "dino.pth")
     with gzip.open(folder / BYTE_PAIRS, "wt", encoding="utf-8") as file:
         file.write("\n".join(["a header", *MERGES]))
@@ -174,12 +174,12 @@ def test_clip_s_archive_is_the_hub_s_text_model(settings: Settings, clip: Any) -
 def test_meta_s_file_is_the_hub_s_vision_model(settings: Settings, dino: Any) -> None:
     loaded = load_vision(settings)
     assert weights_hash(loaded) == weights_hash(dino)
-    image = torch.randn(1, 3, 32, 32)  # another grid than the file's, so that positions are interpolated
+    image = torch.randn(1, 3, 32, 32)  # another grid than the file's: positions are interpolated
     with torch.no_grad():
         assert torch.equal(loaded(image).last_hidden_state, dino(image).last_hidden_state)
 
 
-def test_safetensors_of_the_same_names_serve_too(settings: Settings, dino: Any, tmp_path: Path) -> None:
+def test_safetensors_with_the_same_names_load_too(settings: Settings, dino: Any, tmp_path: Path) -> None:
     save_file({name: value.contiguous() for name, value in meta(dino).items()}, tmp_path / "dino.safetensors")
     other = change(tmp_path, source=str(tmp_path / "dino.safetensors"))
     assert weights_hash(load_vision(other)) == weights_hash(dino)
@@ -188,13 +188,13 @@ def test_safetensors_of_the_same_names_serve_too(settings: Settings, dino: Any, 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda state: state.pop("norm.bias"), r"it has no layernorm\.bias .*and 0 more"),
-        (lambda state: state.update(head=torch.ones(3)), "it has head besides"),
+        (lambda state: state.pop("norm.bias"), r"it lacks layernorm\.bias .*and 0 more"),
+        (lambda state: state.update(head=torch.ones(3)), "head is not expected"),
         (lambda state: state.update({"norm.bias": torch.ones(3)}), r"layernorm\.bias is \(3,\), not \(16,\)"),
-        (lambda state: state.update({"blocks.0.attn.qkv.bias": torch.ones(4)}), "impossible shape"),
+        (lambda state: state.update({"blocks.0.attn.qkv.bias": torch.ones(4)}), "invalid shape"),
     ],
 )
-def test_another_model_s_file_is_refused(spoil: Any, reason: str, settings: Settings, dino: Any) -> None:
+def test_the_file_of_another_model_is_refused(spoil: Any, reason: str, settings: Settings, dino: Any) -> None:
     state = meta(dino)
     spoil(state)
     torch.save(state, settings.encoders.vision.source)
@@ -203,7 +203,7 @@ def test_another_model_s_file_is_refused(spoil: Any, reason: str, settings: Sett
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_missing_or_broken_off(settings: Settings) -> None:
+def test_missing_or_truncated_files_are_refused(settings: Settings) -> None:
     for source, load in (
         (settings.encoders.vision.source, lambda: load_vision(settings)),
         (settings.encoders.text.source, lambda: load_text(settings, load_tokenizer(settings))),
@@ -213,7 +213,7 @@ def test_files_that_are_missing_or_broken_off(settings: Settings) -> None:
         with pytest.raises(UserError, match=f"^{path}: damaged"):
             load()
         path.unlink()
-        with pytest.raises(UserError, match=f"^{path}: no such weights"):
+        with pytest.raises(UserError, match=f"^{path}: weights not found"):
             load()
 
 
@@ -231,13 +231,13 @@ def test_a_file_has_no_revision(settings: Settings, tmp_path: Path) -> None:
         change(tmp_path, revision="b" * 40)
 
 
-# --- from official files of every kind to records -------------------------------------------------------------------
+# --- from official files to records -----------------------------------------------------------------------------------
 
 
 def test_a_run_on_mixed_data_from_official_files_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The commands of the paper's scale, one after the other: REFER's layout, original weights, mixed training."""
+    """The commands of the paper's scales in sequence: REFER's layout, original weights, mixed training."""
     shutil.copytree(ROOT / "tests" / "golden" / "refer_fixture", tmp_path / "data")
     shutil.copytree(tmp_path / "data" / "refcoco", tmp_path / "data" / "refcoco+")
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
@@ -246,10 +246,9 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     content["scales"]["smoke"]["train"] |= {"epochs": 1, "batch_size": 4}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("wimfris.data.index.PUBLISHED_OBJECTS", {})  # the fixture is an excerpt,
-    monkeypatch.setattr(
-        "wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence}
-    )  # too small for the controls
+    monkeypatch.setattr("wimfris.data.counts.PUBLISHED", {})  # the fixture is an excerpt
+    # It is also too small for the controls.
+    monkeypatch.setattr("wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence})
     cli.data_make()
     cli.data_prepare()
     assert "left out of training" in capsys.readouterr().out
@@ -266,7 +265,7 @@ def test_a_run_on_mixed_data_from_official_files_alone(
 
 
 def splits(path: Path) -> tuple[set[int], set[int]]:
-    """Image ids of the training split, and of all others."""
+    """Return the image ids of the training split and of all others."""
     index = read_index(path)
     trained = index["split"] == "train"
     return set(index.loc[trained, "image_id"]), set(index.loc[~trained, "image_id"])

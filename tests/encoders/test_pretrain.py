@@ -1,4 +1,4 @@
-"""Pretraining of the built-in pair: the targets are the scene's, and a few steps learn something."""
+"""Pretraining of the built-in pair: the targets describe the scene, and a few steps reduce the loss."""
 
 import copy
 from pathlib import Path
@@ -9,24 +9,15 @@ import pytest
 import torch
 import yaml
 
-from wimfris.data import scenes
 from wimfris.data.letterbox import letterbox_image
-from wimfris.data.scenes import Description, draw_scene
+from wimfris.data.scenes import draw_scene
+from wimfris.data.sentences import COLOURS, SHAPES, SIZES, Description, to_sentence, vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders import load, pretrain
 from wimfris.encoders.load import new_text, new_vision, weights_hash
-from wimfris.encoders.pretrain import (
-    BACKGROUND,
-    CELLS,
-    PROGRAM,
-    DenseHead,
-    draw_pool,
-    from_coarser,
-    pretrain_builtin,
-    pretrain_text,
-    pretrain_vision,
-    program,
-)
+from wimfris.encoders.pretrain import from_coarser, pretrain_builtin, pretrain_text, pretrain_vision
+from wimfris.encoders.text_task import SLOTS, random_description, slot_classes
+from wimfris.encoders.vision_task import BACKGROUND, CELLS, DenseHead, draw_pool
 from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +30,7 @@ def pool() -> Any:
 
 
 def test_images_are_the_scenes_as_the_letterbox_shows_them(pool: Any) -> None:
-    """No side is scaled: the built-in scenes are as large as the input, or narrower."""
+    """The letterbox does not scale them: the longer side of a built-in scene is that of the input."""
     images, _ = pool
     for k in range(10):
         seen = letterbox_image(draw_scene("pretrain", 5 + k, SIZE).image, SIZE)
@@ -67,11 +58,8 @@ def test_classes_and_values_are_those_of_the_thing_in_the_cell(pool: Any) -> Non
                     continue
                 checked += 1
                 thing = scene.things[int(here.argmax())]
-                said = [
-                    list(names)[c]
-                    for names, c in zip((scenes.SHAPES, scenes.COLOURS, scenes.SIZES), classes, strict=True)
-                ]
-                assert said == [thing.shape, thing.colour, thing.size]
+                names = [attributes[c] for attributes, c in zip((SHAPES, COLOURS, SIZES), classes, strict=True)]
+                assert names == [thing.shape, thing.colour, thing.size]
                 centre = (column + 0.5) * side + values[0] * SIZE, (row + 0.5) * side + values[1] * SIZE
                 assert centre == pytest.approx((thing.x + left, thing.y + top), abs=1e-3)
                 assert values[2] * SIZE == pytest.approx(thing.radius, abs=1e-4)
@@ -85,23 +73,23 @@ def test_classes_and_values_are_those_of_the_thing_in_the_cell(pool: Any) -> Non
 
 
 def test_cells_and_pixels_are_unfolded_in_place() -> None:
-    """What the head says of patch (r, c) lands in that patch's cells and pixels."""
+    """The head's output for patch (r, c) is in that patch's cells and pixels."""
     head = DenseHead(4, patch=8)
     tokens = torch.randn(1, 9, 4, requires_grad=True)
     classes, values, outline = head(tokens, 3)
     assert classes[0].shape == (1, 6, 6, 6) and values.shape == (1, 6, 6, 9) and outline.shape == (1, 24, 24)
-    for told, row, column in (
+    for output, row, column in (
         (values[0, 3, 4].sum(), 1, 2),
         (outline[0, 17, 3], 2, 0),
         (classes[1][0, 0, 5].sum(), 0, 2),
     ):
-        (gradient,) = torch.autograd.grad(told, tokens, retain_graph=True)
+        (gradient,) = torch.autograd.grad(output, tokens, retain_graph=True)
         assert gradient[0].abs().sum(-1).nonzero().flatten().tolist() == [row * 3 + column]
 
 
 @pytest.fixture(scope="module")
 def small() -> Params:
-    """params.yaml with a pretraining of a few steps at scale smoke."""
+    """params.yaml with a few steps of pretraining at scale smoke."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["scale"] = "smoke"
     step = {"batch_size": 8, "learning_rate": 3e-3}
@@ -135,7 +123,7 @@ def test_vision_learns(small: Params) -> None:
 
 def test_text_learns(small: Params) -> None:
     settings, losses = small.settings(), []
-    tokenizer = WordTokenizer(scenes.vocabulary(), settings.data.length)
+    tokenizer = WordTokenizer(vocabulary(), settings.data.length)
     scores = pretrain_text(
         new_text(settings, tokenizer),
         tokenizer,
@@ -149,12 +137,12 @@ def test_text_learns(small: Params) -> None:
     assert 0 <= scores["sentences read exactly"] <= 1
 
 
-def test_program_tells_every_condition() -> None:
+def test_slots_hold_every_condition() -> None:
     described = Description(
         (("colour", "red"), ("size", "small")), relation="left", landmark=(("shape", "cross"), ("colour", "blue"))
     )
-    said = {slot: values[k] for (slot, values), k in zip(PROGRAM.items(), program(described), strict=True)}
-    assert said == {
+    slots = {slot: values[k] for (slot, values), k in zip(SLOTS.items(), slot_classes(described), strict=True)}
+    assert slots == {
         "size": "small",
         "colour": "red",
         "shape": None,
@@ -166,23 +154,22 @@ def test_program_tells_every_condition() -> None:
         "landmark shape": "cross",
     }
     ranked = Description((), superlative="topmost", rank=2)
-    assert program(ranked) != program(Description((), superlative="topmost"))
+    assert slot_classes(ranked) != slot_classes(Description((), superlative="topmost"))
 
 
-def test_any_description_can_be_said_within_the_tokens_of_tiny() -> None:
+def test_any_description_fits_the_tokens_of_scale_tiny() -> None:
     rng = np.random.default_rng(0)
-    tokenizer = WordTokenizer(scenes.vocabulary(), 16)
+    tokenizer = WordTokenizer(vocabulary(), 16)
     for _ in range(500):
-        ids = tokenizer.encode(scenes.to_sentence(pretrain._any_description(rng), rng))
+        ids = tokenizer.encode(to_sentence(random_description(rng), rng))
         assert tokenizer.eot_id in ids
 
 
-def test_both_are_written_with_their_card_and_can_be_loaded(
+def test_both_encoders_are_written_with_their_card_and_load(
     small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (load, pretrain):
         monkeypatch.setattr(module, "BUILTIN", tmp_path)
-    monkeypatch.setattr(load.save_builtin, "__defaults__", (tmp_path,))
     pretrain_builtin(small, small.pretrain)
     assert {path.name for path in tmp_path.iterdir()} == {"text.safetensors", "vision.safetensors", "CARD.md"}
     card = (tmp_path / "CARD.md").read_text()
@@ -202,18 +189,17 @@ def test_both_are_written_with_their_card_and_can_be_loaded(
     assert weights_hash(load.load_text(built_in, tokenizer)) != weights_hash(load.load_text(settings, tokenizer))
 
 
-def test_finer_vision_encoder_goes_on_from_the_built_in_one(
+def test_a_finer_vision_encoder_starts_from_the_built_in_one(
     small: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the text encoder stays, the vision encoder starts as built in, its positions interpolated."""
+    """Without a text section, the vision encoder starts as built in, with interpolated positions."""
     for module in (load, pretrain):
         monkeypatch.setattr(module, "BUILTIN", tmp_path)
-    monkeypatch.setattr(load.save_builtin, "__defaults__", (tmp_path,))
     finer = copy.deepcopy(small.scales["smoke"])
     finer["data"]["image_size"] = 64
     params = small.model_copy(update={"scales": small.scales | {"finer": finer}})
-    chosen = small.pretrain.model_copy(update={"scale": "finer", "text": None})
-    pretrain_builtin(params, chosen)
+    section = small.pretrain.model_copy(update={"scale": "finer", "text": None})
+    pretrain_builtin(params, section)
     assert {path.name for path in tmp_path.iterdir()} == {"vision-finer.safetensors", "CARD-finer.md"}
     coarse, fine = new_vision(small.settings()), new_vision(params.model_copy(update={"scale": "finer"}).settings())
     from_coarser(fine, coarse)
@@ -226,7 +212,7 @@ def test_finer_vision_encoder_goes_on_from_the_built_in_one(
     assert torch.corrcoef(torch.stack([averaged.flatten(), expected.flatten()]))[0, 1] > 0.98
 
 
-def test_pretraining_settings_name_a_scale_that_is_there() -> None:
+def test_pretraining_settings_name_existing_scales() -> None:
     params = read_params(ROOT / "params.yaml")
     settings = params.model_copy(update={"scale": params.pretrain.scale}).settings()
     assert settings.encoders.text.source == settings.encoders.vision.source == "builtin"

@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes what is kept, and nothing of what is computed."""
+"""Gradient checkpointing stores less and computes the same bits."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Pair = Callable[..., tuple[Segmenter, Segmenter]]
 
 @pytest.fixture
 def pair(build: Any) -> Pair:
-    """pair(**options): the small model without and with checkpointing, of the same weights, in training mode."""
+    """pair(**options): the small model without and with checkpointing, with equal weights, in training mode."""
 
     def make(**options: Any) -> tuple[Segmenter, Segmenter]:
         plain = build["segmenter"](**options).double().train()
@@ -33,7 +33,7 @@ def pair(build: Any) -> Pair:
 
 
 def total(output: Output) -> Tensor:
-    """A number that all outputs are part of."""
+    """Return a number that depends on all outputs."""
     return output.logits.square().mean() + output.fused.square().mean() + output.anchor.square().mean()
 
 
@@ -42,11 +42,11 @@ def gradients(segmenter: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_same(plain: nn.Module, checkpointed: nn.Module) -> None:
-    """Gradients and buffers (running statistics among them) of both are the same bits."""
-    expected, found = gradients(plain), gradients(checkpointed)
-    assert expected.keys() == found.keys() and expected
+    """Assert that gradients and buffers, running statistics included, are equal bits."""
+    expected, actual = gradients(plain), gradients(checkpointed)
+    assert expected.keys() == actual.keys() and expected
     for name, value in expected.items():
-        assert torch.equal(value, found[name]), name
+        assert torch.equal(value, actual[name]), name
     for (name, value), other in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(value, other), name
 
@@ -61,8 +61,8 @@ def backward(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_outputs_and_gradients_are_the_same_bits(pair: Pair, image: Tensor, token_ids: Tensor, dropout: float) -> None:
     plain, checkpointed = pair(dropout=dropout)
-    expected, found = (backward(model, image.double(), token_ids) for model in (plain, checkpointed))
-    assert torch.equal(expected, found)
+    expected, actual = (backward(model, image.double(), token_ids) for model in (plain, checkpointed))
+    assert torch.equal(expected, actual)
     trained = {name for name, p in plain.named_parameters() if p.requires_grad}
     assert gradients(plain).keys() == trained
     assert_same(plain, checkpointed)
@@ -70,7 +70,7 @@ def test_outputs_and_gradients_are_the_same_bits(pair: Pair, image: Tensor, toke
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kind_of_adapter(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch norms of the rivals' adapters among them: they must not count a batch twice."""
+    """Batch norms of the rivals' adapters must not count a batch twice."""
     monkeypatch.chdir(ROOT)
     settings = read_params().model_copy(update={"scale": "smoke"}).settings(variant)
     train = settings.train.model_copy(update={"gradient_checkpointing": True})
@@ -86,7 +86,7 @@ def test_every_kind_of_adapter(variant: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_two_passes_before_one_backward(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
-    """A block is computed again with the words of its own pass, whichever came last."""
+    """A block is computed again with the words of its own pass, not of the last one."""
     plain, checkpointed = pair(dropout=0.1)
     image = image.double()
     for model in (plain, checkpointed):
@@ -105,8 +105,8 @@ def test_a_retained_graph_is_computed_again_each_time(pair: Pair, image: Tensor,
     assert_same(plain, checkpointed)
 
 
-def test_less_is_kept(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
-    kept = []
+def test_less_is_stored(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
+    stored_by = []
     for model in pair(dropout=0.1):
         stored: dict[int, int] = {}
 
@@ -117,14 +117,14 @@ def test_less_is_kept(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
         before = {p.untyped_storage().data_ptr() for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             model(image.double(), token_ids)
-        kept.append({pointer: size for pointer, size in stored.items() if pointer not in before})
-    plain, checkpointed = kept
+        stored_by.append({pointer: size for pointer, size in stored.items() if pointer not in before})
+    plain, checkpointed = stored_by
     assert len(checkpointed) < 0.7 * len(plain)
     assert sum(checkpointed.values()) < 0.7 * sum(plain.values())
 
 
-def test_taps_and_adapters_are_what_they_were(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
-    """The block's own hooks run once a pass, an adapter once more in backward; names of the state stay."""
+def test_taps_and_adapters_stay_the_same(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
+    """A block's own hooks run once a pass, an adapter again in backward, and state-dict names stay the same."""
     plain, checkpointed = pair()
     assert plain.state_dict().keys() == checkpointed.state_dict().keys()
     assert not any(module.training for module in checkpointed.vision.backbone.modules())
@@ -142,7 +142,7 @@ def test_taps_and_adapters_are_what_they_were(pair: Pair, image: Tensor, token_i
     assert (len(blocks), len(adapters)) == (8, 6)
 
 
-def test_a_copy_computes_itself_again(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
+def test_a_copy_recomputes_with_its_own_weights(pair: Pair, image: Tensor, token_ids: Tensor) -> None:
     plain, checkpointed = pair(dropout=0.0)
     twin = copy.deepcopy(checkpointed)
     for parameter in checkpointed.parameters():

@@ -1,3 +1,5 @@
+"""The frozen text encoder: adapters act in their place, and the backbone stays as it is."""
+
 import copy
 from typing import Any
 
@@ -9,7 +11,7 @@ from wimfris.encoders.text import TextEncoder, text_backbone
 
 
 class Probe(nn.Module):
-    """An adapter that keeps what it was given and returns a known function of it."""
+    """An adapter that stores its input and returns a known function of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ def causal(length: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [(), (0, 2), (0, 1, 2)])
-def test_no_or_untrained_adapters_leave_the_frozen_features_as_they_are(
+def test_no_or_untrained_adapters_do_not_change_the_frozen_features(
     build: Any, backbone: Any, token_ids: Tensor, layers: tuple[int, ...]
 ) -> None:
     names, plain = list(backbone.state_dict()), backbone(input_ids=token_ids)
@@ -76,7 +78,7 @@ def test_words_are_the_final_norm_and_the_sentence_is_projected_at_the_end_token
 
 @torch.no_grad()
 def test_the_sentence_is_pooled_at_the_end_token_though_a_higher_id_stands_before_it() -> None:
-    """CLIP's end token has the highest id; a built-in vocabulary's need not. An end id of 2 would mean arg-max."""
+    """CLIP's end token has the highest id, a built-in vocabulary's has not. An end id of 2 would select argmax."""
     backbone = text_backbone(width=16, layers=1, heads=2, vocabulary=30, length=8, end_token=5).eval()
     encoder = TextEncoder(backbone, {})
     words, sentence = encoder(torch.tensor([[4, 20, 29, 5, 0, 0]]))
@@ -118,7 +120,7 @@ def test_the_backbone_stays_in_eval_mode(build: Any, backbone: Any) -> None:
 
 
 @torch.no_grad()
-def test_two_passes_do_not_meet(build: Any, stir: Any, backbone: Any, token_ids: Tensor) -> None:
+def test_two_passes_are_independent(build: Any, stir: Any, backbone: Any, token_ids: Tensor) -> None:
     adapters = {layer: stir(build["mta"]()).double() for layer in (0, 2)}
     encoder = TextEncoder(copy.deepcopy(backbone), adapters)
     first = encoder(token_ids)[0]

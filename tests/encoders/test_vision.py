@@ -1,3 +1,5 @@
+"""The frozen vision encoder: adapters act in their place, and the backbone stays as it is."""
+
 from typing import Any
 
 import pytest
@@ -7,11 +9,11 @@ from torch import Tensor, nn
 from wimfris.encoders.vision import Guidance, VisionEncoder
 
 TAPS = (1, 2)
-PREFIX = 3  # class and two register tokens
+PREFIX = 3  # the class token and two register tokens
 
 
 class Probe(nn.Module):
-    """An adapter that keeps what it was given and returns a known function of it."""
+    """An adapter that stores its inputs and returns a known function of the tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ def to_map(tokens: Tensor, grid: tuple[int, int] = (8, 8)) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
-def test_no_or_untrained_adapters_leave_the_three_stages_as_they_are(
+def test_no_or_untrained_adapters_do_not_change_the_three_stages(
     build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor], layers: tuple[int, ...]
 ) -> None:
     names = list(backbone.state_dict())
@@ -83,7 +85,7 @@ def test_an_adapter_reads_the_second_norm_and_adds_to_the_mlp_before_the_layer_s
 
 @torch.no_grad()
 def test_a_map_has_the_shape_of_the_image(build: Any, backbone: Any, text: tuple[Tensor, Tensor]) -> None:
-    """Also of an image that the positions are interpolated for."""
+    """Positions are interpolated for this image."""
     encoder = VisionEncoder(backbone, {1: build["msa"]().double()}, TAPS)
     image = torch.randn(3, 3, 24, 40, dtype=torch.float64)
     assert [tuple(stage.shape) for stage in encoder(image, *text)] == [(3, 16, 6, 10)] * 3
@@ -126,12 +128,12 @@ def test_the_backbone_stays_in_eval_mode(build: Any, backbone: Any) -> None:
     assert not any(module.training for module in encoder.modules())
 
 
-def test_a_pass_that_failed_leaves_nothing_behind(
+def test_a_failed_pass_does_not_change_the_next(
     build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
 ) -> None:
     encoder = VisionEncoder(backbone, {3: build["msa"]().double()}, TAPS)
     before = encoder(image.double(), *text)
     with pytest.raises(AssertionError, match="key weights"):
-        encoder(image.double(), text[0][..., :3], text[1])  # words of the wrong width
+        encoder(image.double(), text[0][..., :3], text[1])  # words of a wrong width
     for one, other in zip(encoder(image.double(), *text), before, strict=True):
         assert torch.equal(one, other)

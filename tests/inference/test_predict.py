@@ -1,4 +1,4 @@
-"""Prediction with a trained run, and the examples of the gallery."""
+"""Prediction with a trained run."""
 
 import shutil
 from pathlib import Path
@@ -15,13 +15,12 @@ from wimfris.data.dataset import read_image
 from wimfris.data.index import decode_mask, read_index
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.inference.predict import OVERLAY, Predictor, gallery_examples, write_prediction
-from wimfris.metrics import ious
+from wimfris.inference.predict import OVERLAY, Predictor, write_prediction
 from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import load_weights, save_weights
 
 
-def test_prediction_is_what_the_records_say(trained: Any) -> None:
+def test_a_prediction_agrees_with_the_records(trained: Any) -> None:
     settings = trained.params().settings()
     predictor = Predictor.load(settings, "full-0")
     records = read_records(trained.runs / "records" / "full-0.parquet")
@@ -37,12 +36,12 @@ def test_prediction_is_what_the_records_say(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 90), (300, 17), (1, 1)], ids=str)
-def test_any_shape_of_picture(shape: tuple[int, int], trained: Any) -> None:
+def test_a_picture_may_have_any_shape(shape: tuple[int, int], trained: Any) -> None:
     predictor = Predictor.load(trained.params().settings(), "full-0")
     assert predictor(np.full((*shape, 3), 128, np.uint8), "red circle").shape == shape
 
 
-def test_unknown_word_is_named(trained: Any) -> None:
+def test_an_unknown_word_is_named(trained: Any) -> None:
     predictor = Predictor.load(trained.params().settings(), "full-0")
     with pytest.raises(UserError, match="'dinosaur'"):
         predictor(np.zeros((8, 8, 3), np.uint8), "the red dinosaur")
@@ -59,33 +58,20 @@ def test_written_mask_and_overlay(tmp_path: Path) -> None:
     assert (overlay[0, 0] == 100).all()
     assert (overlay[8, 14] == (100 + OVERLAY) // 2).all(), "tinted inside"
     assert (overlay[5, 8] == OVERLAY).all(), "outlined"
-    assert (image == 100).all(), "the picture itself is left alone"
+    assert (image == 100).all(), "the input is not changed"
 
 
-def test_empty_mask_changes_nothing(tmp_path: Path) -> None:
+def test_an_empty_mask_changes_nothing(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
     write_prediction(image, np.zeros((9, 7), bool), tmp_path / "m.png", tmp_path / "o.png")
     assert (read_image(tmp_path / "o.png") == image).all()
 
 
-def test_gallery_shows_good_median_and_worst(trained: Any) -> None:
-    settings = trained.params().settings()
-    records = read_records(trained.runs / "records" / "full-0.parquet")
-    index = read_index(trained.runs / "index" / "index.parquet")
-    examples = gallery_examples(settings, "full-0", records, index, source_images(settings), "val", count=2)
-    assert [example.label for example in examples] == ["good", "good", "median", "median", "worst", "worst"]
-    scores = [example.iou for example in examples]
-    assert scores == sorted(scores, reverse=True)
-    for example in examples:
-        area = (example.prediction & example.target).sum(), (example.prediction | example.target).sum()
-        assert ious([area[0]], [area[1]])[0] == pytest.approx(example.iou, abs=0.05)
-        assert example.image.shape[:2] == example.target.shape
-
-
-# --- what does not belong together ------------------------------------------------------------------------------------
+# --- weights that do not fit ------------------------------------------------------------------------------------------
 
 
 def refusal(project: Any, run: str = "full-0") -> str:
+    """Return the message with which loading the run is refused."""
     with pytest.raises(UserError) as error:
         Predictor.load(project.params().settings(), run)
     assert "\n" not in str(error.value)
@@ -98,31 +84,31 @@ def copied(project: Any, trained_folder: Path) -> Any:
     return project
 
 
-def test_run_that_was_not_trained(project: Any) -> None:
+def test_an_untrained_run_is_refused(project: Any) -> None:
     assert "runs/scenes-smoke/weights/full-0.safetensors: no such weights" in refusal(project)
 
 
-def test_damaged_weights(copied: Any) -> None:
+def test_damaged_weights_are_refused(copied: Any) -> None:
     path = copied.runs / "weights" / "full-0.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     assert "full-0.safetensors: damaged" in refusal(copied)
 
 
-def test_weights_of_another_encoder(copied: Any) -> None:
+def test_weights_of_another_encoder_are_refused(copied: Any) -> None:
     path = copied.runs / "weights" / "full-0.safetensors"
     state, metadata = load_weights(path)
     save_weights(state, metadata | {"vision_encoder": "0" * 64}, path)
     assert "was trained on another vision encoder" in refusal(copied)
 
 
-def test_weights_of_other_settings(copied: Any) -> None:
+def test_weights_of_other_settings_are_refused(copied: Any) -> None:
     copied.edit(scales__smoke__model__msa__width=4)
     assert "does not fit the settings" in refusal(copied)
     copied.edit(scales__smoke__model__msa={"layers": [0, 1], "width": 8, "heads": 2})
     assert "does not fit the settings" in refusal(copied)
 
 
-def test_weights_without_metadata(copied: Any) -> None:
+def test_weights_without_metadata_are_refused(copied: Any) -> None:
     path = copied.runs / "weights" / "full-0.safetensors"
     save_file(load_file(path), path)
     assert "was trained on another text encoder" in refusal(copied)
@@ -132,8 +118,8 @@ def test_weights_without_metadata(copied: Any) -> None:
 
 
 def predict(**options: str) -> Any:
-    chosen = {"run": "full-0", "image": "photo.png", "text": "the red circle", "out": "out"} | options
-    return CliRunner().invoke(app, ["predict", *(f"--{name}={value}" for name, value in chosen.items())])
+    arguments = {"run": "full-0", "image": "photo.png", "text": "the red circle", "out": "out"} | options
+    return CliRunner().invoke(app, ["predict", *(f"--{name}={value}" for name, value in arguments.items())])
 
 
 @pytest.fixture
@@ -142,7 +128,7 @@ def photo(copied: Any) -> Any:
     return copied
 
 
-def test_command_writes_both_files(photo: Any) -> None:
+def test_the_command_writes_both_files(photo: Any) -> None:
     result = predict()
     assert result.exit_code == 0, result.exception
     assert "out/photo-mask.png" in result.stdout and "out/photo-overlay.png" in result.stdout
@@ -150,7 +136,7 @@ def test_command_writes_both_files(photo: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"image": "absent.png"}, r"--image absent\.png: no such file"),
         ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
@@ -160,10 +146,10 @@ def test_command_writes_both_files(photo: Any) -> None:
         ({"run": "half-0"}, "no variant 'half'"),
     ],
 )
-def test_command_refuses_in_one_line(options: dict[str, str], told: str, photo: Any) -> None:
+def test_the_command_refuses_in_one_line(options: dict[str, str], message: str, photo: Any) -> None:
     result = predict(**options)
     assert isinstance(result.exception, UserError)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         raise result.exception
     assert "\n" not in str(result.exception)
     assert not Path("out").exists()

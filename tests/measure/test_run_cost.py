@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from wimfris.checks.official_files import PUBLISHED
 from wimfris.cli.app import estimate as command
+from wimfris.data.counts import PUBLISHED
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
 from wimfris.measure.blank_model import blank_segmenter

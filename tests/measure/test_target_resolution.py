@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wimfris.data.refer import encode_segmentation
+from wimfris.data.rle import encode_segmentation
 from wimfris.measure.target_resolution import ceiling
 from wimfris.settings.params import read_params
 

@@ -114,7 +114,7 @@ def test_records_equal_an_independent_computation(trained: Any, model: TrainedMo
         shape = (referred.width, referred.height)
         probabilities = cv2.warpAffine(scaled, inverse, shape, flags=cv2.INTER_CUBIC, borderValue=0.0)
         predicted = probabilities > 0.35
-        target = refer.decode_rle(referred.rle_counts, referred.height, referred.width) > 0
+        target = decode_rle(referred.rle_counts, referred.height, referred.width) > 0
         assert record["target_area"] == target.sum()
         # Batched sums may differ in the last bits, and so may one pixel at the threshold.
         assert abs(record["intersection"] - (predicted & target).sum()) <= 1

@@ -24,7 +24,7 @@ def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
     )
     findings = examine(params)
     for finding in findings:
-        table.add_row(marks[finding.works], finding.part, escape(finding.name), escape(finding.told))
+        table.add_row(marks[finding.works], finding.part, escape(finding.name), escape(finding.message))
     Console().print(table)
     raise typer.Exit(1 if any(finding.works is False for finding in findings) else 0)
 

@@ -27,28 +27,14 @@ def data_make(scale: ScaleOption = None, data: DataOption = None) -> None:
 @data_app.command("prepare")
 def data_prepare(scale: ScaleOption = None, data: DataOption = None) -> None:
     """Check every annotation and image, and write the index, one row per referred object, and its audit."""
-    import pandas as pd
-
-    from wimfris.checks.audit import audit, shared_images
-    from wimfris.data.index import prepare
-    from wimfris.data.mixed import COUNTS, prepare_mixed, told
-    from wimfris.data.source import source_root
+    from wimfris.data.prepare import prepare_index
 
     settings = params_at(scale, data).settings()
-    section, folder, notes = settings.data, settings.folder / "index", ""
-    if section.is_mixed:
-        strict = section.name == "mixed_strict"
-        index = prepare_mixed(source_root(settings), section.sets, folder, strict=strict)
-        notes = told(pd.read_csv(folder / COUNTS), strict=strict)
-        print(f"{section.name}: {notes}")
-    else:
-        index = prepare(source_root(settings), section.name, folder)
-        if notes := shared_images(index):
-            print(f"{section.name}: {notes}")
-    frames = {str(name): part for name, part in index.groupby("dataset", sort=False)}
-    (folder / "audit.md").write_text(audit(frames, notes))
+    index, note = prepare_index(settings)
+    if note:
+        print(f"{settings.data.name}: {note}")
     sentences = int(index["sentences"].map(len).sum())
-    print(f"{folder}: {len(index)} referred objects, {sentences} sentences")
+    print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
 
 
 @data_app.command("check")

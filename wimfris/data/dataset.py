@@ -17,22 +17,23 @@ from wimfris.data.letterbox import letterbox_image, letterbox_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 
-CONTROL_SEED = 0  # of the order in which sentences are swapped for the control
+CONTROL_SEED = 0  # of the image order in `shuffled_sentences`
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, as its pixels lie: COCO's annotations know nothing of EXIF rotation."""
+    """Return an image file as (H, W, 3) uint8 RGB, without EXIF rotation, which COCO's annotations ignore too.
+
+    Raises UserError if the file is missing or not an image.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise UserError(f"{path}: missing or not an image; `dvc repro prepare` checks them all")
+        raise UserError(f"{path}: missing or not an image; `dvc repro -f prepare` checks all images")
     return np.ascontiguousarray(image[..., ::-1])
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sentence of one object: the row of the index, the sentence's number there, and the text that the model is to
-    see.
-    """
+    """One sentence of one object: its row of the index, its position there, and the text that the model sees."""
 
     row: int
     sentence: int
@@ -40,16 +41,15 @@ class Case:
 
 
 def every_sentence(index: pd.DataFrame) -> list[Case]:
-    """Each sentence of each object of the index, in its order."""
+    """Return one case per sentence of the index, in its order."""
     return [Case(row, k, text) for row, texts in enumerate(index["sentences"]) for k, text in enumerate(texts)]
 
 
 def shuffled_sentences(index: pd.DataFrame) -> list[Case]:
-    """The control: every case with a sentence that was said of another image. Raises UserError where there are not two
-    images.
+    """Return every case with a sentence of another image: the shuffled control.
 
-    Cases are ordered by image, images at random; each takes the text that lies as many cases on as the largest image
-    has.
+    Cases are sorted by image, with the images in random order. Each case takes the text of the case that lies n places
+    on, where n is the largest number of cases in one image. Raises UserError if one image holds more than half of them.
     """
     cases = every_sentence(index)
     images = index["image_id"].to_numpy()
@@ -58,30 +58,32 @@ def shuffled_sentences(index: pd.DataFrame) -> list[Case]:
     shift = max(np.bincount([rank[images[case.row]] for case in cases]))
     if 2 * shift > len(cases):
         raise UserError(
-            "sentences cannot be shuffled between images: one image holds more than half of the split's sentences"
+            "sentences cannot be shuffled between images: one image holds more than half of the split's sentences; "
+            "add images to the split"
         )
     texts = {order[k]: cases[order[(k + shift) % len(order)]].text for k in range(len(order))}
     return [Case(case.row, case.sentence, texts[i]) for i, case in enumerate(cases)]
 
 
 def empty_sentences(index: pd.DataFrame) -> list[Case]:
-    """The control: every case with the empty sentence."""
+    """Return every case with the empty sentence: the empty control."""
     return [Case(case.row, case.sentence, "") for case in every_sentence(index)]
 
 
 def epoch_cases(index: pd.DataFrame, seed: int, epoch: int) -> list[Case]:
-    """One epoch of training: every object once, in random order, with one of its sentences at random; decided by seed
-    and epoch alone.
+    """Return the cases of one training epoch: every object once, in random order, with one of its sentences at random.
+
+    Seed and epoch alone decide the result.
     """
     rng = np.random.default_rng([seed, epoch])
-    chosen = [int(rng.integers(len(texts))) for texts in index["sentences"]]
-    return [
-        Case(int(row), chosen[row], index["sentences"].iloc[row][chosen[row]]) for row in rng.permutation(len(index))
-    ]
+    picks = [int(rng.integers(len(texts))) for texts in index["sentences"]]
+    return [Case(int(row), picks[row], index["sentences"].iloc[row][picks[row]]) for row in rng.permutation(len(index))]
 
 
 class ReferDataset(Dataset[dict[str, Any]]):
-    """Case -> image (3, S, S) float32, mask (1, S, S) float32 in [0, 1] (training), token_ids (L,) int64, number."""
+    """Items with image (3, S, S) float32, token_ids (L,) int64, the case's number, and in training also mask (1, S, S)
+    float32 in [0, 1].
+    """
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         with_mask: bool,
         fit: Callable[[np.ndarray, int], np.ndarray] = letterbox_image,
     ) -> None:
-        """`fit` brings an RGB image to the input's size; masks are letterboxed, so that training takes no other."""
+        """`fit` turns an RGB image into the input. Masks are always letterboxed, so training must use the default."""
         self.index, self.cases, self.images = index, cases, images
         self.tokenizer, self.size, self.with_mask, self.fit = tokenizer, size, with_mask, fit
         self._rows = index[["file_name", "height", "width", "rle_counts"]].to_dict("records")
@@ -103,12 +105,13 @@ class ReferDataset(Dataset[dict[str, Any]]):
         return len(self.cases)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return one item. Raises UserError if its image is missing or has another size than in the index."""
         case = self.cases[number]
         row = self._rows[case.row]
         image = read_image(self.images / row["file_name"])
         if image.shape[:2] != (row["height"], row["width"]):
             raise UserError(
-                f"{self.images / row['file_name']}: its size has changed since `prepare`; run `dvc repro -f prepare`"
+                f"{self.images / row['file_name']}: size changed since `prepare`; run `dvc repro -f prepare`"
             )
         item: dict[str, Any] = {
             "image": torch.from_numpy(self.fit(image, self.size)),
@@ -121,5 +124,5 @@ class ReferDataset(Dataset[dict[str, Any]]):
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The batch's tensors on the device."""
+    """Return the batch's tensors on the device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

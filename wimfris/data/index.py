@@ -1,13 +1,13 @@
 """The index: one row per referred object, and one row per image file with its checksum.
 
-Built once by `prepare`; training, evaluation and the audit read the Parquet files and never the official annotations.
-Images stay where they are; their sizes and checksums are what later steps depend on.
+Stage `prepare` writes both as Parquet. Later stages read these files and never the official annotations. The images
+stay in place; later stages depend on their sizes and checksums.
 """
 
 import hashlib
 import io
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pandas as pd
 from PIL import Image
 from rich.progress import track
 
-from wimfris.data import refer
+from wimfris.data.refer import ReferredObject, images_folder
+from wimfris.data.rle import decode_rle, pairwise_iou
 from wimfris.errors import UserError
 from wimfris.files import replacing
 
@@ -36,8 +37,8 @@ INDEX_COLUMNS: Mapping[str, str] = {
     "sentences": "object",  # list[str]
     "sent_ids": "object",  # list[int]
     "kinds": "object",  # list[str], "" for natural language
-    "n_objects": "int64",  # annotated objects in the image, this one among them
-    "chance_iou": "float64",  # expected IoU of guessing one of them at random, see `chance_iou`
+    "n_objects": "int64",  # annotated objects in the image, this one included
+    "chance_iou": "float64",  # see `chance_iou`
 }
 IMAGE_COLUMNS: Mapping[str, str] = {
     "file_name": "str",
@@ -48,15 +49,7 @@ IMAGE_COLUMNS: Mapping[str, str] = {
 }
 LIST_COLUMNS = ("sentences", "sent_ids", "kinds")
 
-# Referred objects per split as published with REFER (Kazemzadeh 2014, Yu 2016, Mao 2016, Nagaraja 2016).
-PUBLISHED_OBJECTS: Mapping[str, Mapping[str, int]] = {
-    "refcoco": {"train": 42404, "val": 3811, "testA": 1975, "testB": 1810},
-    "refcoco+": {"train": 42278, "val": 3805, "testA": 1975, "testB": 1798},
-    "refcocog-umd": {"train": 42226, "val": 2573, "test": 5023},
-    "refcocog-google": {"train": 44822, "val": 5000},
-}
-
-# What Pillow raises on files that break off or are no images.
+# Pillow raises these on truncated files and on files that are not images.
 _DAMAGED_IMAGE = (
     Image.DecompressionBombError,
     EOFError,
@@ -70,57 +63,46 @@ _DAMAGED_IMAGE = (
 )
 
 
-def prepare(root: Path, name: str, folder: Path, *, check_counts: bool = True) -> pd.DataFrame:
-    """Read data set `name` under `root`, check it, write index.parquet and images.parquet to `folder`; the index.
+def write_index(objects: Sequence[ReferredObject], root: Path, folder: Path) -> pd.DataFrame:
+    """Check the images of these objects, write index.parquet and images.parquet to `folder`, and return the index.
 
-    `check_counts=False` lets an excerpt of a published data set through. Raises UserError where annotations or images
-    are missing or damaged (all images at fault are listed in `folder`/problems.txt), or the counts are not the
-    published ones.
+    Raises UserError if any image is missing or damaged; `folder`/problems.txt lists all of them.
     """
-    objects = refer.read_refer(root, name)
-    if check_counts:
-        check_published_counts(objects, name)
-    return write_prepared(objects, root, folder)
-
-
-def write_prepared(objects: Sequence[refer.ReferredObject], root: Path, folder: Path) -> pd.DataFrame:
-    """Check the images of these objects, write index.parquet and images.parquet to `folder`; the index."""
     folder = Path(folder)
-    index, images, problems = build_index(objects, refer.images_folder(root))
-    refuse_problems(problems, folder / "problems.txt")
-    write_index(index, folder / "index.parquet")
-    write_images(images, folder / "images.parquet")
+    index, images, problems = build_index(objects, images_folder(root))
+    report_problems(problems, folder / "problems.txt")
+    for frame, name in ((index, "index.parquet"), (images, "images.parquet")):
+        with replacing(folder / name) as partial:
+            frame.to_parquet(partial, index=False)
     return index
 
 
-def build_index(
-    objects: Sequence[refer.ReferredObject], images_dir: Path
-) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """The index (one row per object, `INDEX_COLUMNS`), its images (`IMAGE_COLUMNS`, by file name) and their problems.
+def build_index(objects: Sequence[ReferredObject], images_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return the index (`INDEX_COLUMNS`, one row per object), its images (`IMAGE_COLUMNS`, by file name) and problems.
 
-    Every image is read and decoded once; each that is missing, truncated or not of the annotated size gives one line in
-    the problems, and no row in the images.
+    Every image is read and decoded once. One that is missing, damaged or not of the annotated size is a problem, one
+    line each, and has no row in the images.
     """
     sizes = {o.file_name: (o.width, o.height) for o in objects}
     names = sorted(sizes)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     with ThreadPoolExecutor() as pool:  # hashing and decoding release the interpreter's lock
-        checked = pool.map(lambda name: check_image(Path(images_dir) / name, *sizes[name]), names)
-        for outcome in track(checked, description="checking images", total=len(names), transient=True):
-            if isinstance(outcome, str):
-                problems.append(outcome)
+        results = pool.map(lambda name: check_image(Path(images_dir) / name, *sizes[name]), names)
+        for result in track(results, description="checking images", total=len(names), transient=True):
+            if isinstance(result, str):
+                problems.append(result)
             else:
-                rows.append(outcome)
+                rows.append(result)
     index = pd.DataFrame([_index_row(o) for o in objects], columns=list(INDEX_COLUMNS))
     images = pd.DataFrame(rows, columns=list(IMAGE_COLUMNS))
     return index.astype(dict(INDEX_COLUMNS)), images.astype(dict(IMAGE_COLUMNS)), problems
 
 
 def check_image(path: Path, width: int, height: int) -> dict[str, Any] | str:
-    """One row of `IMAGE_COLUMNS` for an image file, or one line that says what is wrong with it.
+    """Return one row of `IMAGE_COLUMNS` for an image file, or one line that says what is wrong with it.
 
-    The file is decoded to its end: a JPEG header alone would not betray a truncated download.
+    The file is decoded to its end, because a truncated download has an intact JPEG header.
     """
     try:
         content = path.read_bytes()
@@ -135,83 +117,59 @@ def check_image(path: Path, width: int, height: int) -> dict[str, Any] | str:
     except _DAMAGED_IMAGE as error:
         return f"{path}: damaged or truncated ({' '.join(str(error).split())})"
     if size != (width, height):
-        return f"{path}: is {size[0]}x{size[1]} pixels, annotated as {width}x{height}"
+        return f"{path}: image is {size[0]}x{size[1]} pixels, annotations say {width}x{height}"
     checksum = hashlib.sha256(content).hexdigest()
     return {"file_name": path.name, "bytes": len(content), "sha256": checksum, "width": width, "height": height}
 
 
-def refuse_problems(problems: Sequence[str], report: Path) -> None:
-    """Write all problems to `report`, one a line, and raise UserError with their number and the first few; or do
-    nothing.
-    """
-    report = Path(report)
+def report_problems(problems: Sequence[str], path: Path) -> None:
+    """Write the image problems to `path`, one a line, and raise UserError; without problems, delete an old `path`."""
+    path = Path(path)
     if not problems:
-        report.unlink(missing_ok=True)  # of an earlier attempt
+        path.unlink(missing_ok=True)
         return
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text("\n".join(problems) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(problems) + "\n", encoding="utf-8")
     first = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-    raise UserError(
-        f"{len(problems)} images cannot be used: {first} (all of them: {report}); download these files again"
-    )
-
-
-def check_published_counts(objects: Iterable[refer.ReferredObject], name: str) -> None:
-    """Raise UserError where the objects per split differ from the published ones; "scenes" has none and passes."""
-    published = PUBLISHED_OBJECTS.get(name)
-    if published is None:
-        return
-    found: dict[str, int] = {}
-    for referred in objects:
-        found[referred.split] = found.get(referred.split, 0) + 1
-    wrong = [
-        f"{split} has {found.get(split, 0)} objects, published are {published.get(split, 0)}"
-        for split in sorted(published.keys() | found.keys())
-        if found.get(split, 0) != published.get(split, 0)
-    ]
-    if wrong:
-        split_by = refer.layout(name).split_by
-        raise UserError(f"{name}: refs({split_by}).p is not the published split: {'; '.join(wrong)}; download it again")
+    raise UserError(f"{len(problems)} images cannot be used: {first} (full list: {path}); download these files again")
 
 
 def chance_iou(target: str, image_masks: Sequence[str], height: int, width: int) -> float:
-    """Expected IoU of guessing one of the image's annotated objects uniformly at random, its mask being perfect.
+    """Return the expected IoU of guessing one of the image's annotated objects at random, with a perfect mask.
 
-    The mean over the image's annotations of IoU(annotation, target), all as compressed run lengths; the target is one
-    of them.
+    It is the mean IoU of the image's masks with the target, which is one of them. All are compressed run lengths.
     """
-    return float(np.mean(refer.pairwise_iou([target], image_masks, height, width)))
+    return float(np.mean(pairwise_iou([target], image_masks, height, width)))
 
 
 def decode_mask(row: Mapping[Any, Any] | pd.Series) -> np.ndarray:
-    """The (height, width) uint8 mask of 0 and 1 of one index row."""
-    return refer.decode_rle(row["rle_counts"], int(row["height"]), int(row["width"]))
-
-
-def write_index(index: pd.DataFrame, path: Path) -> None:
-    """Write the index as Parquet; `read_index` gives the same frame back."""
-    _write(index, path)
-
-
-def write_images(images: pd.DataFrame, path: Path) -> None:
-    """Write the table of images as Parquet."""
-    _write(images, path)
+    """Return the (height, width) uint8 mask of zeros and ones of one index row."""
+    return decode_rle(row["rle_counts"], int(row["height"]), int(row["width"]))
 
 
 def read_index(path: Path) -> pd.DataFrame:
-    """The index at `path`, its list columns as Python lists. Raises UserError where it is missing or not an index."""
-    index = _read(path, INDEX_COLUMNS)
+    """Return the index at `path`, with Python lists in its list columns.
+
+    Raises UserError if the file is missing or not an index.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; run `dvc repro prepare`")
+    try:
+        index = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not readable as Parquet ({reason}); run `dvc repro -f prepare`") from None
+    missing = [column for column in INDEX_COLUMNS if column not in index.columns]
+    if missing:
+        raise UserError(f"{path}: columns {', '.join(missing)} are missing; run `dvc repro -f prepare`")
+    index = index[list(INDEX_COLUMNS)]
     for column in LIST_COLUMNS:
         index[column] = pd.Series([values.tolist() for values in index[column]], index=index.index, dtype=object)
     return index.astype(dict(INDEX_COLUMNS))
 
 
-def read_images(path: Path) -> pd.DataFrame:
-    """The table of images at `path`. Raises UserError where it is missing or not such a table."""
-    return _read(path, IMAGE_COLUMNS).astype(dict(IMAGE_COLUMNS))
-
-
-def _index_row(referred: refer.ReferredObject) -> dict[str, Any]:
+def _index_row(referred: ReferredObject) -> dict[str, Any]:
     return {
         "dataset": referred.dataset,
         "split": referred.split,
@@ -230,22 +188,3 @@ def _index_row(referred: refer.ReferredObject) -> dict[str, Any]:
         "n_objects": len(referred.image_masks),
         "chance_iou": chance_iou(referred.rle_counts, referred.image_masks, referred.height, referred.width),
     }
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as partial:
-        frame.to_parquet(partial, index=False)
-
-
-def _read(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: missing; `dvc repro prepare` writes it")
-    try:
-        frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]}); run prepare again") from None
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise UserError(f"{path}: lacks the columns {', '.join(missing)}; run prepare again")
-    return frame[list(columns)]

@@ -1,7 +1,7 @@
-"""Letterbox, there and back: image and mask to the square input of the encoder, logits to a mask of the original image.
+"""The letterbox: image and mask to the encoder's square input, and logits back to a mask of the original image.
 
-The protocol is that of CRIS and DETRIS: the image is scaled to fit, centred, and bordered with CLIP's mean colour.
-Geometry is a pair of 2x3 affine matrices in cv2's convention (x right, y down, in pixels).
+The protocol is that of CRIS and DETRIS: the image is scaled to fit, centred, and padded with CLIP's mean colour.
+Coordinates are pixels in cv2's convention (x right, y down).
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from torch.nn import functional
 # RGB mean and standard deviation of CLIP's training images (openai/CLIP, clip.py, `Normalize`).
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
-# Probability above which a pixel belongs to the prediction (CRIS's evaluation).
-CRIS_THRESHOLD = 0.35
+CRIS_THRESHOLD = 0.35  # probability above which a pixel belongs to the prediction (CRIS's evaluation)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image of (height, width) lies in a square input of (size, size) pixels.
+    """The affine maps between an image of (height, width) and a square input of (size, size) pixels.
 
-    `forward` (2, 3) takes the original's coordinates to the input's, `inverse` (2, 3) back; both float64.
+    `forward` maps the original's coordinates to the input's, `inverse` the input's to the original's. Both are (2, 3)
+    float64.
     """
 
     height: int
@@ -36,8 +36,8 @@ def geometry(height: int, width: int, size: int) -> Geometry:
     """Scale (height, width) by min(size / height, size / width) and centre it in (size, size)."""
     scale = min(size / height, size / width)
     left, top = (size - width * scale) / 2, (size - height * scale) / 2
-    # Both matrices come from float32 corner points as in the protocol; the analytic ones differ by 1e-6, which is
-    # visible in single pixels.
+    # Both matrices come from float32 corner points, as in CRIS. The analytic ones differ by 1e-6, which changes single
+    # pixels.
     original = np.array([[0, 0], [width, 0], [0, height]], dtype=np.float32)
     corners = [[left, top], [width * scale + left, top], [left, height * scale + top]]
     boxed = np.array(corners, dtype=np.float32)
@@ -46,9 +46,9 @@ def geometry(height: int, width: int, size: int) -> Geometry:
 
 
 def letterbox_image(image: np.ndarray, size: int) -> np.ndarray:
-    """An RGB image (H, W, 3) uint8 as the encoder's input: (3, size, size) float32, CLIP-normalised."""
+    """Return an RGB image (H, W, 3) uint8 as the encoder's input: (3, size, size) float32, CLIP-normalised."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"an RGB image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        raise ValueError(f"an RGB image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     place = geometry(image.shape[0], image.shape[1], size)
     border = [float(value) for value in CLIP_MEAN * 255]
     boxed = cv2.warpAffine(image, place.forward, (size, size), flags=cv2.INTER_CUBIC, borderValue=border)
@@ -56,33 +56,36 @@ def letterbox_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) uint8 -> (3, H, W) float32 by CLIP's mean and standard deviation."""
+    """Normalise RGB (H, W, 3) uint8 by CLIP's mean and standard deviation to (3, H, W) float32."""
     pixels = image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     mean, std = (np.asarray(v, dtype=np.float32).reshape(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return np.ascontiguousarray((pixels - mean) / std)
 
 
 def letterbox_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask (H, W) of 0 and 1 (or booleans) at input size: (size, size) float32 in [0, 1], soft at the edges."""
+    """Return a mask (H, W) at input size: (size, size) float32 in [0, 1], with soft edges."""
     if mask.ndim != 2:
-        raise ValueError(f"a mask is (H, W), not {mask.shape}")
+        raise ValueError(f"a mask must be (H, W), got {mask.shape}")
     place = geometry(mask.shape[0], mask.shape[1], size)
-    # The warp is rounded to 8 bits, as in the protocol.
+    # CRIS warps 8-bit masks.
     full = np.where(mask, np.uint8(255), np.uint8(0))
     boxed = cv2.warpAffine(full, place.forward, (size, size), flags=cv2.INTER_LINEAR, borderValue=[0.0])
     return np.asarray(boxed).astype(np.float32) / np.float32(255)
 
 
 def input_probabilities(logits: torch.Tensor, size: int) -> np.ndarray:
-    """Logits (B, 1, h, w) as probabilities at input size: (B, size, size) by bicubic: slightly outside [0, 1]."""
+    """Return logits (B, 1, h, w) as probabilities at input size, (B, size, size).
+
+    Bicubic interpolation takes some of them slightly outside [0, 1].
+    """
     probabilities = torch.sigmoid(logits.detach().float())
-    # align_corners=False changes hundreds of pixels of a prediction.
+    # align_corners=False would change hundreds of pixels of a prediction.
     scaled = functional.interpolate(probabilities, size=(size, size), mode="bicubic", align_corners=True)
     return scaled[:, 0].cpu().numpy()
 
 
 def original_probabilities(probabilities: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Probabilities (size, size) at input size, taken back to the original image: (height, width) float32."""
+    """Map probabilities (size, size) at input size back to the original image: (height, width) float32."""
     place = geometry(height, width, probabilities.shape[0])
     back = cv2.warpAffine(probabilities, place.inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=[0.0])
     return np.asarray(back)
@@ -91,6 +94,6 @@ def original_probabilities(probabilities: np.ndarray, height: int, width: int) -
 def predicted_mask(
     logits: torch.Tensor, height: int, width: int, size: int, threshold: float = CRIS_THRESHOLD
 ) -> np.ndarray:
-    """The boolean mask (height, width) in the original image that one image's logits (h, w) stand for."""
+    """Return the predicted mask (height, width) bool in the original image for one image's logits (h, w)."""
     probabilities = input_probabilities(logits[None, None], size)[0]
     return original_probabilities(probabilities, height, width) > threshold

@@ -1,4 +1,4 @@
-"""Sentences as token ids: words for the built-in set, CLIP's byte pairs for natural language. Padding is always 0."""
+"""Tokenizers: words for the built-in set, CLIP's byte pairs for natural language. The padding id is always 0."""
 
 import difflib
 import gzip
@@ -18,41 +18,47 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PADDING_ID = 0
-BYTE_PAIRS = "bpe_simple_vocab_16e6.txt.gz"  # in the repository openai/CLIP
-CLIP_VOCABULARY = 49408  # bytes, with and without the end of a word, merges, start and end of text
+BYTE_PAIRS = "bpe_simple_vocab_16e6.txt.gz"  # from the repository openai/CLIP
+CLIP_VOCABULARY = 49408  # 256 bytes with and without end of word, the merges, start and end of text
 
 
 class Tokenizer(Protocol):
-    """What a text encoder needs to know of its tokens."""
+    """The interface of a tokenizer to a text encoder."""
 
     @property
     def length(self) -> int:
-        """Tokens a sentence, padding included."""
+        """Number of tokens of a sentence, padding included."""
 
     @property
     def eot_id(self) -> int:
-        """The id of the end-of-text token, at whose position the sentence's state is read."""
+        """Id of the end-of-text token, where the text encoder pools the sentence."""
 
     def encode(self, sentence: str) -> NDArray[np.int64]:
-        """Token ids (length,): start, the sentence, end of text, padding 0. A long sentence is cut before the end."""
+        """Return token ids (length,): start, the sentence, end of text, padding 0.
+
+        A long sentence is truncated before its end-of-text token.
+        """
 
 
 class WordTokenizer:
-    """One token a word of a closed vocabulary; ids are 0 padding, 1 end, 2 start, then the vocabulary in its order.
+    """A tokenizer with one token per word of a closed vocabulary.
 
-    Sentences are lowercased, split at white space, and freed of the punctuation around their words.
+    Ids are 0 padding, 1 end, 2 start, then the vocabulary in its order. Sentences are lowercased and split at white
+    space, and punctuation around words is removed.
     """
 
-    END_ID = 1  # not 2: transformers takes that for a mark of old CLIP configurations, and pools elsewhere
+    END_ID = 1  # not 2, which selects argmax pooling in transformers' CLIP
     START_ID = 2
     FIRST_WORD_ID = 3
 
     def __init__(self, vocabulary: Sequence[str], length: int) -> None:
-        """`vocabulary` holds distinct words as `_words` leaves them; raises ValueError otherwise."""
+        """Raises ValueError if the vocabulary has a repeated word, or one that `_words` would change."""
         _check_length(length)
-        foreign = [word for word in vocabulary if _words(word) != [word]]
-        if foreign or len(set(vocabulary)) != len(vocabulary):
-            raise ValueError(f"a vocabulary is distinct, lowercased words without punctuation around them: {foreign}")
+        invalid = [word for word in vocabulary if _words(word) != [word]]
+        if invalid or len(set(vocabulary)) != len(vocabulary):
+            raise ValueError(
+                f"the vocabulary must be distinct lowercase words without punctuation around them, got {invalid}"
+            )
         self._length = length
         self._ids = {word: number for number, word in enumerate(vocabulary, start=self.FIRST_WORD_ID)}
 
@@ -66,11 +72,11 @@ class WordTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids: the words and the three special tokens."""
+        """Number of ids: the words and three special tokens."""
         return self.FIRST_WORD_ID + len(self._ids)
 
     def encode(self, sentence: str) -> NDArray[np.int64]:
-        """Token ids (length,). Raises UserError for a word that is not in the vocabulary."""
+        """Return token ids (length,). Raises UserError for a word that is not in the vocabulary."""
         words = [self._id(word, sentence) for word in _words(sentence)]
         return _padded([self.START_ID, *words, self.END_ID], self._length)
 
@@ -78,12 +84,12 @@ class WordTokenizer:
         if word in self._ids:
             return self._ids[word]
         close = difflib.get_close_matches(word, self._ids, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(self._ids))}"
-        raise UserError(f"word {word!r} of the sentence {sentence!r} is not in the vocabulary: {hint}")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the words are {', '.join(sorted(self._ids))}"
+        raise UserError(f"word {word!r} of the sentence {sentence!r} is not in the vocabulary; {hint}")
 
 
 class ClipTokenizer:
-    """CLIP's byte pairs as its own code yields them: padded with 0 (not with end-of-text), which is last when cut."""
+    """CLIP's byte pairs, as OpenAI's code encodes them: padding is 0, a truncated sentence ends with end-of-text."""
 
     def __init__(self, tokenizer: "CLIPTokenizer", length: int) -> None:
         _check_length(length)
@@ -92,18 +98,19 @@ class ClipTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, length: int) -> "ClipTokenizer":
-        """The tokenizer of a local snapshot of a CLIP model. Raises UserError where the folder holds none."""
-        from transformers import CLIPTokenizer  # seconds to import, and not needed by the built-in set
+        """Load the tokenizer of a local snapshot of a CLIP model. Raises UserError if the folder holds none."""
+        from transformers import CLIPTokenizer  # slow to import, and the built-in set does not need it
 
         folder = Path(folder)
         if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
-            raise UserError(f"{folder}: no tokenizer.json or vocab.json; give the snapshot folder of a CLIP model")
+            raise UserError(f"{folder}: no tokenizer.json or vocab.json; name the snapshot folder of a CLIP model")
         return cls(CLIPTokenizer.from_pretrained(folder, local_files_only=True), length)
 
     @classmethod
     def beside(cls, weights: Path, length: int) -> "ClipTokenizer":
-        """The tokenizer in the folder of an original weight file: that of a snapshot, or OpenAI's file of byte pairs.
-        Raises UserError where the folder holds neither.
+        """Load the tokenizer beside an original weight file: a snapshot's, or OpenAI's file of byte pairs.
+
+        Raises UserError if the folder holds neither.
         """
         folder, pairs = Path(weights).parent, Path(weights).parent / BYTE_PAIRS
         if not pairs.is_file() or (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
@@ -125,24 +132,24 @@ class ClipTokenizer:
         return int(self._tokenizer.eos_token_id)
 
     def encode(self, sentence: str) -> NDArray[np.int64]:
-        """Token ids (length,)."""
-        # CLIP's own cleaning; transformers has the rest: white space to single spaces, lower case.
+        """Return token ids (length,)."""
+        # CLIP's cleaning of text; transformers' tokenizer does the rest (white space and lower case).
         text = html.unescape(html.unescape(ftfy.fix_text(sentence))).strip()
         return _padded(self._tokenizer(text)["input_ids"], self._length)
 
 
 def _byte_pairs(path: Path) -> tuple[dict[str, int], Any]:
-    """Vocabulary and merges in OpenAI's file, ids as CLIP numbers them (openai/CLIP, simple_tokenizer.py)."""
+    """Return vocabulary and merges of OpenAI's file, with CLIP's ids (openai/CLIP, simple_tokenizer.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             merges = file.read().split("\n")[1 : CLIP_VOCABULARY - 2 * 256 - 2 + 1]
     except (OSError, EOFError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; fetch it again from the repository openai/CLIP") from None
+        raise UserError(f"{path}: damaged; download it again from the repository openai/CLIP") from None
     entries = [*letters, *(f"{letter}</w>" for letter in letters), *(pair.replace(" ", "") for pair in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
-    pairs = [tuple(pair.split()) for pair in merges]  # transformers' hints say strings, its tokenizers take pairs
+    pairs = [tuple(pair.split()) for pair in merges]  # transformers declares strings but takes pairs
     return {entry: number for number, entry in enumerate(entries)}, pairs
 
 
@@ -153,12 +160,12 @@ def _words(sentence: str) -> list[str]:
 
 def _check_length(length: int) -> None:
     if length < 2:
-        raise ValueError(f"start and end need two tokens, the length is {length}")
+        raise ValueError(f"length must be at least 2, for the start and end tokens, got {length}")
 
 
 def _padded(ids: Sequence[int], length: int) -> NDArray[np.int64]:
-    """Ids (length,): cut with the last id (end of text) kept last, or padded."""
+    """Return the ids padded, or truncated before the last one (end of text), to (length,)."""
     tokens = np.full(length, PADDING_ID, dtype=np.int64)
-    kept = [*ids[: length - 1], ids[-1]] if len(ids) > length else ids
-    tokens[: len(kept)] = kept
+    shown = [*ids[: length - 1], ids[-1]] if len(ids) > length else ids
+    tokens[: len(shown)] = shown
     return tokens

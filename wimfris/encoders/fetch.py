@@ -1,33 +1,30 @@
-"""Downloads of the encoders at their pinned revisions: whole and of the published hashes, or refused; never a hang."""
+"""Download the encoders at their pinned revisions from the Hugging Face hub, and verify them."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-from wimfris.encoders.load import check_file
-from wimfris.errors import UserError
+from wimfris.encoders.hub_cache import check_file
+from wimfris.errors import UserError, one_line
 from wimfris.settings.schema import Settings, TextBackbone
 
-SECONDS = 10  # that the hub may take for an answer
+TIMEOUT = 10  # seconds for an answer of the hub
 TEXTS = (".json", ".txt")  # configuration and tokenizer
-
-T = TypeVar("T")
 
 
 def fetch_encoders(settings: Settings) -> list[Path]:
-    """Download the encoders of the settings' scale into the hub's local cache; their snapshot folders. Nothing for
-    encoders that are built in or read from files.
+    """Download the hub encoders of the settings' scale into the local cache and return their snapshot folders.
 
-    Safetensors alone are fetched; `pytorch_model.bin` where a revision has no other weights, as CLIP's pinned one, and
-    that is read as tensors, without running code. Raises UserError, one line, where the hub cannot be reached or does
-    not answer, the revision is not there, or a file is not the one that was published.
+    Weights are safetensors, or `pytorch_model.bin` where a revision has nothing else, like CLIP's pinned one; it is
+    loaded without running code. Raises UserError if the hub does not answer, the revision does not exist, or a file is
+    not the published one.
     """
-    chosen = (settings.encoders.text, settings.encoders.vision)
-    return [_fetch(backbone, settings.scale) for backbone in chosen if backbone.is_hub]
+    backbones = (settings.encoders.text, settings.encoders.vision)
+    return [_fetch(backbone, settings.scale) for backbone in backbones if backbone.is_hub]
 
 
-def wanted(names: list[str]) -> list[str]:
-    """Of a revision's files those that loading needs. Raises ValueError where there are no weights that can be read."""
+def needed_files(names: list[str]) -> list[str]:
+    """Return those of a revision's files that loading needs. Raises ValueError if it has no readable weights."""
     safe = [name for name in names if name.endswith(".safetensors")]
     weights = safe or [name for name in names if name == "pytorch_model.bin"]
     if not weights:
@@ -37,33 +34,41 @@ def wanted(names: list[str]) -> list[str]:
 
 
 def _fetch(backbone: TextBackbone, scale: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
-    source, revision = backbone.source, backbone.revision
-    assert revision is not None
-    told = _ask(backbone, lambda: HfApi().model_info(source, revision=revision, timeout=SECONDS))
-    names = _ask(backbone, lambda: wanted([file.rfilename for file in told.siblings or []]))
+    with _hub_errors(backbone):
+        info = HfApi().model_info(backbone.source, revision=backbone.revision, timeout=TIMEOUT)
+        names = needed_files([file.rfilename for file in info.siblings or []])
     folder = Path()
     for name in names:
-        options: dict[str, Any] = {"revision": revision, "etag_timeout": SECONDS}
-        path = Path(_ask(backbone, lambda n=name, o=options: hf_hub_download(source, n, **o)))  # type: ignore[misc]
+        path = _download(backbone, name)
         folder = path.parent
         try:
             check_file(path, backbone, scale)
-        except UserError:  # of an earlier download that broke off
-            _ask(backbone, lambda n=name, o=options: hf_hub_download(source, n, force_download=True, **o))  # type: ignore[misc]
-            check_file(path, backbone, scale)
+        except UserError:  # an earlier download broke off, or the file was damaged since
+            check_file(_download(backbone, name, force=True), backbone, scale)
     return folder
 
 
-def _ask(backbone: TextBackbone, question: Callable[[], T]) -> T:
-    """The hub's answer, or one line that says why there is none."""
+def _download(backbone: TextBackbone, name: str, *, force: bool = False) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(backbone):
+        return Path(
+            hf_hub_download(
+                backbone.source, name, revision=backbone.revision, etag_timeout=TIMEOUT, force_download=force
+            )
+        )
+
+
+@contextmanager
+def _hub_errors(backbone: TextBackbone) -> Iterator[None]:
+    """Turn every exception into a UserError."""
     try:
-        return question()
-    except Exception as error:  # those of the hub's HTTP library, which differ from version to version
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        yield
+    except Exception as error:  # the hub's HTTP library and its exceptions differ from version to version
         raise UserError(
-            f"encoder {backbone.source} at revision {backbone.revision}: cannot be fetched ({reason}); "
-            "fetch where the hub can be reached and copy its cache (HF_HOME) here, or name original weight files as "
+            f"encoder {backbone.source} at revision {backbone.revision}: cannot be fetched ({one_line(error)[:200]}); "
+            "fetch it where the hub can be reached and copy its cache (HF_HOME) here, or name original weight files as "
             "`source` (docs/paper_scale.md)"
         ) from None

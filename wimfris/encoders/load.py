@@ -1,11 +1,10 @@
-"""Where the frozen encoders come from: the hub at a pinned revision, original weight files, the small built-in pair, or
+"""Load the frozen encoders: from the hub at a pinned revision, from original weight files, the small built-in pair, or
 random weights for tests.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -22,19 +21,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from wimfris.data.scenes import vocabulary
+from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import ClipTokenizer, Tokenizer, WordTokenizer
+from wimfris.encoders.hub_cache import find_encoder
 from wimfris.encoders.original import text_state, vision_state
 from wimfris.encoders.text import ATTENTION, text_backbone
 from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
-from wimfris.files import file_hash
 from wimfris.settings.schema import Settings, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
-WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # of a snapshot; CLIP's pinned revision has no safetensors
-TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, of a text encoder's snapshot
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -42,7 +39,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no loading reports b
 
 
 def load_tokenizer(settings: Settings) -> Tokenizer:
-    """Words for the built-in and random encoders, CLIP's byte pairs for those of the hub."""
+    """Return the tokenizer of the text encoder: words for built-in and random encoders, else CLIP's byte pairs."""
     text, length = settings.encoders.text, settings.data.length
     if text.is_hub:
         return ClipTokenizer.from_folder(find_encoder(text, settings.scale), length)
@@ -52,20 +49,19 @@ def load_tokenizer(settings: Settings) -> Tokenizer:
 
 
 def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
-    """The text backbone with the end-of-text id set, so that the sentence is pooled there."""
+    """Return the text backbone, set to pool the sentence at the tokenizer's end-of-text token.
+
+    Raises UserError if the weights are missing or damaged, or do not fit the settings.
+    """
     text = settings.encoders.text
     if text.is_hub:
         folder = find_encoder(text, settings.scale)
         config = CLIPTextConfig.from_pretrained(folder)
-        config.eos_token_id = tokenizer.eot_id  # the hub's says 2, which means arg-max pooling
-        found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
-        _agree("text", text, found)
-        if tokenizer.length > config.max_position_embeddings:
-            raise UserError(
-                f"params.yaml: data.tokens: {tokenizer.length}, "
-                f"but {text.source} reads at most {config.max_position_embeddings}; lower it"
-            )
-        return _load(CLIPTextModelWithProjection, text, folder, config=config)
+        config.eos_token_id = tokenizer.eot_id  # the hub's is 2, which selects argmax pooling
+        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+        _check_sizes("text", text, actual)
+        _check_length(tokenizer, config.max_position_embeddings, text.source)
+        return _load_snapshot(CLIPTextModelWithProjection, text, folder, config=config)
     if text.is_file:
         return _load_text_file(text, tokenizer)
     assert isinstance(tokenizer, WordTokenizer)
@@ -78,14 +74,17 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
 
 
 def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
-    """The vision backbone."""
+    """Return the vision backbone.
+
+    Raises UserError if the weights are missing or damaged, or do not fit the settings.
+    """
     vision = settings.encoders.vision
     if vision.is_hub:
         folder = find_encoder(vision, settings.scale)
         config = Dinov2WithRegistersConfig.from_pretrained(folder)
-        found = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
-        _agree("vision", vision, found | {"patch": config.patch_size, "registers": config.num_register_tokens})
-        return _load(Dinov2WithRegistersModel, vision, folder)
+        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+        _check_sizes("vision", vision, actual | {"patch": config.patch_size, "registers": config.num_register_tokens})
+        return _load_snapshot(Dinov2WithRegistersModel, vision, folder)
     if vision.is_file:
         return _load_vision_file(vision)
     with torch.random.fork_rng(devices=[]):
@@ -97,33 +96,17 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
 
 
 def new_text(settings: Settings, tokenizer: WordTokenizer) -> CLIPTextModelWithProjection:
-    """A text backbone of the settings' size with fresh weights from torch's global random state."""
-    text = settings.encoders.text
-    return text_backbone(
-        width=text.width,
-        layers=text.layers,
-        heads=text.heads,
-        vocabulary=tokenizer.vocabulary_size,
-        length=tokenizer.length,
-        end_token=tokenizer.eot_id,
-    )
+    """Return a text backbone of the settings' size, with fresh weights from torch's global random state."""
+    return _sized_text(settings.encoders.text, tokenizer, tokenizer.vocabulary_size, tokenizer.length)
 
 
 def new_vision(settings: Settings) -> Dinov2WithRegistersModel:
-    """A vision backbone of the settings' size with fresh weights from torch's global random state."""
-    vision = settings.encoders.vision
-    return vision_backbone(
-        width=vision.width,
-        layers=vision.layers,
-        heads=vision.heads,
-        patch=vision.patch,
-        registers=vision.registers,
-        image_size=settings.data.image_size,
-    )
+    """Return a vision backbone of the settings' size, with fresh weights from torch's global random state."""
+    return _sized_vision(settings.encoders.vision, settings.data.image_size)
 
 
 def weights_hash(backbone: nn.Module) -> str:
-    """SHA-256 over names and values of the backbone's tensors: names the encoder whatever file it came from."""
+    """Return the SHA-256 of names and values of the backbone's tensors, which does not depend on their file."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
@@ -136,31 +119,28 @@ def weights_hash(backbone: nn.Module) -> str:
 
 
 def describe_encoders(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Source, revision, hash and size of both backbones: what identifies them in a manifest."""
+    """Return source, revision, hash and size of both backbones, as manifests record them."""
     backbones = {"text": load_text(settings, load_tokenizer(settings)), "vision": load_vision(settings)}
-    told = {}
-    for name, backbone in backbones.items():
-        chosen = getattr(settings.encoders, name)
-        parameters = sum(p.numel() for p in backbone.parameters())
-        told[name] = {
-            "source": chosen.source,
-            "revision": chosen.revision,
+    return {
+        name: {
+            "source": getattr(settings.encoders, name).source,
+            "revision": getattr(settings.encoders, name).revision,
             "sha256": weights_hash(backbone),
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in backbone.parameters()),
         }
-    return told
+        for name, backbone in backbones.items()
+    }
 
 
-def save_builtin(backbone: nn.Module, name: str, words: str, folder: Path = BUILTIN) -> None:
-    """Write a pretrained backbone as `<name>.safetensors`; `words` is the vocabulary it was trained with, "" for
-    vision.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def save_builtin(backbone: nn.Module, path: Path, words: str) -> None:
+    """Write a pretrained backbone as safetensors. `words` is its vocabulary, "" for vision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in backbone.state_dict().items()}
-    save_file(state, folder / f"{name}.safetensors", metadata={"vocabulary": words})
+    save_file(state, path, metadata={"vocabulary": words})
 
 
 def _load_builtin(backbone: nn.Module, name: str, words: str) -> None:
+    """Load a built-in encoder into the backbone. Raises UserError if it is missing, or has other sizes or words."""
     path = BUILTIN / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(
@@ -168,71 +148,19 @@ def _load_builtin(backbone: nn.Module, name: str, words: str) -> None:
         )
     with safe_open(path, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        trained_with = (file.metadata() or {}).get("vocabulary", "")
+        trained_words = (file.metadata() or {}).get("vocabulary", "")
     expected = backbone.state_dict()
     fits = state.keys() == expected.keys() and all(state[key].shape == expected[key].shape for key in state)
-    if not fits or trained_with != words:
+    if not fits or trained_words != words:
         raise UserError(
             f"encoders.{name}: the built-in encoder was trained with other sizes or words than the settings'; "
-            "restore them, or train it anew: `dvc repro -f pretrain`"
+            "restore the settings, or train it again: `dvc repro -f pretrain`"
         )
     backbone.load_state_dict(state)
 
 
-def check_file(path: Path, backbone: TextBackbone, scale: str) -> None:
-    """Raise UserError where a file of the hub's cache is not the one that was published: an interrupted download, a
-    damaged disk, an edit.
-
-    The cache keeps a file under its hash on the hub: SHA-256 of large ones, git's SHA-1 of small ones. A file that is
-    kept otherwise (a copied snapshot) is not checked here; the names, the shapes and the recorded hash of its tensors
-    are.
-    """
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and not _is_blob(blob, blob.stat().st_size, blob.stat().st_mtime_ns):
-        raise UserError(
-            f"encoder {backbone.source}: {path} is not the published file (interrupted download or damage); delete "
-            f"{blob} and run `wimfris encoders fetch --scale {scale}`"
-        )
-
-
-@cache
-def _is_blob(path: Path, size: int, modified: int) -> bool:
-    """Whether a file's content has the hash that it is named by, or it is named by none."""
-    if len(path.name) == 64:
-        return file_hash(path) == path.name
-    if len(path.name) == 40:
-        return hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest() == path.name
-    return True
-
-
-def find_encoder(backbone: TextBackbone, scale: str) -> Path:
-    """The folder of a hub's encoder in the local cache. Raises UserError where it is not there, whole and as published;
-    the network is not asked.
-    """
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-
-    assert backbone.revision is not None
-    home = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=backbone.source, repo_type="model")
-    folder = home / "snapshots" / backbone.revision
-    # an interrupted download leaves a folder with some of the files, and transformers has defaults for a lost config
-    weights = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
-    tokenizers = [folder / name for name in TOKENIZER if (folder / name).is_file()]
-    needs_tokenizer = not isinstance(backbone, VisionBackbone)
-    if not weights or not (folder / "config.json").is_file() or (needs_tokenizer and not tokenizers):
-        raise UserError(
-            f"encoder {backbone.source} at revision {backbone.revision} is not in the local hub cache; "
-            f"fetch it with `wimfris encoders fetch --scale {scale}`"
-        )
-    for path in (*weights, folder / "config.json", *tokenizers):
-        check_file(path, backbone, scale)
-    return folder
-
-
-def _load(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -> M:
-    """The model in a folder. Raises UserError where its checkpoint is damaged or of other shapes, or lacks weights:
-    transformers fills in random ones.
-    """
+def _load_snapshot(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -> M:
+    """Return the model of a snapshot folder. Raises UserError if its checkpoint does not load or lacks weights."""
     try:
         loaded: Any = kind.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, attn_implementation=ATTENTION, **options
@@ -241,70 +169,80 @@ def _load(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"encoder {backbone.source}: {folder} does not load ({reason}); fetch it again") from None
     model: M
-    model, told = loaded
-    if told["missing_keys"]:
-        missing = ", ".join(sorted(told["missing_keys"])[:3])
-        raise UserError(f"encoder {backbone.source}: its checkpoint has no {missing}; name one that has")
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would fill in random weights
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"encoder {backbone.source}: its checkpoint lacks {missing}; name another encoder")
     return model
 
 
 def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
     state = text_state(Path(text.source))
     embeddings = "text_model.embeddings.{}_embedding.weight"
-    vocabulary, length = (len(state.get(embeddings.format(name), ())) for name in ("token", "position"))
-    if tokenizer.length > length:
-        raise UserError(
-            f"params.yaml: data.tokens: {tokenizer.length}, but {text.source} reads at most {length}; lower it"
-        )
-    backbone = text_backbone(
-        width=text.width,
-        layers=text.layers,
-        heads=text.heads,
-        vocabulary=max(vocabulary, 1),
-        length=length,
-        end_token=tokenizer.eot_id,
-    )
-    return _fill(backbone, state, text.source)
+    words, length = (len(state.get(embeddings.format(name), ())) for name in ("token", "position"))
+    _check_length(tokenizer, length, text.source)
+    return _load_state(_sized_text(text, tokenizer, max(words, 1), length), state, text.source)
 
 
 def _load_vision_file(vision: VisionBackbone) -> Dinov2WithRegistersModel:
     state = vision_state(Path(vision.source))
     positions = state.get("embeddings.position_embeddings", torch.empty(1, 1, 1))
-    side = round(max(positions.shape[1] - 1, 1) ** 0.5)  # the grid that the file has positions for
-    backbone = vision_backbone(
+    grid = round(max(positions.shape[1] - 1, 1) ** 0.5)  # side of the file's position grid
+    return _load_state(_sized_vision(vision, grid * vision.patch), state, vision.source)
+
+
+def _sized_text(text: TextBackbone, tokenizer: Tokenizer, words: int, length: int) -> CLIPTextModelWithProjection:
+    return text_backbone(
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        vocabulary=words,
+        length=length,
+        end_token=tokenizer.eot_id,
+    )
+
+
+def _sized_vision(vision: VisionBackbone, image_size: int) -> Dinov2WithRegistersModel:
+    return vision_backbone(
         width=vision.width,
         layers=vision.layers,
         heads=vision.heads,
         patch=vision.patch,
         registers=vision.registers,
-        image_size=side * vision.patch,
+        image_size=image_size,
     )
-    return _fill(backbone, state, vision.source)
 
 
-def _fill(backbone: M, state: Mapping[str, Tensor], source: str) -> M:
-    """The backbone with these weights. Raises UserError that names the first tensor of another name or shape."""
+def _load_state(backbone: M, state: Mapping[str, Tensor], source: str) -> M:
+    """Load the weights of a file into the backbone. Raises UserError with the first tensor of another name or shape."""
     expected = backbone.state_dict()
-    told = [f"it has no {name}" for name in expected if name not in state]
-    told += [f"it has {name} besides" for name in state if name not in expected]
-    told += [
+    faults = [f"it lacks {name}" for name in expected if name not in state]
+    faults += [f"{name} is not expected" for name in state if name not in expected]
+    faults += [
         f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    if told:
+    if faults:
         raise UserError(
-            f"{source}: not an encoder of the settings' sizes: {told[0]} (transformers' names) and {len(told) - 1} "
-            "more; name another file, or set params.yaml's encoders to its sizes"
+            f"{source}: not an encoder of the settings' sizes: {faults[0]} (transformers' names) and "
+            f"{len(faults) - 1} more; name another file, or set its sizes in params.yaml"
         )
     backbone.load_state_dict(state)
     return backbone.eval()
 
 
-def _agree(name: str, wanted: TextBackbone, found: Mapping[str, object]) -> None:
-    for key, value in found.items():
-        if getattr(wanted, key) != value:
+def _check_sizes(name: str, backbone: TextBackbone, actual: Mapping[str, object]) -> None:
+    for key, value in actual.items():
+        if getattr(backbone, key) != value:
             raise UserError(
-                f"params.yaml: encoders.{name}.{key}: {getattr(wanted, key)}, "
-                f"but {wanted.source} has {value}; set it to that"
+                f"params.yaml: encoders.{name}.{key} must be {value}, as in {backbone.source}, "
+                f"got {getattr(backbone, key)}"
             )
+
+
+def _check_length(tokenizer: Tokenizer, limit: int, source: str) -> None:
+    if tokenizer.length > limit:
+        raise UserError(
+            f"params.yaml: data.tokens must be at most the length of {source} ({limit}), got {tokenizer.length}"
+        )

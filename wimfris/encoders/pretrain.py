@@ -1,15 +1,13 @@
-"""Pretraining of the built-in encoders: the small pair that plays the part of CLIP and DINOv2 at scale tiny.
+"""Pretraining of the built-in encoders: the small pair that stands in for CLIP and DINOv2 at scales tiny and small.
 
-Both learn from drawn scenes of seeds that no other split uses, and neither ever sees a sentence together with an image.
-The vision encoder reads off each cell of a patch what covers it: shape, colour, size, the way to its centre, its
-outline, and how it compares with the rest of the scene. The text encoder reads off a sentence's end token which
-conditions the sentence states.
+Both learn from scenes and sentences of split `pretrain`, whose seeds no other split uses, and neither ever sees a
+sentence together with an image. The vision encoder predicts dense targets (`vision_task`), the text encoder the
+conditions that a sentence states (`text_task`).
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,173 +18,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
-from wimfris.data import scenes
-from wimfris.data.letterbox import CLIP_MEAN, CLIP_STD
+from wimfris.data.sentences import to_sentence, vocabulary
 from wimfris.data.tokens import WordTokenizer
 from wimfris.encoders.load import BUILTIN, load_tokenizer, load_vision, new_text, new_vision, save_builtin
+from wimfris.encoders.text_task import SLOTS, random_description, slot_classes
 from wimfris.encoders.vision import patch_size
+from wimfris.encoders.vision_task import DenseHead, dense_loss, dense_scores, draw_pool, patch_tokens
 from wimfris.files import write_text
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Pretrain, PretrainText
 
-CELLS = 2  # cells along a patch's side: finer than a patch, so that a small thing has one of its own
-BACKGROUND = -1
 SENTENCE_STD = 0.45  # of the entries of CLIP ViT-B/16's sentence embeddings: norm about 10 over 512 entries
+EVALUATION_SCENES, EVALUATION_SENTENCES = 1000, 2000
 
-Report = Callable[[int, float], None]  # step, loss
+Progressed = Callable[[int, float], None]  # called with step and loss after each step
 
 
-@dataclass
-class DenseTargets:
-    """What the vision encoder has to read off, for n images of G x G cells (G = grid x CELLS) and S x S pixels.
+def pretrain_builtin(params: Params, section: Pretrain) -> None:
+    """Train the built-in encoders of one scale and write them with their card.
 
-    classes (n, G, G, 3) int8: shape, colour and size of the thing that covers most of the cell, -1 on the ground;
-    values (n, G, G, 9) float32: offset to its centre (2) and its radius in fractions of the image, its ranks by x, y
-    and radius among the things (3), and the shares of things of its shape, colour and size (3); outline (n, S, S) bool:
-    pixels covered by any thing.
+    Where `section.text` is None, only the vision encoder is trained, starting from the one of `params.pretrain`.
     """
+    settings = params.model_copy(update={"scale": section.scale}).settings()
+    torch.set_num_threads(settings.train.threads)
+    torch.use_deterministic_algorithms(True)
+    rows = []
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
 
-    classes: np.ndarray
-    values: np.ndarray
-    outline: np.ndarray
+        def shared(name: str, task: PretrainText) -> dict[str, Any]:
+            bar = progress.add_task(f"{name} encoder", total=task.steps)
+            torch.manual_seed(section.seed)
+            return {
+                "steps": task.steps,
+                "batch": task.batch_size,
+                "learning_rate": task.learning_rate,
+                "seed": section.seed,
+                "report": lambda step, loss: progress.update(bar, completed=step),
+            }
 
-
-def _attributes(things: list[scenes.Thing]) -> np.ndarray:
-    shapes, colours, sizes = list(scenes.SHAPES), list(scenes.COLOURS), list(scenes.SIZES)
-    return np.array([(shapes.index(t.shape), colours.index(t.colour), sizes.index(t.size)) for t in things])
-
-
-def _centred(image: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
-    """The image in the middle of a square of the letterbox's border colour; and its left and top there."""
-    height, width = image.shape[:2]
-    left, top = (size - width) // 2, (size - height) // 2
-    square = np.full((size, size, 3), np.round(255 * CLIP_MEAN), np.uint8)
-    square[top : top + height, left : left + width] = image
-    return square, left, top
-
-
-def draw_pool(count: int, size: int, grid: int, first: int = 0) -> tuple[np.ndarray, DenseTargets]:
-    """Scenes `first` .. `first + count` of the pretraining split: squares (n, S, S, 3) uint8 and their targets."""
-    g = grid * CELLS
-    cell = (np.arange(g) + 0.5) / g
-    here = np.stack(np.meshgrid(cell, cell), -1)
-    images = np.zeros((count, size, size, 3), np.uint8)
-    targets = DenseTargets(
-        np.zeros((count, g, g, 3), np.int8), np.zeros((count, g, g, 9), np.float32), np.zeros((count, size, size), bool)
-    )
-    for k in range(count):
-        scene = scenes.draw_scene("pretrain", first + k, size)
-        images[k], left, top = _centred(scene.image, size)
-        attributes = _attributes(scene.things)
-        places = np.array([(t.x + left, t.y + top, t.radius) for t in scene.things]) / size
-        ranks = places.argsort(0).argsort(0) / (len(places) - 1)
-        shares = (attributes[:, None] == attributes[None]).mean(1)
-        masks = np.zeros((len(places), size, size), bool)
-        masks[:, top : top + scene.masks.shape[1], left : left + scene.masks.shape[2]] = scene.masks
-        covered = masks.reshape(len(places), g, size // g, g, size // g).mean((2, 4))
-        owner, owned = covered.argmax(0), (covered.max(0) > 0.25)[..., None]
-        values = np.concatenate(
-            [places[owner][..., :2] - here, places[owner][..., 2:], ranks[owner], shares[owner]], -1
-        )
-        targets.classes[k] = np.where(owned, attributes[owner], BACKGROUND)
-        targets.values[k] = np.where(owned, values, 0)
-        targets.outline[k] = masks.any(0)
-    return images, targets
-
-
-class DenseHead(nn.Module):
-    """Reads every target off the patch tokens (B, H W, D); used in pretraining alone."""
-
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.class_counts = (len(scenes.SHAPES), len(scenes.COLOURS), len(scenes.SIZES))
-        self.per_cell = sum(n + 1 for n in self.class_counts) + 9
-        self.cells = nn.Linear(width, CELLS**2 * self.per_cell)
-        self.outline = nn.Linear(width, patch**2)
-
-    def forward(self, tokens: Tensor, grid: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """-> class logits, three of (B, G, G, n + 1) with the ground first; values (B, G, G, 9); outline logits (B, S,
-        S).
-        """
-        cells = _unfold(self.cells(tokens), grid, CELLS)
-        *classes, values = cells.split([*(n + 1 for n in self.class_counts), 9], -1)
-        return classes, values, _unfold(self.outline(tokens), grid, math.isqrt(self.outline.out_features))[..., 0]
-
-
-def _unfold(tokens: Tensor, grid: int, cells: int) -> Tensor:
-    """(B, grid * grid, cells * cells * C) -> (B, grid * cells, grid * cells, C)."""
-    batch = tokens.shape[0]
-    tokens = tokens.reshape(batch, grid, grid, cells, cells, -1).permute(0, 1, 3, 2, 4, 5)
-    return tokens.reshape(batch, grid * cells, grid * cells, -1)
-
-
-def dense_loss(head: DenseHead, tokens: Tensor, targets: DenseTargets, grid: int) -> Tensor:
-    """Cross-entropy of the classes, smooth L1 of the values where there is a thing, binary cross-entropy of the
-    outline.
-    """
-    classes, values, outline = head(tokens, grid)
-    wanted = torch.from_numpy(targets.classes.astype(np.int64))
-    thing = wanted[..., 0] != BACKGROUND
-    loss = F.binary_cross_entropy_with_logits(outline, torch.from_numpy(targets.outline).float())
-    for k, logits in enumerate(classes):
-        # things cover a tenth of the cells: half of each class loss comes from them
-        loss = loss + 0.5 * F.cross_entropy(logits.flatten(0, 2), wanted[..., k].flatten() + 1)
-        loss = loss + 0.5 * F.cross_entropy(logits[thing], wanted[..., k][thing] + 1)
-    return loss + 4 * F.smooth_l1_loss(values[thing], torch.from_numpy(targets.values)[thing], beta=0.1)
-
-
-@torch.no_grad()
-def dense_accuracy(
-    backbone: Dinov2WithRegistersModel, head: DenseHead, images: np.ndarray, targets: DenseTargets
-) -> dict[str, float]:
-    """Shares of the things' cells whose shape, colour and size are read right, the mean errors of the values, and the
-    IoU of the outline.
-    """
-    backbone.eval()
-    grid = images.shape[1] // patch_size(backbone)
-    parts = [head(_patches(backbone, images[i : i + 250]), grid) for i in range(0, len(images), 250)]
-    thing = targets.classes[..., 0] != BACKGROUND
-    scores = {}
-    for k, name in enumerate(("shape", "colour", "size")):
-        read = torch.cat([classes[k][..., 1:].argmax(-1) for classes, _, _ in parts]).numpy()
-        scores[name] = float((read == targets.classes[..., k])[thing].mean())
-    error = np.abs(torch.cat([values for _, values, _ in parts]).numpy() - targets.values)[thing].mean(0)
-    scores |= {
-        "offset error": float(error[:2].mean()),
-        "radius error": float(error[2]),
-        "rank error": float(error[3:6].mean()),
-    }
-    outline = torch.cat([outline for _, _, outline in parts]).numpy() > 0
-    scores["outline IoU"] = float((outline & targets.outline).sum() / (outline | targets.outline).sum())
-    return scores
-
-
-def _patches(backbone: Dinov2WithRegistersModel, images: np.ndarray) -> Tensor:
-    """Squares (n, S, S, 3) uint8 -> the patch tokens (n, H W, D) of the final norm."""
-    pixels = torch.from_numpy(((images / np.float32(255) - CLIP_MEAN) / CLIP_STD).astype(np.float32)).permute(
-        0, 3, 1, 2
-    )
-    return backbone(pixel_values=pixels).last_hidden_state[:, 1 + backbone.config.num_register_tokens :]
-
-
-def _train(
-    parameters: list[nn.Parameter], steps: int, learning_rate: float, loss_of: Callable[[int], Tensor], report: Report
-) -> None:
-    """AdamW with a warm-up of a twentieth of the steps and a cosine to zero."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
-    warm = max(steps // 20, 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))),
-    )
-    for step in range(steps):
-        loss = loss_of(step)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
-        report(step + 1, loss.item())
+        if section.text is not None:
+            tokenizer = load_tokenizer(settings)
+            assert isinstance(tokenizer, WordTokenizer)
+            options, started = shared("text", section.text), time.process_time()
+            text = new_text(settings, tokenizer)
+            scores = pretrain_text(text, tokenizer, **options)
+            save_builtin(text, BUILTIN / "text.safetensors", " ".join(vocabulary()))
+            rows.append(_card_row("text", section.text, time.process_time() - started, scores))
+        options, started = shared("vision", section.vision), time.process_time()
+        vision, suffix = new_vision(settings), ""
+        if section.text is None:
+            from_coarser(vision, load_vision(params.model_copy(update={"scale": params.pretrain.scale}).settings()))
+            suffix = f"-{section.scale}"
+        size = settings.data.image_size
+        scores = pretrain_vision(vision, size=size, scenes_drawn=section.vision.scenes, **options)
+        save_builtin(vision, BUILTIN / f"vision{suffix}.safetensors", "")
+        rows.append(_card_row("vision", section.vision, time.process_time() - started, scores))
+    card = (CARD if section.text else CARD_FINER).format(seed=section.seed, scale=section.scale)
+    write_text(BUILTIN / f"CARD{suffix}.md", card + CARD_HEAD + "".join(rows))
 
 
 def pretrain_vision(
@@ -198,60 +86,21 @@ def pretrain_vision(
     batch: int,
     learning_rate: float,
     seed: int,
-    report: Report,
+    report: Progressed,
 ) -> dict[str, float]:
-    """Train the backbone in place; returns its accuracy on scenes it has not seen."""
+    """Train the backbone in place and return its scores on further scenes."""
     grid = size // patch_size(backbone)
     head = DenseHead(backbone.config.hidden_size, patch_size(backbone))
     images, targets = draw_pool(scenes_drawn, size, grid)
     rng = np.random.default_rng(seed)
     backbone.train()
 
-    def loss_of(step: int) -> Tensor:
-        chosen = rng.integers(scenes_drawn, size=batch)
-        part = DenseTargets(targets.classes[chosen], targets.values[chosen], targets.outline[chosen])
-        return dense_loss(head, _patches(backbone, images[chosen]), part, grid)
+    def batch_loss() -> Tensor:
+        rows = rng.integers(scenes_drawn, size=batch)
+        return dense_loss(head, patch_tokens(backbone, images[rows]), targets[rows], grid)
 
-    _train([*backbone.parameters(), *head.parameters()], steps, learning_rate, loss_of, report)
-    return dense_accuracy(backbone, head, *draw_pool(1000, size, grid, first=scenes_drawn))
-
-
-PROGRAM = {  # what the text encoder reads off a sentence: slot -> its values, None first
-    "size": (None, *scenes.SIZES),
-    "colour": (None, *scenes.COLOURS),
-    "shape": (None, *scenes.SHAPES),
-    "superlative": (None, *scenes.SUPERLATIVES),
-    "rank": (1, 2),
-    "relation": (None, *scenes.RELATIONS),
-    "landmark size": (None, *scenes.SIZES),
-    "landmark colour": (None, *scenes.COLOURS),
-    "landmark shape": (None, *scenes.SHAPES),
-}
-
-
-def program(description: scenes.Description) -> list[int]:
-    """The description as one class number a slot of PROGRAM."""
-    stated: dict[str, object] = dict(description.attributes)
-    stated |= {f"landmark {name}": value for name, value in description.landmark}
-    stated |= {"superlative": description.superlative, "rank": description.rank, "relation": description.relation}
-    return [values.index(stated.get(slot)) for slot, values in PROGRAM.items()]
-
-
-def _any_description(rng: np.random.Generator) -> scenes.Description:
-    """Any description the grammar allows, whether or not a scene has such a thing."""
-
-    def some() -> scenes.Conditions:
-        choices = {"colour": list(scenes.COLOURS), "shape": list(scenes.SHAPES), "size": list(scenes.SIZES)}
-        return tuple((name, str(rng.choice(values))) for name, values in choices.items() if rng.random() < 0.5)
-
-    kind = rng.choice(scenes.KINDS)
-    if kind == "superlative":
-        return scenes.Description(
-            some(), superlative=str(rng.choice(list(scenes.SUPERLATIVES))), rank=int(rng.integers(1, 3))
-        )
-    if kind == "relation":
-        return scenes.Description(some(), relation=str(rng.choice(list(scenes.RELATIONS))), landmark=some())
-    return scenes.Description(some())
+    _train([*backbone.parameters(), *head.parameters()], steps, learning_rate, batch_loss, report)
+    return dense_scores(backbone, head, *draw_pool(EVALUATION_SCENES, size, grid, first=scenes_drawn))
 
 
 def pretrain_text(
@@ -262,16 +111,17 @@ def pretrain_text(
     batch: int,
     learning_rate: float,
     seed: int,
-    report: Report,
+    report: Progressed,
 ) -> dict[str, float]:
-    """Train the backbone in place; returns the share of new sentences of which every slot is read right."""
-    heads = nn.Linear(backbone.text_projection.out_features, sum(len(values) for values in PROGRAM.values()))
-    counts = [len(values) for values in PROGRAM.values()]
+    """Train the backbone in place and return the share of further sentences of which every slot is predicted right."""
+    counts = [len(values) for values in SLOTS.values()]
+    heads = nn.Linear(backbone.text_projection.out_features, sum(counts))
 
     def sample(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        described = [_any_description(rng) for _ in range(count)]
-        ids = np.stack([tokenizer.encode(scenes.to_sentence(d, rng)) for d in described])
-        return torch.from_numpy(ids), torch.tensor([program(d) for d in described])
+        """Return token ids (n, L) and slot classes (n, 9) of random sentences."""
+        descriptions = [random_description(rng) for _ in range(count)]
+        ids = np.stack([tokenizer.encode(to_sentence(d, rng)) for d in descriptions])
+        return torch.from_numpy(ids), torch.tensor([slot_classes(d) for d in descriptions])
 
     def slots(ids: Tensor) -> tuple[Tensor, ...]:
         return heads(backbone(input_ids=ids).text_embeds).split(counts, -1)
@@ -279,22 +129,22 @@ def pretrain_text(
     rng = np.random.default_rng([seed, 0])
     backbone.train()
 
-    def loss_of(step: int) -> Tensor:
-        ids, wanted = sample(rng, batch)
-        return torch.stack([F.cross_entropy(logits, wanted[:, k]) for k, logits in enumerate(slots(ids))]).sum()
+    def batch_loss() -> Tensor:
+        ids, classes = sample(rng, batch)
+        return torch.stack([F.cross_entropy(logits, classes[:, k]) for k, logits in enumerate(slots(ids))]).sum()
 
-    _train([*backbone.parameters(), *heads.parameters()], steps, learning_rate, loss_of, report)
+    _train([*backbone.parameters(), *heads.parameters()], steps, learning_rate, batch_loss, report)
     backbone.eval()
-    ids, wanted = sample(np.random.default_rng([seed, 1]), 2000)
+    ids, classes = sample(np.random.default_rng([seed, 1]), EVALUATION_SENTENCES)
     with torch.no_grad():
-        read = torch.stack([logits.argmax(-1) for logits in slots(ids)], 1)
-        # the loss leaves the scale of the embedding open, and what is trained on top expects CLIP's
+        predicted = torch.stack([logits.argmax(-1) for logits in slots(ids)], 1)
+        # The loss does not fix the scale of the embedding. The model on top expects CLIP's.
         backbone.text_projection.weight *= SENTENCE_STD / backbone(input_ids=ids).text_embeds.std()
-    return {"sentences read exactly": float((read == wanted).all(1).float().mean())}
+    return {"sentences read exactly": float((predicted == classes).all(1).float().mean())}
 
 
 def from_coarser(backbone: Dinov2WithRegistersModel, coarser: Dinov2WithRegistersModel) -> None:
-    """Start a backbone from one of the same sizes on a coarser grid, in place: its position grid is interpolated."""
+    """Copy the weights of a backbone with a coarser grid, in place; its position grid is interpolated."""
     state = coarser.state_dict()
     name = "embeddings.position_embeddings"
     positions, side = state[name], math.isqrt(backbone.embeddings.position_embeddings.shape[1] - 1)
@@ -305,80 +155,61 @@ def from_coarser(backbone: Dinov2WithRegistersModel, coarser: Dinov2WithRegister
     backbone.load_state_dict(state)
 
 
-def pretrain_builtin(params: Params, chosen: Pretrain) -> None:
-    """Train the built-in encoders of one scale and write them with their card: both afresh, or where `chosen.text` is
-    None the vision encoder alone, starting from the built-in one of `params.pretrain`.
-    """
-    settings = params.model_copy(update={"scale": chosen.scale}).settings()
-    torch.set_num_threads(settings.train.threads)
-    torch.use_deterministic_algorithms(True)
-    told = []
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-
-        def shared(name: str, section: PretrainText) -> dict[str, Any]:
-            bar = progress.add_task(f"{name} encoder", total=section.steps)
-            torch.manual_seed(chosen.seed)
-            return {
-                "steps": section.steps,
-                "batch": section.batch_size,
-                "learning_rate": section.learning_rate,
-                "seed": chosen.seed,
-                "report": lambda step, loss: progress.update(bar, completed=step),
-            }
-
-        if chosen.text is not None:
-            tokenizer = load_tokenizer(settings)
-            assert isinstance(tokenizer, WordTokenizer)
-            options, started = shared("text", chosen.text), time.process_time()
-            text = new_text(settings, tokenizer)
-            scores = pretrain_text(text, tokenizer, **options)
-            save_builtin(text, "text", " ".join(scenes.vocabulary()))
-            told.append(("text", chosen.text, scores, (time.process_time() - started) / 60))
-        options, started = shared("vision", chosen.vision), time.process_time()
-        vision, suffix = new_vision(settings), ""
-        if chosen.text is None:
-            from_coarser(vision, load_vision(params.model_copy(update={"scale": params.pretrain.scale}).settings()))
-            suffix = f"-{chosen.scale}"
-        size = settings.data.image_size
-        scores = pretrain_vision(vision, size=size, scenes_drawn=chosen.vision.scenes, **options)
-        save_builtin(vision, f"vision{suffix}", "")
-        told.append(("vision", chosen.vision, scores, (time.process_time() - started) / 60))
-    write_text(BUILTIN / f"CARD{suffix}.md", _card(chosen, told))
+def _train(
+    parameters: list[nn.Parameter],
+    steps: int,
+    learning_rate: float,
+    batch_loss: Callable[[], Tensor],
+    report: Progressed,
+) -> None:
+    """Run AdamW with a linear warm-up over a twentieth of the steps and a cosine decay to zero."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
+    warm = max(steps // 20, 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))),
+    )
+    for step in range(steps):
+        loss = batch_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        report(step + 1, loss.item())
 
 
 CARD = """\
 # The built-in encoders
 
-A small text and a small vision transformer, in the formats of CLIP's and DINOv2's (transformers). They play the part
-of frozen foundation models at scale tiny: they know drawn scenes and sentences about them, and nothing else.
+A small text and a small vision transformer, in the formats of CLIP and DINOv2 (transformers). They stand in for frozen
+foundation models at scale tiny: they know drawn scenes and sentences about them, and nothing else.
 
 - Made by `dvc repro -f pretrain` (`wimfris encoders pretrain`), with the settings under `pretrain` in params.yaml:
   seed {seed}, one thread.
-- Data: scenes of split `pretrain`, whose seeds no other split uses, and sentences of the grammar alone. No sentence
-  was ever shown with an image.
-- Task of the vision encoder: each quarter of a patch tells shape, colour and size of the thing that covers it, the way
-  to its centre, its radius, its ranks in the scene and how many share its attributes; each patch tells its outline.
-- Task of the text encoder: the end token tells every condition that the sentence states.
+- Data: scenes of split `pretrain`, whose seeds no other split uses, and random sentences of the same grammar. No
+  sentence was shown with an image.
+- Task of the vision encoder: predict, for each quarter of a patch, shape, colour and size of the thing that covers it,
+  the offset to its centre, its radius, its ranks in the scene and the shares of things with its attributes; and for
+  each pixel, whether a thing covers it.
+- Task of the text encoder: predict, from the end token, every condition that the sentence states.
 """
 CARD_FINER = """\
 # The built-in vision encoder of scale {scale}
 
-The built-in vision encoder (CARD.md), trained further on a finer grid of patches: its positions were interpolated.
+The built-in vision encoder (CARD.md), trained further on a finer grid of patches, with interpolated positions.
 
 - Made by `wimfris encoders pretrain --scale {scale}`, with the settings under `pretrain_{scale}` in params.yaml: seed
   {seed}, one thread.
 - Data and task are those of CARD.md. The text encoder is the same.
 """
 CARD_HEAD = """
-| encoder | settings | CPU minutes | on what it had not seen |
+| encoder | settings | CPU minutes | scores on further data |
 |---|---|---|---|
 """
 
 
-def _card(chosen: Pretrain, told: list[tuple[str, PretrainText, dict[str, float], float]]) -> str:
-    card = (CARD if chosen.text else CARD_FINER).format(seed=chosen.seed, scale=chosen.scale) + CARD_HEAD
-    for name, section, scores, minutes in told:
-        settings = ", ".join(f"{key} {value:g}" for key, value in section.model_dump().items())
-        read = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
-        card += f"| {name} | {settings} | {minutes:.0f} | {read} |\n"
-    return card
+def _card_row(name: str, task: PretrainText, seconds: float, scores: dict[str, float]) -> str:
+    settings = ", ".join(f"{key} {value:g}" for key, value in task.model_dump().items())
+    results = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
+    return f"| {name} | {settings} | {seconds / 60:.0f} | {results} |\n"

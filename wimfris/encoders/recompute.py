@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al., 2016): a layer keeps its inputs, and the rest is computed again in backward."""
+"""Gradient checkpointing (Chen et al., 2016): a layer stores its inputs only and is computed again in backward."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,19 +14,19 @@ from torch.utils.checkpoint import checkpoint
 Context = Callable[[], AbstractContextManager[None]]
 
 
-@partial(torch.compiler.disable, recursive=False)  # a compiled model has its layers compiled, and this around them
+@partial(torch.compiler.disable, recursive=False)  # the layer is compiled, this wrapper is not
 def recompute(layer: Callable[..., Tensor], *inputs: Any, within: Context | None = None, **options: Any) -> Tensor:
-    """layer(*inputs, **options), computed a second time in backward under `within`, with the same dropout and autocast.
+    """Return layer(*inputs, **options), and compute it again in backward, with the same dropout and autocast.
 
-    What of the state of the layer changes between its pass and backward, or would change twice, `within` has to set as
-    it was; it is entered anew for every backward.
+    `within` makes the context of the second computation, anew for every backward. It must restore whatever state of the
+    layer has changed since forward, and undo what would otherwise change twice.
     """
-    contexts = (nullcontext(), _EachTime(within or nullcontext))
+    contexts = (nullcontext(), _FreshContext(within or nullcontext))
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=lambda: contexts, **options)
 
 
-class _EachTime:
-    """A context of a factory each time that it is entered: a graph that is retained is recomputed more than once."""
+class _FreshContext:
+    """Enters a new context each time, because a retained graph is recomputed more than once."""
 
     def __init__(self, make: Context) -> None:
         self.make = make
@@ -44,13 +44,13 @@ class _EachTime:
 
 
 @contextmanager
-def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, batch norms count nothing: their running statistics are at its end what they were."""
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Restore the running statistics of the module's batch norms when the block ends."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [(value, value.clone()) for norm in norms for value in norm.buffers(recurse=False)]
+    saved = [(value, value.clone()) for norm in norms for value in norm.buffers(recurse=False)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for value, before in kept:
+            for value, before in saved:
                 value.copy_(before)

@@ -1,4 +1,4 @@
-"""The frozen vision encoder: DINOv2 with registers, with adapters attached beside its MLPs by hooks."""
+"""The frozen vision encoder: DINOv2 with registers, with adapters that hooks attach beside its MLPs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from wimfris.encoders.recompute import kept_statistics, recompute
+from wimfris.encoders.recompute import frozen_statistics, recompute
 from wimfris.encoders.text import ATTENTION
 
 
 def vision_backbone(
     *, width: int, layers: int, heads: int, patch: int, registers: int, image_size: int, layer_scale: float = 1.0
 ) -> Dinov2WithRegistersModel:
-    """A DINOv2 with registers and fresh weights; `image_size` (pixels) is the size its position grid is made for."""
-    config = Dinov2WithRegistersConfig(  # type: ignore[call-arg]  # of every configuration, and not declared
+    """Return a DINOv2 with registers and fresh weights, whose position grid is that of `image_size` pixels."""
+    config = Dinov2WithRegistersConfig(  # type: ignore[call-arg]  # attn_implementation is not declared
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -33,7 +33,7 @@ def vision_backbone(
 
 
 def patch_size(backbone: Dinov2WithRegistersModel) -> int:
-    """Side of a patch in pixels."""
+    """Return the side of a patch in pixels."""
     size = backbone.config.patch_size
     assert isinstance(size, int)
     return size
@@ -41,9 +41,7 @@ def patch_size(backbone: Dinov2WithRegistersModel) -> int:
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a vision adapter reads besides its tokens: words (B, L, T), their padding (B, L; True at padding), and the
-    grid (H, W).
-    """
+    """The second input of a vision adapter: words (B, L, T), padding (B, L; True at padding) and grid (H, W)."""
 
     words: Tensor
     padding: Tensor
@@ -51,14 +49,12 @@ class Guidance:
 
 
 class VisionEncoder(nn.Module):
-    """Three feature maps of a frozen DINOv2 with an adapter beside the MLP of some blocks.
+    """DINOv2 with registers, frozen, with an adapter beside the MLP of some blocks; it returns three feature maps.
 
-    An adapter reads n = norm2(h), tokens (B, 1 + R + H W, D), and a `Guidance`; what it returns is added to MLP(n)
-    before the layer scale, so that the block's output is h + layer_scale(MLP(n) + adapter(n)). The backbone's code and
-    state-dict names stay as they are.
-
-    taps: the two blocks (zero-based) after which a map leaves; the third is the final norm's output.
-    checkpointing: in training, the blocks from the first adapter on are computed again in backward.
+    An adapter reads n = norm2(h), tokens (B, 1 + R + H W, D), and a `Guidance`. Its output is added to MLP(n) before
+    the layer scale, so the block returns h + layer_scale(MLP(n) + adapter(n)). Code and state-dict names of the
+    backbone stay the same. The first two maps are the outputs of the blocks `taps` (zero-based), the third that of the
+    final norm. With `checkpointing`, training computes the blocks from the first adapter on again in backward.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         self.adapters = nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
-        self._guidance: Guidance | None = None  # of the pass under way
+        self._guidance: Guidance | None = None  # of the current pass
         self._tapped: list[Tensor] = []
         for layer, adapter in adapters.items():
             backbone.encoder.layer[layer].get_submodule("mlp").register_forward_hook(
@@ -94,28 +90,31 @@ class VisionEncoder(nn.Module):
     def _checkpoint(
         self, forward: Callable[..., Tensor], adapter: nn.Module, *inputs: Tensor | None, **options: Any
     ) -> Tensor:
-        """A block's forward; the adapter's hook runs inside, and once more in backward, when the pass is over."""
+        """Run a block's forward. The adapter's hook runs inside, and again in backward, after the pass has ended."""
         if not (self.training and torch.is_grad_enabled()):
             return forward(*inputs, **options)
-        return recompute(forward, *inputs, within=partial(self._again, self._guidance, adapter), **options)
+        return recompute(forward, *inputs, within=partial(self._restored, self._guidance, adapter), **options)
 
     @contextmanager
-    def _again(self, guidance: Guidance | None, adapter: nn.Module) -> Iterator[None]:
-        """A block of an earlier pass under the guidance of that pass."""
-        under_way, self._guidance = self._guidance, guidance
+    def _restored(self, guidance: Guidance | None, adapter: nn.Module) -> Iterator[None]:
+        """Compute a block of an earlier pass again, with the guidance of that pass."""
+        current, self._guidance = self._guidance, guidance
         try:
-            with kept_statistics(adapter):
+            with frozen_statistics(adapter):
                 yield
         finally:
-            self._guidance = under_way
+            self._guidance = current
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         super().train(mode)
-        self.backbone.eval()  # frozen: no dropout, whatever the mode
+        self.backbone.eval()  # frozen: no dropout in any mode
         return self
 
     def forward(self, image: Tensor, words: Tensor, padding: Tensor) -> list[Tensor]:
-        """Image (B, 3, P H, P W) of patch size P, words (B, L, T), padding (B, L) -> three maps (B, D, H, W)."""
+        """Return three maps (B, D, H, W) of an image (B, 3, P H, P W) with patch size P.
+
+        The adapters read words (B, L, T) and their padding (B, L).
+        """
         patch, registers = patch_size(self.backbone), self.backbone.config.num_register_tokens
         grid = (image.shape[-2] // patch, image.shape[-1] // patch)
         self._guidance, self._tapped = Guidance(words, padding, grid), []

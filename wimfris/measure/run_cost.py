@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from wimfris.checks.official_files import PUBLISHED
+from wimfris.data.counts import PUBLISHED
 from wimfris.data.dataset import read_image
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask

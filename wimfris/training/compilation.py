@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wimfris.encoders.recompute import kept_statistics
+from wimfris.encoders.recompute import frozen_statistics
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss
@@ -31,7 +31,7 @@ def compile_segmenter(segmenter: Segmenter, settings: Settings, device: torch.de
     # with fixed shapes: torch 2.13 fails on dynamic ones
     segmenter.forward = torch.compile(eager, backend=backend, dynamic=False)  # type: ignore[method-assign]
     try:
-        with torch.random.fork_rng(devices), kept_statistics(segmenter):
+        with torch.random.fork_rng(devices), frozen_statistics(segmenter):
             segmenter.train()
             _loss(segmenter, settings, settings.train.batch_size, device).backward()
             segmenter.eval()

@@ -1,4 +1,4 @@
-"""Released models of others under our evaluation: DETRIS's checkpoints, to hold our protocol against its own table."""
+"""Released DETRIS checkpoints under our evaluation, to compare our protocol with DETRIS's own table."""
 
 import re
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ _DOWN = re.compile(r"(?:module\.)?(dinov2\.blocks|txt_backbone\.transformer\.res
 
 
 def detris_settings(params: Params, state: Mapping[str, Tensor]) -> Settings:
-    """The settings in use with DETRIS's adapters and neck, in the layers and at the widths of a checkpoint's tensors.
+    """Return the settings in use with DETRIS's adapters and neck, in the layers and widths of a checkpoint.
 
-    Raises UserError where the checkpoint has no adapters, or of several widths.
+    Raises UserError if an encoder has no adapters, or adapters of several widths.
     """
     layers: dict[str, list[int]] = {"dinov2": [], "txt_backbone": []}
     widths: dict[str, set[int]] = {"dinov2": set(), "txt_backbone": set()}
@@ -31,12 +31,12 @@ def detris_settings(params: Params, state: Mapping[str, Tensor]) -> Settings:
             tower = match[1].split(".")[0]
             layers[tower].append(int(match[2]))
             widths[tower].add(int(value.shape[0]))
-    if any(len(found) != 1 for found in widths.values()):
-        told = ", ".join(f"{tower} {sorted(found) or 'none'}" for tower, found in widths.items())
-        raise UserError(f"DETRIS checkpoint: adapters of one width in both encoders are needed, it has: {told}")
+    if any(len(values) != 1 for values in widths.values()):
+        actual = ", ".join(f"{tower} {sorted(values) or 'none'}" for tower, values in widths.items())
+        raise UserError(f"DETRIS checkpoint: both encoders must have adapters of one width, got {actual}")
     attention = next((len(value) for name, value in state.items() if _ATTENTION.fullmatch(name)), None)
     if attention is None:
-        raise UserError("DETRIS checkpoint: its vision adapters have no cross.image_proj; name a released checkpoint")
+        raise UserError("DETRIS checkpoint: its vision adapters lack cross.image_proj; name a released checkpoint")
     sizes = {"attention_width": attention, "width": widths["dinov2"].pop(), "text_width": widths["txt_backbone"].pop()}
     overrides: dict[str, Any] = {
         "adapters": "detris",
@@ -50,8 +50,9 @@ def detris_settings(params: Params, state: Mapping[str, Tensor]) -> Settings:
 
 
 def released_detris(params: Params, state: Mapping[str, Tensor], tokenizer: Tokenizer) -> tuple[Settings, Segmenter]:
-    """A released checkpoint as a Segmenter in eval mode, and its settings. Raises UserError where they do not fit the
-    encoders of the scale in use.
+    """Return the settings of a released checkpoint and its Segmenter in eval mode.
+
+    Raises UserError if the checkpoint does not fit the encoders of the scale in use.
     """
     settings = detris_settings(params, state)
     segmenter = build_segmenter(settings, tokenizer)

@@ -1,4 +1,4 @@
-"""A released DETRIS checkpoint, at the size of the golden numbers, evaluated by our protocol."""
+"""A released DETRIS checkpoint, at the size of the golden numbers, under our evaluation."""
 
 import json
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from torch import Tensor
 from wimfris.cli.app import evaluate
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
-from wimfris.inference.released_detris import detris_settings, released_detris
+from wimfris.measure.released_detris import detris_settings, released_detris
 from wimfris.runs.records import read_records
 from wimfris.settings.params import Params, merge
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "detris_small.json").read_text())["native_grid"][
     "state_dict"
 ]
-SIZES = {  # of the golden model, at scale smoke's data
+SIZES = {  # of the golden model, on the data of scale smoke
     "data": {"image_size": 56},
     "encoders": {
         "text": {"source": "random", "width": 512, "layers": 12, "heads": 8},
@@ -52,7 +52,7 @@ def params(project: Any) -> Params:
 
 @pytest.fixture
 def state(params: Params, fill: Callable[..., Any]) -> dict[str, Tensor]:
-    """A state dict under DETRIS's names, with the words and the length of the built-in sentences."""
+    """A state dict under DETRIS's names, with the vocabulary and the length of the built-in sentences."""
     tokenizer = load_tokenizer(params.settings())
     vocabulary = {"txt_backbone.token_embedding.weight": tokenizer.vocabulary_size}  # type: ignore[attr-defined]
     rows = vocabulary | {"txt_backbone.positional_embedding": tokenizer.length}
@@ -60,7 +60,7 @@ def state(params: Params, fill: Callable[..., Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(fill(name, tuple(shape))) for name, shape in shapes.items()}
 
 
-def test_settings_are_read_off_the_checkpoint(params: Params, state: dict[str, Tensor]) -> None:
+def test_settings_follow_from_the_checkpoint(params: Params, state: dict[str, Tensor]) -> None:
     settings = detris_settings(params, state)
     assert settings.text_layers == settings.vision_layers == (1, 3, 5, 7, 9, 11)
     assert settings.model.adapters == settings.model.neck == "detris"
@@ -70,11 +70,13 @@ def test_settings_are_read_off_the_checkpoint(params: Params, state: dict[str, T
 
 
 def test_a_checkpoint_without_adapters_is_refused(params: Params) -> None:
-    with pytest.raises(UserError, match=r"^DETRIS checkpoint: adapters of one width .* dinov2 none, txt_backbone none"):
+    with pytest.raises(
+        UserError, match=r"^DETRIS checkpoint: .* adapters of one width, got dinov2 none, txt_backbone none"
+    ):
         detris_settings(params, {"decoder.norm.weight": torch.ones(3)})
 
 
-def test_a_released_file_is_evaluated_by_our_protocol(
+def test_a_released_file_is_evaluated(
     params: Params, state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "best.pth")
@@ -88,6 +90,6 @@ def test_a_released_file_is_evaluated_by_our_protocol(
     assert torch.equal(again, state["decoder.norm.weight"]) and settings.grid == 4
 
 
-def test_one_of_run_and_checkpoint_is_named(tmp_path: Path) -> None:
+def test_run_and_checkpoint_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="either --run or --detris"):
         evaluate(out=tmp_path / "records.parquet")

@@ -1,4 +1,4 @@
-"""What a data set holds, as Markdown: counts, sentences, mask areas, guessing, images that splits or sets share."""
+"""The audit of data sets, in Markdown: counts, sentences, mask areas, chance level, and images that splits share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -10,23 +10,28 @@ AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LENGTH_QUANTILES = (0.05, 0.5, 0.95)
 
 
-def shared_images(index: pd.DataFrame) -> str:
-    """One sentence where images of val or test are trained on too, as in RefCOCOg's google split; else empty."""
+def by_dataset(index: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each data set of an index, by its name."""
+    return {str(name): part for name, part in index.groupby("dataset", sort=False)}
+
+
+def shared_images_note(index: pd.DataFrame) -> str:
+    """Return one sentence if training images are also in val or test, as in RefCOCOg's google split; else ""."""
     train = index["split"] == "train"
     shared = index[train & index["image_id"].isin(index.loc[~train, "image_id"])]
     if shared.empty:
         return ""
     return (
         f"{shared['image_id'].nunique()} of {index.loc[train, 'image_id'].nunique()} training images "
-        f"({len(shared)} of {train.sum()} objects) are also in the val or test split, by the set's own design: "
-        "**results there are of images that were trained on**."
+        f"({len(shared)} of {train.sum()} objects) are also in the val or test split, by design of the data set: "
+        "**results on val and test are leaking**."
     )
 
 
-def audit(frames: Mapping[str, pd.DataFrame], notes: str = "") -> str:
-    """The audit of data sets, given as index frames by name: one Markdown text. `notes` stands at its head."""
+def audit(frames: Mapping[str, pd.DataFrame], note: str = "") -> str:
+    """Return the audit of data sets, given as index rows by name, as one Markdown text that starts with `note`."""
     splits = [(f"{name} {split}", part) for name, part in frames.items() for split, part in _splits(part)]
-    parts = ["# Data audit", *([notes] if notes else [])]
+    parts = ["# Data audit", *([note] if note else [])]
     parts += [
         "## Counts",
         _table(["split", "objects", "sentences", "images", "objects an image"], map(_counts, splits)),
@@ -62,13 +67,13 @@ def audit(frames: Mapping[str, pd.DataFrame], notes: str = "") -> str:
 
 
 def random_object_miou(index: pd.DataFrame) -> float:
-    """Expected mIoU, over sentences, of guessing one of each image's annotated objects, with a perfect mask."""
+    """Return the expected mIoU over sentences of guessing one of the image's annotated objects, with a perfect mask."""
     sentences = index["sentences"].map(len).to_numpy()
     return float(np.average(index["chance_iou"].to_numpy(), weights=sentences))
 
 
 def _splits(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Splits in the order of the file, train and val first."""
+    """Yield name and rows of each split: train and val first, then in the order of the index."""
     first = [split for split in ("train", "val") if (frame["split"] == split).any()]
     for split in [*first, *(s for s in frame["split"].unique() if s not in first)]:
         yield split, frame[frame["split"] == split]
@@ -112,7 +117,7 @@ def _shared(named: Sequence[tuple[str, pd.DataFrame]]) -> str:
 
 
 def _images(part: pd.DataFrame) -> set[tuple[str, int]]:
-    """Images as (source, id): all sets but the built-in one are COCO's, whose ids mean the same image everywhere."""
+    """Return the images as (source, id). All sets but the built-in one use COCO images, which share their ids."""
     sources = np.where(part["dataset"] == "scenes", "scenes", "coco")
     return set(zip(sources.tolist(), part["image_id"].tolist(), strict=True))
 
