@@ -1,5 +1,6 @@
-"""What the compiler makes of Triton's kernels: instructions of a warp, counted in the machine code for compute
-capability 9.0 (Hopper: H100, H200). No GPU is needed; nothing is run.
+"""Count the instructions of a Triton kernel in its machine code for compute capability 9.0 (Hopper: H100, H200).
+
+No GPU is needed, and nothing runs on one.
 """
 
 import re
@@ -23,22 +24,24 @@ ALIGNED = ("width", "u_step", "delta_step", "z_step", "grad_step_", "x_step", "t
 
 @dataclass(frozen=True)
 class Instructions:
-    """Of a warp, over a whole program: all of them, those of the special function unit (exp, log, 1/x) and those of the
-    unit for memory and shuffles.
-    """
+    """The instructions of a warp over a whole program."""
 
     issued: int
-    special: int
-    memory: int
+    special: int  # of the special function unit: exp, log, 1/x
+    memory: int  # of the unit for memory and shuffles
 
 
-def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int]) -> Instructions:
-    """Compile a kernel, whose programs are a warp, and count, its loops `trips` times, the outer one first."""
+def count_instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int]) -> Instructions:
+    """Compile a kernel whose programs are one warp, and count its instructions.
+
+    trips: how often each loop runs, outer loops first. Raises RuntimeError where the machine code has another number of
+    loops.
+    """
     code, labels = _disassembled(_compiled(kernel, constants))
     times = [1] * len(code)
     loops = _loops(code, labels)
     if len(loops) != len(trips):
-        raise RuntimeError(f"{kernel.__name__}: {len(loops)} loops in the machine code, not {len(trips)}")
+        raise RuntimeError(f"{kernel.__name__} must have {len(trips)} loops in its machine code, got {len(loops)}")
     for (first, last), trip in zip(loops, trips, strict=True):
         for place in range(first, last + 1):
             times[place] *= trip
@@ -52,14 +55,14 @@ def instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[int]) -
 def _compiled(kernel: Any, constants: dict[str, Any]) -> bytes:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
-    def told(argument: str) -> str:
+    def kind(argument: str) -> str:
         if argument in constants:
             return "constexpr"
         if argument in WHOLE or argument.rstrip("_").endswith("_step"):
             return "i32"
         return "*i32" if argument == "cells" else "*bf16" if argument in HALF else "*fp32"
 
-    signature = {argument: told(argument) for argument in kernel.arg_names}
+    signature = {argument: kind(argument) for argument in kernel.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, argument in enumerate(kernel.arg_names)
@@ -71,7 +74,7 @@ def _compiled(kernel: Any, constants: dict[str, Any]) -> bytes:
 
 
 def _disassembled(cubin: bytes) -> tuple[list[str], dict[str, int]]:
-    """The instructions, and the place of every label among them."""
+    """Return the instructions, and the place of every label among them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -87,13 +90,13 @@ def _disassembled(cubin: bytes) -> tuple[list[str], dict[str, int]]:
 
 
 def _loops(code: list[str], labels: dict[str, int]) -> list[tuple[int, int]]:
-    """First and last instruction of every loop, outer ones first: what a branch leads back over."""
-    found = {
+    """Return the first and last instruction of every loop, outer loops first: a branch leads back over them."""
+    loops = {
         (labels[label[0]], place)
         for place, line in enumerate(code)
         if _name(line) == "BRA" and (label := re.search(r"\.L_\w+", line)) and labels[label[0]] < place
     }
-    return sorted(found, key=lambda loop: (loop[0], -loop[1]))
+    return sorted(loops, key=lambda loop: (loop[0], -loop[1]))
 
 
 def _name(line: str) -> str:

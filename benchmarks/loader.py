@@ -1,14 +1,14 @@
-"""How fast images are read: the loader alone, by workers, beside what training steps need.
+"""How fast the loader reads images, by its number of workers, and whether that is enough for training.
 
     python benchmarks/loader.py                              # this machine, a minute -> loader_cpu.csv beside this file
     python benchmarks/loader.py --time-step --workers 0 4 8  # beside the scale's training step, timed first
     python benchmarks/loader.py --step 0.25 --workers 0 4 8  # beside a step of 0.25 s
 
-Beside the CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+A JSON file beside the CSV has the same rows, with the settings, device, versions and commit of the measurement.
 
-Some hundred JPEGs of COCO's commonest size are drawn in a temporary folder: noise and shapes, about half the bytes
-of COCO's. An item is what training reads: JPEG, letterbox to the input's size, mask, token ids. OpenCV's reduced
-decoding would be faster, but gives other pixels than the protocol's, and is not used.
+Some hundred JPEGs of COCO's most common size are drawn in a temporary folder: noise and shapes, with about half the
+bytes of COCO's. An item is what training reads: JPEG, letterbox to the input's size, mask, token ids. OpenCV's reduced
+decoding would be faster, but its pixels differ from the protocol's.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from wimfris.settings.params import read_params
 
 HERE = Path(__file__).parent
 SIZE = (480, 640)  # height and width of most of COCO's images, pixels
-SHAPES = 12  # drawn on an image
+SHAPES = 12  # circles on an image
 QUALITY = 90  # of the JPEGs: 73 kB each, where COCO's have 160
 
 
 def draw(folder: Path, images: int) -> pd.DataFrame:
-    """Draw the images, and an index of one object with one sentence each."""
+    """Draw images into a folder; return an index with one object and one sentence for each."""
     rng, rows = np.random.default_rng(0), []
     for number in range(images):
         noise = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
@@ -65,10 +65,10 @@ def draw(folder: Path, images: int) -> pd.DataFrame:
 
 
 def images_per_second(dataset: ReferDataset, batch: int, workers: int) -> float:
-    """Of one pass over the dataset, workers started within it as training starts them every epoch."""
+    """Time one pass over the dataset; it starts the workers, as training does every epoch."""
     started = time.perf_counter()
-    seen = sum(len(found["image"]) for found in DataLoader(dataset, batch, num_workers=workers))
-    return seen / (time.perf_counter() - started)
+    images = sum(len(items["image"]) for items in DataLoader(dataset, batch, num_workers=workers))
+    return images / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -77,9 +77,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--workers", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--scale", default="base")
-    parser.add_argument("--step", type=float, help="seconds of a training step of the scale's batch, on its device")
+    parser.add_argument("--step", type=float, help="seconds of a training step at the scale's batch, on its device")
     parser.add_argument("--time-step", action="store_true", help="time that step, as `wimfris estimate` does")
-    parser.add_argument("--note", default="", help="what a reader of the numbers should know, such as a busy machine")
+    parser.add_argument("--note", default="", help="what a reader of the numbers should know")
     parser.add_argument("--out", type=Path, default=HERE / "loader_cpu.csv")
     options = parser.parse_args()
     settings = read_params().model_copy(update={"scale": options.scale}).settings()
@@ -94,12 +94,12 @@ def main() -> None:
         kilobytes = sum(path.stat().st_size for path in folder.iterdir()) / options.images / 1000
         tokenizer = WordTokenizer(vocabulary(), settings.data.length)
         dataset = ReferDataset(index, every_sentence(index), folder, tokenizer, size, with_mask=True)
-        images_per_second(dataset, batch, 0)  # the files are in memory then
-        taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
+        images_per_second(dataset, batch, 0)  # now the files are in memory
+        measured: dict[int, list[float]] = {workers: [] for workers in options.workers}
         for _ in range(options.repetitions):
             for workers in options.workers:
-                taken[workers].append(images_per_second(dataset, batch, workers))
-    for workers, rates in taken.items():
+                measured[workers].append(images_per_second(dataset, batch, workers))
+    for workers, rates in measured.items():
         low, rate, high = np.quantile(rates, [0.25, 0.5, 0.75])
         rows.append(
             {
@@ -108,7 +108,7 @@ def main() -> None:
                 "images_per_second_q1": f"{low:.1f}",
                 "images_per_second_q3": f"{high:.1f}",
                 "batch": batch,
-                "seconds_per_batch": f"{batch / rate:.3f}",  # a step that takes longer is not held up
+                "seconds_per_batch": f"{batch / rate:.3f}",  # a longer step does not wait for the loader
                 "step_seconds": options.step or "",
                 "loader_over_step": f"{rate * options.step / batch:.2f}" if options.step else "",
                 "image_size": size,

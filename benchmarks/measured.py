@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table as CSV, and the same as JSON with what it was measured by and on."""
+"""Write a benchmark's result: a table as CSV, and as JSON with how and where it was measured."""
 
 import argparse
 import json
@@ -12,12 +12,13 @@ from wimfris.runs.manifest import code_revision, platform_of
 
 
 def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace) -> None:
-    """Rows -> `path`, and beside it the JSON: command, settings, device, threads, versions, commit, rows. Of a setting
-    that is a path the last name is told alone.
+    """Write rows to `path`, and beside it a JSON file: command, settings, device, threads, versions, commit, rows.
+
+    Of a setting that is a path, only the last name is written.
     """
     table = pd.DataFrame(rows, dtype=object)
     table.to_csv(path, index=False, lineterminator="\n")
-    told = {
+    content = {
         "command": ["python", *sys.argv],
         "settings": vars(options),
         **platform_of(torch.device(getattr(options, "device", "cpu"))),
@@ -25,5 +26,5 @@ def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace
         "rows": rows,
     }
     path.with_suffix(".json").write_text(
-        json.dumps(told, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8"
+        json.dumps(content, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8"
     )

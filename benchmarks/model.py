@@ -1,21 +1,21 @@
-"""WIMFRIS beside our DETRIS and ETRIS: time, memory, where the time goes, and how much of the device's rate is used.
+"""WIMFRIS beside our DETRIS and ETRIS: time, memory, the parts' shares of the time, and utilisation of the device.
 
     python benchmarks/model.py                     # this machine's CPU, batches 1 and 2 -> model_cpu.csv
     python benchmarks/model.py --device cuda       # a GPU, batches 1, 8 and 32 -> model_cuda.csv
 
-Beside the CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+A JSON file beside the CSV has the same rows, with the settings, device, versions and commit of the measurement.
 
-Models of a scale have its real size at 448 pixels and random weights, images are noise: nothing has to be there. A
-training step is forward, losses, backward and update; inference ends with the logits. Every measurement is a process
-of its own, so that its peak memory is too: on a GPU what torch allocated, on a CPU what the process held above what it
-held before the model was built. A round measures each model once, one after the other, so that a busy machine slows
-all of them; a ratio is the median over rounds of the ratio within one. On a CPU with one thread a time is processor
-time, which other processes lengthen little; otherwise it is wall time.
+Models have their scale's real size at 448 pixels and random weights, and images are noise: no data or weights are
+needed. A training step is forward, losses, backward and update; inference ends with the logits. Every measurement runs
+in a process of its own, so that its peak memory is its own too (see `wimfris.measure.memory`). A round measures each
+model once, one after the other, so that a busy machine slows all of them; a ratio is the median over rounds of the
+ratio within one. On a CPU with one thread, times are processor time, which other processes lengthen little; otherwise
+they are wall time.
 
-Shares of the time are of one profiled repetition: an operation of backward counts for the part whose forward made it,
-adapters apart from the encoders that they sit in; `rest` is losses, optimizer and what no module does. On a GPU it is
-the kernels' time. Utilisation is the model's operations (`measure.flops`) over the time, as a share of the rate of
-a large matrix product in the same precision, timed in the same process.
+Shares of the time come from one profiled repetition, on a GPU from its kernels' time. An operation of backward counts
+for the part whose forward made it. Adapters count apart from their encoders; `rest` is losses, optimizer and what no
+module does. Utilisation (`mfu`) is the model's operations (`wimfris.measure.flops`) divided by the time, as a share of
+the rate of a large matrix product in the same precision, timed in the same process.
 """
 
 import argparse
@@ -60,11 +60,11 @@ PASSES = ("training step", "inference")
 PARTS = ("text encoder", "vision encoder", "adapters", "neck", "decoder", "rest")
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product whose rate is the device's
 MARK = "part: "
-ENGINE = "autograd::engine::evaluate_function"  # around a node of backward, with the number of its forward operation
+ENGINE = "autograd::engine::evaluate_function"  # encloses a node of backward, with its forward operation's number
 
 
 def settings_of(variant: str, scale: str, device: str, threads: int, *, checkpointing: bool) -> Settings:
-    """The shipped settings, on this device; in fp32 on a CPU, where half precision is often emulated."""
+    """Return the settings of params.yaml on this device; in fp32 on a CPU, where half precision is often emulated."""
     settings = read_params().model_copy(update={"scale": scale}).settings(variant)
     changed: dict[str, Any] = {"device": device, "threads": threads, "gradient_checkpointing": checkpointing}
     if device == "cpu":
@@ -76,28 +76,28 @@ def settings_of(variant: str, scale: str, device: str, threads: int, *, checkpoi
 
 
 def measure(settings: Settings, kind: str, batch: int, repetitions: int) -> dict[str, Any]:
-    """Seconds of every repetition, peak bytes, shares of the parts, and operations a second of a matrix product."""
+    """Return the seconds of every repetition, peak bytes, shares of the parts, and a matrix product's rate."""
     torch.set_num_threads(settings.train.threads)
     device = build_device(settings)
     clock = time.process_time if device.type == "cpu" and settings.train.threads == 1 else time.perf_counter
-    held = Memory(device)
+    memory = Memory(device)
     segmenter = blank_segmenter(settings, device.type)
     work = training_step(segmenter, settings, device, batch) if kind == PASSES[0] else None
     work = work or inference(segmenter, settings, device, batch)
-    seconds(work, 0, device, 1)  # what is loaded, tuned and allocated first is no part of the shares
-    found = shares(segmenter, work, device)
-    held.restart()
-    taken = seconds(work, repetitions, device, 0, clock)
+    seconds(work, 0, device, 1)  # loading, tuning and first allocations are no part of the shares
+    parts = shares(segmenter, work, device)
+    memory.restart()
+    times = seconds(work, repetitions, device, 0, clock)
     return {
-        "seconds": taken,
-        "peak": held.peak(),
-        "shares": found,
+        "seconds": times,
+        "peak": memory.peak(),
+        "shares": parts,
         "rate": matmul_rate(settings.train.precision, device, clock),
     }
 
 
 def inference(segmenter: Segmenter, settings: Settings, device: torch.device, batch: int) -> Callable[[], None]:
-    """A pass of a batch of noise to its logits, without gradients."""
+    """Return a pass of a batch of noise to its logits, without gradients."""
     segmenter.eval()
     inputs = example(segmenter, settings, batch, device.type)
 
@@ -110,14 +110,14 @@ def inference(segmenter: Segmenter, settings: Settings, device: torch.device, ba
 
 
 def matmul_rate(precision: str, device: torch.device, clock: Callable[[], float]) -> float:
-    """Floating-point operations a second of a large square matrix product."""
+    """Return the floating-point operations a second of a large square matrix product."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = torch.randn(2, SIDE[device.type], SIDE[device.type], device=device, dtype=dtype)
     return 2 * SIDE[device.type] ** 3 / statistics.median(seconds(partial(torch.mm, a, b), 5, device, 1, clock))
 
 
 def shares(segmenter: Segmenter, work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Part -> share of the time of one repetition; see the module."""
+    """Return part -> share of the time of one repetition, see above."""
     modules: dict[str, list[nn.Module]] = {
         "text encoder": [segmenter.text],
         "vision encoder": [segmenter.vision],
@@ -126,13 +126,13 @@ def shares(segmenter: Segmenter, work: Callable[[], object], device: torch.devic
         "decoder": [segmenter.decoder, segmenter.projector],
     }
     hooks = []
-    for part, of_part in modules.items():
-        for module in of_part:
-            begun: list[Any] = []
-            hooks.append(module.register_forward_pre_hook(partial(_enter, part, begun)))
-            hooks.append(module.register_forward_hook(partial(_leave, begun)))
-    on = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=on) as profiled:
+    for name, part in modules.items():
+        for module in part:
+            marks: list[Any] = []
+            hooks.append(module.register_forward_pre_hook(partial(_enter, name, marks)))
+            hooks.append(module.register_forward_hook(partial(_leave, marks)))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiled:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -142,21 +142,21 @@ def shares(segmenter: Segmenter, work: Callable[[], object], device: torch.devic
     return {part: spent[part] / sum(spent.values()) for part in PARTS}
 
 
-def _enter(part: str, begun: list[Any], module: nn.Module, inputs: Any) -> None:
-    marked = record_function(f"{MARK}{part}")
-    marked.__enter__()
-    begun.append(marked)
+def _enter(part: str, marks: list[Any], module: nn.Module, inputs: Any) -> None:
+    mark = record_function(f"{MARK}{part}")
+    mark.__enter__()
+    marks.append(mark)
 
 
-def _leave(begun: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:
-    begun.pop().__exit__(None, None, None)
+def _leave(marks: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:
+    marks.pop().__exit__(None, None, None)
 
 
 def time_by_part(events: list[FunctionEvent], device: str) -> dict[str, float]:
-    """Part -> microseconds of the operations' own time, on the device.
+    """Return part -> microseconds of the operations' own time on the device.
 
     An event belongs to the innermost part that it runs within. An event of backward belongs to the part of the forward
-    operation of the same sequence number: of several with that number the last made the node.
+    operation with the same sequence number; of several with that number, the last one made the node.
     """
     forward: dict[int, tuple[float, str]] = {}
     owner: dict[int, str] = {}
@@ -172,13 +172,13 @@ def time_by_part(events: list[FunctionEvent], device: str) -> dict[str, float]:
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         node = _node(event)
         part = owner[id(event)] if node is None else forward.get(node.sequence_nr, (0.0, "rest"))[1]
-        if not (device == "cuda" and event.name.startswith(MARK)):  # whose time on the device is its operations'
+        if not (device == "cuda" and event.name.startswith(MARK)):  # which counts in its operations
             spent[part] += own
     return spent
 
 
 def _within(event: FunctionEvent) -> str:
-    """The innermost part around an event."""
+    """Return the innermost part around an event."""
     around: FunctionEvent | None = event
     while around is not None:
         if around.name.startswith(MARK):
@@ -192,37 +192,38 @@ def _is_node(event: FunctionEvent) -> bool:
 
 
 def _node(event: FunctionEvent) -> FunctionEvent | None:
-    """The node of backward that an event is part of."""
+    """Return the outermost node of backward around an event."""
     around: FunctionEvent | None = event
-    found = None
+    node = None
     while around is not None:
         if _is_node(around) and around.sequence_nr >= 0:
-            found = around
+            node = around
         around = around.cpu_parent
-    return found
+    return node
 
 
 # --- all of them, side by side ----------------------------------------------------------------------------------------
 
 
 def measure_apart(*arguments: object) -> dict[str, Any] | None:
-    """`measure` in a process of its own; None where the memory does not suffice. Raises UserError with its last line
-    where it fails otherwise.
+    """Run `measure` in a process of its own; return None where it runs out of memory.
+
+    Raises UserError with the last line of its output where it fails for another reason.
     """
     command = [sys.executable, __file__, "--one", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    told = (done.stderr.strip().splitlines() or ["killed, for memory it seems"])[-1]
-    if "OutOfMemory" in told or done.returncode == -9:
-        print(f"    {told[:200]}", flush=True)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode == 0:
+        result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+        return result
+    reason = (process.stderr.strip().splitlines() or ["killed, probably for its memory"])[-1]
+    if "OutOfMemory" in reason or process.returncode == -9:
+        print(f"    {reason[:200]}", flush=True)
         return None
-    raise UserError(f"measuring {arguments} failed: {told}")
+    raise UserError(f"measuring {arguments} failed: {reason}")
 
 
 def compare(options: argparse.Namespace, path: Path) -> None:
-    """A row a scale, pass, batch and model, into a file that grows by batches."""
+    """Measure and write a row for each scale, pass, batch and model; the file grows by batches."""
     rows: list[dict[str, object]] = []
     device = platform_of(torch.device(options.device))["device"]
     for scale in options.scales:
@@ -248,7 +249,7 @@ def compare(options: argparse.Namespace, path: Path) -> None:
                             options.repetitions,
                         )
                 for model in MODELS:
-                    of_model = [found for found in (each[model] for each in rounds) if found is not None]
+                    results = [result for result in (each[model] for each in rounds) if result is not None]
                     per_image = flops[model][PASSES.index(kind)]
                     settings = settings_of(
                         MODELS[model], scale, options.device, options.threads, checkpointing=options.checkpointing
@@ -259,7 +260,7 @@ def compare(options: argparse.Namespace, path: Path) -> None:
                             "pass": kind,
                             "batch": batch,
                             "model": model,
-                            **summary(of_model, batch, per_image),
+                            **summary(results, batch, per_image),
                             **over_reference(rounds, model),
                             "repetitions": options.repetitions,
                             "rounds": options.rounds,
@@ -280,16 +281,16 @@ def compare(options: argparse.Namespace, path: Path) -> None:
 
 
 def summary(rounds: list[dict[str, Any]], batch: int, flops_per_image: int) -> dict[str, object]:
-    """Of one model: median and quartiles of all repetitions, memory, shares, utilisation; empty where nothing ran."""
+    """Return one model's median and quartiles, memory, shares and utilisation; empty where nothing ran."""
     shared = [f"share_{part.replace(' ', '_')}" for part in PARTS]
     names = ["seconds", "seconds_q1", "seconds_q3", "images_per_second", "peak_mebibytes", *shared]
     names += ["gflops_per_image", "matmul_tflops_per_second", "mfu"]
     if not rounds:
         return dict.fromkeys(names, "")
-    median, low, high = quartiles([second for found in rounds for second in found["seconds"]])
-    peak = max((found["peak"] for found in rounds if found["peak"] is not None), default=None)
-    parts = [statistics.median(found["shares"][part] for found in rounds) for part in PARTS]
-    rate = statistics.median(found["rate"] for found in rounds)
+    median, low, high = quartiles([second for result in rounds for second in result["seconds"]])
+    peak = max((result["peak"] for result in rounds if result["peak"] is not None), default=None)
+    parts = [statistics.median(result["shares"][part] for result in rounds) for part in PARTS]
+    rate = statistics.median(result["rate"] for result in rounds)
     values: list[str] = [f"{median:.4f}", f"{low:.4f}", f"{high:.4f}", f"{batch / median:.4f}"]
     values += ["" if peak is None else f"{peak / 2**20:.0f}", *(f"{part:.3f}" for part in parts)]
     values += [f"{flops_per_image / 1e9:.1f}", f"{rate / 1e12:.3f}", f"{flops_per_image * batch / median / rate:.3f}"]
@@ -297,7 +298,7 @@ def summary(rounds: list[dict[str, Any]], batch: int, flops_per_image: int) -> d
 
 
 def over_reference(rounds: list[dict[str, dict[str, Any] | None]], model: str) -> dict[str, str]:
-    """Images a second and peak memory over the reference's: medians of the ratios within a round."""
+    """Return images a second and peak memory relative to the reference's: medians of the ratios within a round."""
     speed, memory = [], []
     for each in rounds:
         ours, theirs = each[model], each[REFERENCE]
@@ -305,8 +306,8 @@ def over_reference(rounds: list[dict[str, dict[str, Any] | None]], model: str) -
             speed.append(statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"]))
             if ours["peak"] and theirs["peak"]:
                 memory.append(ours["peak"] / theirs["peak"])
-    told = {f"speed_over_{REFERENCE.lower()}": speed, f"memory_over_{REFERENCE.lower()}": memory}
-    return {name: f"{statistics.median(ratios):.3f}" if ratios else "" for name, ratios in told.items()}
+    ratios = {f"speed_over_{REFERENCE.lower()}": speed, f"memory_over_{REFERENCE.lower()}": memory}
+    return {name: f"{statistics.median(values):.3f}" if values else "" for name, values in ratios.items()}
 
 
 def main() -> None:
@@ -319,7 +320,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="3 on a GPU, 1 on a CPU")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--checkpointing", action="store_true", help="with train.gradient_checkpointing")
-    parser.add_argument("--note", default="", help="what a reader of the numbers should know, such as a busy machine")
+    parser.add_argument("--note", default="", help="what a reader of the numbers should know")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -330,7 +331,7 @@ def main() -> None:
         return
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch sees no CUDA device")
+        raise SystemExit("--device is cuda, but torch sees no CUDA device")
     options.batches = options.batches or ([1, 8, 32] if on_gpu else [1, 2])
     options.repetitions = options.repetitions or (20 if on_gpu else 2)
     options.rounds = options.rounds or (3 if on_gpu else 1)

@@ -1,11 +1,11 @@
-"""Do the committed results come again on another machine? The core's runs here beside those of another checkout.
+"""Does training on another machine give the committed results? Compares the evidence of two checkouts.
 
     python benchmarks/replication.py ../rerun     # a checkout in which `make repro` has ended -> replication.csv
 
-A seed gives the same bits on one machine only: another processor's kernels round otherwise, and training makes of the
-last bits what it makes of another seed. The table has a row a run and split, with the metrics of both in percent; what
-is printed is the spread of the differences in mIoU between the machines beside that between seeds on either, pooled
-over variants: where they are alike, a rerun elsewhere says what a rerun with other seeds says.
+A seed gives the same bits on one machine only: another processor's kernels round differently, and after training that
+is like another seed. The table has a row for each core run and split, with the metrics of both checkouts in percent.
+The printed summary compares the spread of the differences in mIoU between machines with the spread between seeds on
+either machine, pooled over variants. Where both are alike, a rerun elsewhere says what a rerun with other seeds says.
 """
 
 import argparse
@@ -17,52 +17,52 @@ from typing import Any
 import pandas as pd
 from measured import write
 
-from wimfris.results.evidence import trained_with
+from wimfris.results.evidence import EvidenceFiles, read_evidence
 from wimfris.results.scores import METRICS
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Settings
-from wimfris.training.trainer import RunFiles
+from wimfris.settings.params import Params, read_params
 
 HERE = Path(__file__).parent
 
 
-def told(checkout: Path, settings: Settings, run: str) -> tuple[dict[str, Any], Settings]:
-    """Metrics by split and condition, and the settings as the manifest has them."""
-    files = RunFiles.of(checkout / settings.outs, run)
-    metrics, manifest = (json.loads(path.read_text()) for path in (files.metrics, files.manifest))
-    return metrics, trained_with(manifest, settings)
+def read_metrics(params: Params, checkout: Path) -> dict[str, Any]:
+    """Return run -> split -> condition -> metric of a checkout, for the runs that have the settings of params.yaml."""
+    reports = checkout / "reports"
+    current = set(read_evidence(params, reports).runs["run"])
+    metrics = json.loads(EvidenceFiles(params.settings().folder.name, added=False, reports=reports).metrics.read_text())
+    return {run: splits for run, splits in metrics.items() if run in current}
 
 
-def spread(frame: pd.DataFrame, column: str) -> float:
-    """Standard deviation over seeds, pooled over variants."""
+def seed_spread(frame: pd.DataFrame, column: str) -> float:
+    """Return the standard deviation over seeds, pooled over variants."""
     return math.sqrt(frame.groupby("variant")[column].var(ddof=1).mean())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("other", type=Path)
+    parser.add_argument("other", type=Path, help="the other checkout")
     options = parser.parse_args()
     params, rows = read_params(), []
+    here, there = (read_metrics(params, checkout) for checkout in (Path(), options.other))
     for run in params.runs():
-        settings = params.settings_of(run)
-        (here, ours), (there, theirs) = (told(checkout, settings, run) for checkout in (Path(), options.other))
-        if not ours == theirs == settings:
-            raise SystemExit(f"{run}: trained with other settings than params.yaml has, here or in {options.other}")
-        variant, _, seed = run.rpartition("-")
-        for split in here:
-            of = {"variant": variant, "seed": int(seed), "split": split}
-            pair = (("", here), ("rerun_", there))
-            values = {f"{name}{key}": 100 * of_one[split]["sentence"][key] for key in METRICS for name, of_one in pair}
-            rows.append(of | {key: f"{value:.3f}" for key, value in values.items()})
+        if str(run) not in here or str(run) not in there:
+            raise SystemExit(f"{run}: no evidence with the settings of params.yaml, here or in {options.other}")
+        for split in here[str(run)]:
+            row: dict[str, object] = {"variant": run.variant, "seed": run.seed, "split": split}
+            for name in METRICS:
+                for prefix, metrics in (("", here), ("rerun_", there)):
+                    row[prefix + name] = f"{100 * metrics[str(run)][split]['sentence'][name]:.3f}"
+            rows.append(row)
     options.other = options.other.name
     write(rows, HERE / "replication.csv", options)
     frame = pd.DataFrame(rows)
     val = frame[frame["split"] == "val"].astype({"miou": float, "rerun_miou": float})
     between = (val["rerun_miou"] - val["miou"]).to_numpy()
-    print(f"{len(val)} runs on val: rerun less committed {between.mean():+.2f} points of mIoU in the mean,")
-    print(f"standard deviation of one difference {between.std(ddof=1):.2f};")
-    seeds = [math.sqrt(2) * spread(val, column) for column in ("miou", "rerun_miou")]
-    print(f"of the difference of two seeds here {seeds[0]:.2f}, there {seeds[1]:.2f}")
+    print(
+        f"{len(val)} runs on val: the rerun's mIoU minus the committed one is {between.mean():+.2f} points on average,"
+    )
+    print(f"with a standard deviation of {between.std(ddof=1):.2f};")
+    seeds = [math.sqrt(2) * seed_spread(val, column) for column in ("miou", "rerun_miou")]
+    print(f"that of the difference between two seeds is {seeds[0]:.2f} here and {seeds[1]:.2f} there")
     means = val.groupby("variant")[["miou", "rerun_miou"]].mean()
     print(means.sort_values("miou").round(1).to_string())
 

@@ -1,26 +1,25 @@
-"""The scan's backends side by side, alone and inside the neck: time, memory, and what a GPU needs at least.
+"""The scan's backends side by side, alone and inside the neck: time and memory.
 
     python benchmarks/scan.py                      # this CPU, a quarter of an hour -> scan_cpu.csv beside this file
     python benchmarks/scan.py --device cuda        # a GPU, with Triton's kernels and mamba_ssm -> scan_cuda.csv
-    python benchmarks/scan.py --roofline           # an estimate for an H200, without one -> scan_roofline.csv
 
-Beside every CSV stands the same as JSON, with the settings, device, versions and commit it was measured by.
+A JSON file beside the CSV has the same rows, with the settings, device, versions and commit of the measurement.
 
-`scan` is the scan alone, `conv + scan` with the convolution before it (on a GPU), `WMF` the window Mamba fusion around
+`scan` is the scan alone, `conv + scan` the convolution and the scan (on a GPU), `WMF` the window Mamba fusion around
 both, `neck` all of HMF, beside DETRIS's neck of equal width. `loop` is the plain loop over tokens, in WMF and neck too.
-On a CPU, to save time, WMF, neck and bfloat16 are measured at some of the shapes alone, bfloat16 at the least batch. On
-a GPU a batch is the paper's, 32 images, in both precisions (WMF and neck under autocast); what does not fit has no row;
-and a copy of a gigabyte, timed first, is what bandwidth is told by: `share_of_copy` is the bytes that the convolution
-and the scan must move (`must_move`) over the time of their row, as a share of the copy's.
+To save time on a CPU, WMF, neck and bfloat16 are measured at some of the shapes only, bfloat16 at the smallest batch.
+On a GPU the batch is the paper's, 32 images, in both precisions (WMF and neck under autocast); what does not fit has no
+row. A copy of a gigabyte, timed first, is the measure of bandwidth: `share_of_copy` is the bandwidth at which the
+convolution and the scan move the bytes that they must (`must_move`), as a share of the copy's.
 
-Every repetition runs each backend once, one after the other, so that a busy machine slows all of them; a ratio is the
-median over repetitions of the ratio within one. With one thread on a CPU a time is that thread's processor time, which
-other processes lengthen little; otherwise it is wall time.
+Every repetition runs each backend once, one after the other, so that a busy machine slows all of them. A ratio is the
+median over repetitions of the ratio within one. With one thread on a CPU, times are that thread's processor time, which
+other processes lengthen little; otherwise they are wall time.
 
-Memory is that of a call by itself: `io_mebibytes` are its inputs (and parameters) and its output, with the backward
-also the gradients of all of these; `peak_mebibytes` its inputs and the most that it held beside them. On a CPU this is
-what the process's resident pages say, with one thread, in a process where every larger allocation has pages of its own,
-and measured of the scan alone, at the least batch but for `cpu`.
+Memory is that of a single call. `io_mebibytes` are its inputs (and parameters) and its output, with the backward also
+their gradients; `peak_mebibytes` are its inputs and the most that it held beside them. On a CPU this is measured by the
+process's resident pages, with one thread, in a process that gives every larger allocation pages of its own, for the
+scan alone, and at the smallest batch for all backends but `cpu`.
 """
 
 import argparse
@@ -39,7 +38,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -55,20 +53,13 @@ from wimfris.model.scan import causal_conv_silu, choose_backend, selective_scan
 from wimfris.rivals.detris import GatedNeck
 from wimfris.runs.manifest import code_revision, platform_of
 
-if TYPE_CHECKING:
-    from compiled import Instructions
-
 HERE = Path(__file__).parent
-NARROW = ("u", "delta", "B", "C", "z")  # what autocast makes half precision
-CLOCK = 132 * 1.98e9  # of an H200: processors times cycles a second at most
-H200 = {"bandwidth": 4.8e12, "issue": 4 * CLOCK, "special": CLOCK / 2, "memory": CLOCK}  # bytes/s; warp instructions/s
+NARROW = ("u", "delta", "B", "C", "z")  # the inputs that autocast makes half precision
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A neck: its grid's and window's side in cells (a window of the whole grid is none), its widths, and how many
-    images are in a batch.
-    """
+    """A neck: the side of its window and of its grid in cells, its widths, and the images in a batch on a CPU."""
 
     window: int
     grid: int = 32
@@ -80,16 +71,16 @@ class Shape:
     images: tuple[int, ...] = (1, 2)
 
     def batches(self, device: str) -> tuple[int, ...]:
-        """The batches that are measured by default."""
+        """Return the batches that are measured by default."""
         return (32,) if device == "cuda" else self.images
 
-    def of_scan(self, images: int) -> tuple[int, int, int, int]:
-        """(batch, L, D, N)."""
+    def scan_shape(self, images: int) -> tuple[int, int, int, int]:
+        """Return (batch, L, D, N) of the scan for a batch of images."""
         return images * (self.grid // self.window) ** 2, self.window**2 + 1, self.expand * self.width, self.states
 
 
 TINY = partial(Shape, grid=8, width=64, expand=1, states=8, heads=4, vision=64, images=(32,))
-SHAPES = {  # scale tiny's batch; the paper's widths and grid
+SHAPES = {  # at scale tiny; at the paper's widths and grid
     "tiny": TINY(4),
     "tiny, no window": TINY(8),
     "paper 2x2": Shape(2),
@@ -99,15 +90,16 @@ SHAPES = {  # scale tiny's batch; the paper's widths and grid
     "paper, no window": Shape(32),
     "twice the side, no window": Shape(64, grid=64),
 }
-ON_GPU = "twice the side, no window"  # 4,097 tokens: minutes a call for the loop on a CPU
-SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured in every way
+ON_GPU = "twice the side, no window"  # 4,097 tokens: on a CPU a call of the loop takes minutes
+SOME = ("tiny", "tiny, no window", "paper 4x4", "paper, no window")  # measured in all parts and precisions
+PRINTED = ("backend", "milliseconds", "loop_over_this", "mamba_ssm_over_this", "share_of_copy", "peak_over_io")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """One thing to measure."""
 
-    what: str  # scan | conv + scan | WMF | neck
+    part: str  # scan | conv + scan | WMF | neck
     shape: str
     images: int
     dtype: torch.dtype
@@ -115,9 +107,9 @@ class Case:
 
     @property
     def label(self) -> dict[str, object]:
-        batch, length, channels, states = SHAPES[self.shape].of_scan(self.images)
+        batch, length, channels, states = SHAPES[self.shape].scan_shape(self.images)
         return {
-            "what": self.what,
+            "what": self.part,
             "shape": self.shape,
             "images": self.images,
             "batch": batch,
@@ -130,29 +122,30 @@ class Case:
 
 
 def cases(names: list[str], images: list[int] | None, threads: int, device: str) -> Iterator[Case]:
-    """All that is measured with so many threads."""
+    """Yield all cases that are measured with this number of threads."""
     batches = {name: images or SHAPES[name].batches(device) for name in names}
-    all_of_them = [(name, batch) for name in names for batch in batches[name]]
-    some = [(name, batch) for name, batch in all_of_them if name in SOME] if threads == 1 else []
+    full = [(name, batch) for name in names for batch in batches[name]]
+    some = [(name, batch) for name, batch in full if name in SOME] if threads == 1 else []
     least = [(name, batch) for name, batch in some if batch == batches[name][0]]
     single, half = torch.float32, torch.bfloat16
-    plan = [("scan", single, all_of_them), ("scan", half, least), ("WMF", single, some), ("neck", single, some)]
+    plan = [("scan", single, full), ("scan", half, least), ("WMF", single, some), ("neck", single, some)]
     if device == "cuda":
-        plan = [(what, of, all_of_them) for what in ("scan", "conv + scan", "WMF", "neck") for of in (half, single)]
-    for what, dtype, chosen in plan:
-        for name, batch in chosen:
+        plan = [(part, dtype, full) for part in ("scan", "conv + scan", "WMF", "neck") for dtype in (half, single)]
+    for part, dtype, shapes in plan:
+        for name, batch in shapes:
             for backward in (False, True):
-                yield Case(what, name, batch, dtype, backward)
+                yield Case(part, name, batch, dtype, backward)
 
 
 @dataclass
 class Work:
-    """A call to be measured, and the tensors that it reads and that may need gradients."""
+    """A call to measure, and the tensors that it reads."""
 
     call: Callable[[], Tensor]
     reads: list[Tensor]
 
     def run(self, *, backward: bool) -> Tensor:
+        """Run forward, and backward if asked; return the output."""
         if not backward:
             with torch.no_grad():
                 return self.call()
@@ -169,7 +162,7 @@ class Work:
 def plain_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The recurrence as it is written, one token at a time, in float32, differentiated by autograd."""
+    """Run the recurrence as written, one token at a time, in float32, differentiated by autograd."""
     dtype, (u, delta, B, C, z) = u.dtype, (x.float() for x in (u, delta, B, C, z))
     delta = F.softplus(delta + delta_bias)
     state, outputs = u.new_zeros(u.shape[0], u.shape[2], A.shape[1]), []
@@ -181,24 +174,24 @@ def plain_loop(
 
 
 def scan_inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Random inputs of a scan that need gradients."""
+    """Return random inputs of a scan that need gradients."""
     batch, length, width, states = shape
     wide, narrow = (batch, length, width), (batch, length, states)
     shapes = {"u": wide, "delta": wide, "A": (width, states), "B": narrow, "C": narrow, "D": (width,), "z": wide}
-    values = {name: torch.randn(of, device=device) for name, of in (shapes | {"delta_bias": (width,)}).items()}
+    values = {name: torch.randn(size, device=device) for name, size in (shapes | {"delta_bias": (width,)}).items()}
     values["A"] = -torch.exp(values["A"])
     values |= {name: values[name].to(dtype) for name in NARROW}
     return {name: value.requires_grad_() for name, value in values.items()}
 
 
 def prepare(case: Case, backend: str, device: str) -> Work:
-    """A case by a backend, on the same random numbers whichever it is."""
+    """Prepare a case for a backend; all backends get the same random numbers."""
     torch.manual_seed(0)
     shape = SHAPES[case.shape]
-    if "scan" in case.what:
-        values = scan_inputs(shape.of_scan(case.images), case.dtype, device)
+    if "scan" in case.part:
+        values = scan_inputs(shape.scan_shape(case.images), case.dtype, device)
         scan = plain_loop if backend == "loop" else partial(selective_scan, backend=backend)
-        if case.what == "scan":
+        if case.part == "scan":
             return Work(partial(scan, **values), list(values.values()))
         taps = torch.randn(values["u"].shape[2], 1, 4, device=device, requires_grad=True)
         bias = torch.zeros(values["u"].shape[2], device=device, requires_grad=True)
@@ -207,16 +200,16 @@ def prepare(case: Case, backend: str, device: str) -> Work:
             return scan(**values | {"u": convolve(values["u"], taps, bias, backend)})
 
         return Work(both, [*values.values(), taps, bias])
-    module = build(case.what, shape, backend).to(device).train(case.backward)
-    cells = 1 if case.what == "WMF" else 3
-    channels = shape.width if case.what == "WMF" else shape.vision
+    module = build(case.part, shape, backend).to(device).train(case.backward)
+    cells = 1 if case.part == "WMF" else 3
+    channels = shape.width if case.part == "WMF" else shape.vision
     maps = [torch.randn(case.images, channels, shape.grid, shape.grid, device=device) for _ in range(cells)]
     words = torch.randn(case.images, 17, shape.width, device=device)
     sentence, padding = words[:, 0].clone(), torch.zeros(case.images, 17, dtype=torch.bool, device=device)
     reads = [x.requires_grad_() for x in (*maps, words, sentence)]
 
     def call() -> Tensor:
-        visual = maps if case.what == "neck" else maps[0]
+        visual = maps if case.part == "neck" else maps[0]
         with torch.autocast(device, case.dtype, enabled=case.dtype != torch.float32):
             if backend != "loop":
                 return module(visual, words, sentence, padding)
@@ -227,17 +220,15 @@ def prepare(case: Case, backend: str, device: str) -> Work:
 
 
 def convolve(x: Tensor, taps: Tensor, bias: Tensor, backend: str) -> Tensor:
-    """The causal convolution and its SiLU as `backend` has them, by the loop torch's own: x (batch, L, D), taps (D, 1,
-    K), bias (D,).
-    """
+    """Run the causal convolution and SiLU by a backend, for `loop` by torch's own: x (batch, L, D), taps (D, 1, K)."""
     if backend != "loop":
         return causal_conv_silu(x, taps, bias, backend=backend)
     convolved = F.conv1d(x.mT, taps.to(x.dtype), bias.to(x.dtype), padding=taps.shape[2] - 1, groups=x.shape[2])
     return F.silu(convolved[..., : x.shape[1]].mT)
 
 
-def build(what: str, shape: Shape, backend: str) -> nn.Module:
-    """WMF, or the whole neck, or with backend `detris` the neck of that name."""
+def build(part: str, shape: Shape, backend: str) -> nn.Module:
+    """Return WMF or the whole neck, or for backend `detris` DETRIS's neck."""
     if backend == "detris":
         return GatedNeck(shape.vision, shape.width, shape.width, heads=shape.heads, residual=True)
     fusion = WindowMambaFusion(
@@ -252,26 +243,26 @@ def build(what: str, shape: Shape, backend: str) -> nn.Module:
         expand=shape.expand,
         backend="reference" if backend == "loop" else backend,
     )
-    return fusion if what == "WMF" else Neck(shape.vision, shape.width, fusion)
+    return fusion if part == "WMF" else Neck(shape.vision, shape.width, fusion)
 
 
 def backends(case: Case, device: str) -> list[str]:
-    """What can run a case, the plain loop first."""
-    found = ["loop"]
+    """Return the backends that can run a case, the plain loop first."""
+    names = ["loop"]
     for name in ("reference", "cpu", "triton", "mamba_ssm"):
         try:
             choose_backend(name, device)
         except UserError:
             continue
-        found.append(name)
-    return found + ["detris"] * (case.what == "neck")
+        names.append(name)
+    return names + ["detris"] * (case.part == "neck")
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------
 
 
 def seconds(work: Work, device: str, *, backward: bool) -> float:
-    """One call."""
+    """Return the seconds of one call."""
     work.forget()
     clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     started = clock()
@@ -282,26 +273,28 @@ def seconds(work: Work, device: str, *, backward: bool) -> float:
 
 
 def times(works: dict[str, Work], case: Case, device: str, most: int, enough: float) -> dict[str, list[float]]:
-    """Of every backend and repetition: `most` repetitions, or when `enough` seconds have gone by fewer, but two. What
-    does not fit into a GPU's memory is left out.
+    """Return backend -> seconds of every repetition.
+
+    There are `most` repetitions, or fewer once `enough` seconds have passed, but at least two. A backend that runs out
+    of a GPU's memory is left out.
     """
     for backend, work in list(works.items()):
         try:
             seconds(work, device, backward=case.backward)
         except torch.OutOfMemoryError:
             works.pop(backend)
-    found: dict[str, list[float]] = {backend: [] for backend in works}
+    result: dict[str, list[float]] = {backend: [] for backend in works}
     started = time.perf_counter()
     for number in range(most):
         if number >= 2 and time.perf_counter() - started > enough:
             break
         for backend, work in works.items():
-            found[backend].append(seconds(work, device, backward=case.backward))
-    return found
+            result[backend].append(seconds(work, device, backward=case.backward))
+    return result
 
 
 def memory(case: Case, backend: str, device: str) -> tuple[int, int]:
-    """Bytes: inputs and outputs, and the most that is held; zeros for what does not fit."""
+    """Return bytes: inputs and outputs, and the peak; zeros where it runs out of memory."""
     try:
         return _memory(prepare(case, backend, device), case, device)
     except torch.OutOfMemoryError:
@@ -316,7 +309,7 @@ def _memory(work: Work, case: Case, device: str) -> tuple[int, int]:
     work.forget()
     gc.collect()
     if device == "cpu":
-        ctypes.CDLL(None).malloc_trim(0)  # what others left, and would serve without new pages
+        ctypes.CDLL(None).malloc_trim(0)  # memory that others freed, and that would be used without new pages
     held = Memory(torch.device(device))
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     work.run(backward=case.backward)
@@ -324,34 +317,34 @@ def _memory(work: Work, case: Case, device: str) -> tuple[int, int]:
 
 
 def memories(options: argparse.Namespace) -> list[tuple[Case, str]]:
-    """What `memory` is measured of."""
+    """Return the cases and backends whose memory is measured."""
     return [
         (case, backend)
         for case in cases(options.shapes, options.images, 1, options.device)
         for backend in backends(case, options.device)
-        if case.what == "scan"
+        if case.part == "scan"
         and (backend == "cpu" or case.images == (options.images or SHAPES[case.shape].batches(options.device))[0])
     ]
 
 
 def memories_apart(options: argparse.Namespace) -> list[tuple[int, int]]:
-    """`memory` of all on a CPU, in a process whose allocations are not made from what others left."""
+    """Measure all memory on a CPU in a process of its own, whose allocations reuse no freed memory."""
     command = [sys.executable, __file__, "--memory", "--shapes", *options.shapes]
     if options.images:
         command += ["--images", *map(str, options.images)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return [(io, peak) for io, peak in json.loads(done.stdout)]
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return [(io, peak) for io, peak in json.loads(process.stdout)]
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    """A row a case, number of threads and backend, into a file that grows by cases."""
+    """Measure every case and write a row for each number of threads and backend; the file grows by cases."""
     device = options.device
     name = platform_of(torch.device(device))["device"]
-    of = memories(options)
-    peaks = memories_apart(options) if device == "cpu" else [memory(case, backend, device) for case, backend in of]
-    held = dict(zip(of, peaks, strict=True))
-    copied = copy_bandwidth() if device == "cuda" else 0.0
+    pairs = memories(options)
+    peaks = memories_apart(options) if device == "cpu" else [memory(case, backend, device) for case, backend in pairs]
+    held = dict(zip(pairs, peaks, strict=True))
+    bandwidth = copy_bandwidth() if device == "cuda" else 0.0
     rows: list[dict[str, object]] = []
     for threads in options.threads if device == "cpu" else [1]:
         torch.set_num_threads(threads)
@@ -366,7 +359,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                     if other in taken
                 }
                 if device == "cuda":
-                    ratios |= shares(case, statistics.median(own), copied)
+                    ratios |= shares(case, statistics.median(own), bandwidth)
                 rows.append(
                     {
                         **case.label,
@@ -386,20 +379,12 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                 )
             print(*case.label.values(), f"{threads} threads", sep=", ", flush=True)
             for row in rows[-len(works) :]:
-                told = (
-                    "backend",
-                    "milliseconds",
-                    "loop_over_this",
-                    "mamba_ssm_over_this",
-                    "share_of_copy",
-                    "peak_over_io",
-                )
-                print("   ", *(row[key] for key in told if key in row))
+                print("   ", *(row[key] for key in PRINTED if key in row))
             write(rows, path, options)
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second that a copy of a gigabyte reads and writes on this GPU, the median of ten."""
+    """Return the bytes a second that a copy of a gigabyte reads and writes on this GPU, the median of ten."""
     source = torch.empty(2**29, dtype=torch.bfloat16, device="cuda")
     target, taken = torch.empty_like(source), []
     for _ in range(12):
@@ -411,127 +396,46 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / statistics.median(taken[2:])
 
 
-def shares(case: Case, seconds_: float, copied: float) -> dict[str, float]:
-    """Of convolution and scan in half precision: gigabytes a second that must move, and as a share of a copy's."""
-    if case.what != "conv + scan" or case.dtype != torch.bfloat16:
+def shares(case: Case, duration: float, bandwidth: float) -> dict[str, float]:
+    """Return the bandwidth of convolution and scan in half precision, in GB/s and as a share of a copy's."""
+    if case.part != "conv + scan" or case.dtype != torch.bfloat16:
         return {}
     moved = sum(must_move(SHAPES[case.shape], case.images)[: 2 if case.backward else 1])
-    return {"gigabytes_per_second": moved / seconds_ / 1e9, "share_of_copy": moved / seconds_ / copied}
+    return {"gigabytes_per_second": moved / duration / 1e9, "share_of_copy": moved / duration / bandwidth}
 
 
 def gpu_versions() -> dict[str, str]:
-    """Of what the numbers of a GPU depend on besides torch."""
-    found = {"cuda": torch.version.cuda or "", "commit": str(code_revision()["commit"])[:12]}
+    """Return what a GPU's numbers depend on besides torch: versions and the commit."""
+    versions = {"cuda": torch.version.cuda or "", "commit": str(code_revision()["commit"])[:12]}
     for name in ("triton", "mamba-ssm", "causal-conv1d"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-# --- what a GPU needs at least ----------------------------------------------------------------------------------------
+            versions[name] = version(name)
+    return versions
 
 
 def must_move(shape: Shape, images: int) -> tuple[int, int]:
-    """Bytes of forward and backward of convolution and scan in bf16, whatever computes them: what is read and what is
-    written, each once (u between the two as well).
+    """Return the bytes that convolution and scan must move in bf16, in the forward and in the backward.
+
+    Everything is read and written once, u between the two as well.
     """
-    batch, length, width, states = shape.of_scan(images)
+    batch, length, width, states = shape.scan_shape(images)
     numbers, narrow = batch * length * width, batch * length * states
     return 2 * (6 * numbers + 2 * narrow), 2 * (10 * numbers + 4 * narrow)
-
-
-def needs(shape: Shape, images: int) -> "dict[str, tuple[float, Instructions]]":
-    """Of Triton's kernels in bf16, as the neck calls them: the bytes that each reads and writes once, its parts of sums
-    and B and C in float32 among them, and instructions of all its warps. `pass_on`, which computes next to nothing, is
-    among the chunks' bytes alone.
-    """
-    from compiled import Instructions, instructions
-
-    from wimfris.kernels import triton as launched
-    from wimfris.kernels import triton_kernels as kernels
-
-    batch, length, width, states = shape.of_scan(images)
-    numbers, narrow = batch * length * width, batch * length * states
-    (tokens, chunks), (conv_tokens, conv_chunks) = launched.cut(length), launched.cut_conv(length)
-    kept, copies = 4 * batch * (chunks - 1) * states * width, 20 * narrow  # B and C are read, written and read again
-    parts = 16 * narrow * width // launched.BLOCK_BACK  # of the sums over channels, written and read
-
-    def of(name: str, block: int, chunks: int, trips: list[int], **constants: object) -> "Instructions":
-        group = -(-batch * chunks // launched.GROUPS)
-        constants |= {"N": states, "K": 4, "PADDED": 4, "BLOCK": block, "WINDOWED": True, "CHUNKED": chunks > 1}
-        grouped = name.endswith("backward")
-        one = instructions(getattr(kernels, name), constants, [group] * grouped + trips)
-        programs = -(-batch * chunks // group) if grouped else batch * (chunks - (name == "chunk_ends"))
-        times = programs * (width // block)
-        return Instructions(one.issued * times, one.special * times, one.memory * times)
-
-    wide, narrower = launched.BLOCK, launched.BLOCK_BACK
-    back = of("scan_backward", narrower, chunks, [states], T=tokens, ROUNDS=launched.rounds(tokens))
-    found = {
-        "convolution, forward": (4 * numbers, of("conv_forward", wide, conv_chunks, [], T=conv_tokens)),
-        "convolution, backward": (6 * numbers, of("conv_backward", narrower, conv_chunks, [], T=conv_tokens)),
-        "scan, forward": (8 * numbers + copies + kept, of("scan_forward", wide, chunks, [states], T=tokens)),
-        "scan, backward": (14 * numbers + copies + parts + 2 * kept, back),
-    }
-    if chunks > 1:
-        for name, reverse in (("forward", False), ("backward", True)):
-            ends = of("chunk_ends", wide, chunks, [states], T=tokens, REVERSE=reverse)
-            found[f"chunks, {name}"] = ((6 if reverse else 4) * numbers + 4 * narrow + 3 * kept, ends)
-    return found
-
-
-def roofline() -> list[dict[str, object]]:
-    """What each of Triton's kernels moves and issues at batch 32 in bf16, as compiled, and the least time on an H200:
-    that of its scarcest resource at its highest clock, with the others hidden behind it and nothing of it idle. Beside
-    it, the time of what any kernels must move in this pass, convolution and scan together.
-    """
-    rows: list[dict[str, object]] = []
-    for name, shape in SHAPES.items():
-        if name.startswith("tiny"):
-            continue
-        batch, length, _, _ = shape.of_scan(32)
-        least = dict(zip(("forward", "backward"), must_move(shape, 32), strict=True))
-        for kernel, (moved, counted) in needs(shape, 32).items():
-            bounds = {
-                "bytes": moved / H200["bandwidth"],
-                "issue": counted.issued / H200["issue"],
-                "special": counted.special / H200["special"],
-                "memory": counted.memory / H200["memory"],
-            }
-            limit = max(bounds, key=lambda key: bounds[key])
-            rows.append(
-                {
-                    "shape": name,
-                    "batch": batch,
-                    "length": length,
-                    "kernel": kernel,
-                    "megabytes": f"{moved / 1e6:.0f}",
-                    "million_instructions": f"{counted.issued / 1e6:.0f}",
-                    **{f"ms_{key}": f"{1e3 * value:.3f}" for key, value in bounds.items()},
-                    "limit": limit,
-                    "at_least_ms": f"{1e3 * bounds[limit]:.3f}",
-                    "ms_of_what_the_pass_must_move": f"{1e3 * least[kernel.split(', ')[1]] / H200['bandwidth']:.3f}",
-                }
-            )
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repetitions", type=int, default=7, help="at most")
-    parser.add_argument("--seconds", type=float, default=3, help="of a case, after which two repetitions are enough")
+    parser.add_argument("--repetitions", type=int, default=7, help="most repetitions of a case")
+    parser.add_argument("--seconds", type=float, default=3, help="for a case, after which two repetitions are enough")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), metavar="SHAPE", help="by default all that fit")
-    parser.add_argument("--images", nargs="*", type=int, help="in a batch")
-    parser.add_argument("--memory", action="store_true", help="print bytes of inputs and outputs, and peaks, as JSON")
-    parser.add_argument("--roofline", action="store_true")
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), metavar="SHAPE", help="all that fit, by default")
+    parser.add_argument("--images", nargs="*", type=int, help="images in a batch")
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.shapes is None:
         options.shapes = [name for name in SHAPES if options.device == "cuda" or name != ON_GPU]
-    if options.roofline:
-        write(roofline(), HERE / "scan_roofline.csv", options)
-    elif options.memory:
+    if options.memory:
         torch.set_num_threads(1)
         print(json.dumps([memory(case, backend, options.device) for case, backend in memories(options)]))
     else:

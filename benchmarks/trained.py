@@ -1,10 +1,10 @@
-"""Does the trained result depend on the scan's backend? The full model at the built-in scale, by backend and seed.
+"""Does the trained result depend on the scan's backend? Trains the full model by backend and seed.
 
-    dvc repro prepare encoders                 # what training reads
+    dvc repro prepare encoders                 # makes what training reads
     python benchmarks/trained.py --jobs 2      # 2 backends x 3 seeds, about 3 minutes of a core each -> trained_cpu.csv
 
-Beside the CSV stands the same as JSON, with the settings, device, versions and commit it was measured by. Every run is
-trained anew, in a folder of its own, and takes nothing from the runs of the matrix.
+A JSON file beside the CSV has the same rows, with the settings, device, versions and commit of the measurement. Every
+run is trained anew in its own folder, whatever runs the matrix has finished.
 """
 
 import argparse
@@ -19,43 +19,38 @@ from pathlib import Path
 import pandas as pd
 from measured import write
 
-from wimfris.data.source import source_images
 from wimfris.results.scores import METRICS
+from wimfris.runs.files import RunFiles
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
-from wimfris.training.trainer import RunFiles, train_run
+from wimfris.training.run import train_into
 
 HERE = Path(__file__).parent
+RUN = Path("run")  # where a run leaves its files, in its own folder
 
 
 def settings_of(backend: str) -> Settings:
-    """Of the full model as params.yaml has it, with that backend."""
+    """Return the settings of the full model in params.yaml, with this backend."""
     settings = read_params().settings()
     return settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
 
 
-def train(backend: str, seed: int) -> None:
-    """In the working directory, which holds params.yaml and what the stages before training made."""
-    settings = settings_of(backend)
-    train_run(settings, seed, source_images(settings))
-
-
-def trained(backend: str, seed: int) -> dict[str, object]:
-    """A row: metrics on every split, in percent, and what the manifest says of the run."""
+def train(backend: str, seed: int) -> dict[str, object]:
+    """Train in a process and a folder of its own; return the metrics on every split, in percent, and the run's cost."""
     with tempfile.TemporaryDirectory() as place:
         folder, settings = Path(place), settings_of(backend)
         (folder / settings.folder).mkdir(parents=True)
-        for made in (Path("params.yaml"), *(settings.folder / name for name in ("refer", "index", "encoders.json"))):
-            (folder / made).symlink_to(made.absolute())
+        for path in (Path("params.yaml"), *(settings.folder / name for name in ("refer", "index", "encoders.json"))):
+            (folder / path).symlink_to(path.absolute())
         command = [sys.executable, __file__, "--one", backend, str(seed)]
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         subprocess.run(command, cwd=folder, check=True, env=os.environ | {"PYTHONPATH": path})
-        files = RunFiles.of(folder / settings.outs, f"{settings.variant}-{seed}")
+        files = RunFiles(folder / RUN)
         metrics, manifest = json.loads(files.metrics.read_text()), json.loads(files.manifest.read_text())
     row: dict[str, object] = {"data": settings.folder.name, "protocol": settings.evaluate.protocol}
     row |= {"scan": manifest["scan"], "seed": seed}
-    for split, told in metrics.items():
-        row |= {f"{split}_{name}": f"{100 * told['sentence'][name]:.2f}" for name in METRICS}
+    for split, conditions in metrics.items():
+        row |= {f"{split}_{name}": f"{100 * conditions['sentence'][name]:.2f}" for name in METRICS}
     return row | {
         "seconds": manifest["wall_seconds"],
         "device": manifest["device"],
@@ -71,11 +66,12 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        train(options.one[0], int(options.one[1]))
+        backend, seed = options.one
+        train_into(settings_of(backend), int(seed), RUN)
         return
-    asked = [(backend, seed) for seed in options.seeds for backend in options.backends]
+    runs = [(backend, seed) for seed in options.seeds for backend in options.backends]
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda one: trained(*one), asked))
+        rows = list(pool.map(lambda run: train(*run), runs))
     rows.sort(key=lambda row: (str(row["scan"]), int(str(row["seed"]))))
     write(rows, HERE / "trained_cpu.csv", options)
     frame = pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""The fused backends against the plain loop in float64: values, every gradient, dtypes, strides, bits."""
+"""The CPU kernels against the plain loop in float64: values, gradients, dtypes, strides, bits."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ _spec.loader.exec_module(_tests)
 NAMES, inputs, naive_scan = _tests.NAMES, _tests.inputs, _tests.naive_scan
 
 PER_TOKEN = ("u", "delta", "B", "C", "z")
-SHAPES = [  # around the chunk's and the block's edges: one token, a window, several chunks, more sequences than tasks
+SHAPES = [  # around the edges of chunk and block: one token, a window, several chunks, more sequences than tasks
     (1, 1, 1, 1),
     (3, 1, 5, 4),
     (2, CPU_CHUNK, 3, 2),
@@ -36,7 +36,7 @@ SHAPES = [  # around the chunk's and the block's edges: one token, a window, sev
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As many, however little there is to do."""
+    """Run on this number of threads, however little work there is."""
     monkeypatch.setattr("wimfris.kernels.cpu.GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -45,31 +45,31 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def derive(values: dict[str, Tensor], backend: str, weight: Tensor) -> dict[str, Tensor]:
-    """The output and every gradient."""
+    """Return the output and every gradient."""
     leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     y = selective_scan(**leaves, backend=backend)
     grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), list(leaves.values()))
     return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
 
 
-def expected(values: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """`derive` by the plain loop, in float64."""
+def derive_plain(values: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """Return what `derive` does, by the plain loop in float64."""
     leaves = {name: value.detach().double().requires_grad_() for name, value in values.items()}
     y = naive_scan(**leaves)
     grads = torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
 
 
-def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Within `tolerance` of the largest value of each."""
-    for name, value in wanted.items():
-        assert found[name].shape == value.shape, name
-        error = (found[name].double() - value).abs().max().item()
+def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Assert that each result is within `tolerance` of its largest expected value."""
+    for name, value in expected.items():
+        assert result[name].shape == value.shape, name
+        error = (result[name].double() - value).abs().max().item()
         assert error <= tolerance * (value.abs().max().item() + 1e-3), f"{name}: {error}"
 
 
 def single(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs in float32, and a weight for the output."""
+    """Return inputs in float32, and a weight for the output."""
     values = {name: value.detach().float() for name, value in inputs(*shape, seed=seed).items()}
     return values, torch.randn(shape[:3], dtype=torch.float64)
 
@@ -77,7 +77,7 @@ def single(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[dict[str, T
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cpu_in_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, int]) -> None:
     values, weight = single(shape)
-    assert_close(derive(values, "cpu", weight), expected(values, weight), 2e-6 * shape[1] ** 0.5)
+    assert_close(derive(values, "cpu", weight), derive_plain(values, weight), 2e-6 * shape[1] ** 0.5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -85,7 +85,7 @@ def test_cpu_in_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int,
 def test_cpu_in_float64_is_the_plain_loop(batch: int, length: int, width: int, state: int, seed: int) -> None:
     values = inputs(batch, length, width, state, seed)
     weight = torch.randn(batch, length, width, dtype=torch.float64)
-    assert_close(derive(values, "cpu", weight), expected(values, weight), 1e-12)
+    assert_close(derive(values, "cpu", weight), derive_plain(values, weight), 1e-12)
 
 
 def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
@@ -96,35 +96,35 @@ def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
 
 
 def test_cpu_reads_and_rounds_bfloat16_as_torch_does() -> None:
-    """What the kernels do with its bits is what copies into float32 and back would do, bit for bit."""
+    """The kernels give the same bits as copies to float32 and back."""
     values, weight = single((3, 40, 130, 4))
     values |= {name: values[name].bfloat16() for name in PER_TOKEN}
     values["u"][0, 0, 0], values["u"][1, 0, 0] = torch.nan, torch.inf
-    found = derive(values, "cpu", weight.bfloat16())
+    result = derive(values, "cpu", weight.bfloat16())
     whole = derive({name: value.float() for name, value in values.items()}, "cpu", weight.bfloat16().float())
-    for name, value in found.items():
-        wanted = whole[name].to(value.dtype)
-        assert torch.equal(value.nan_to_num(7.0), wanted.nan_to_num(7.0)), name
+    for name, value in result.items():
+        expected = whole[name].to(value.dtype)
+        assert torch.equal(value.nan_to_num(7.0), expected.nan_to_num(7.0)), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cpu_rounds_half_precision_at_its_borders_alone(dtype: torch.dtype) -> None:
     values, weight = single((4, 40, 6, 4))
     values |= {name: values[name].to(dtype) for name in PER_TOKEN}
-    found = derive(values, "cpu", weight)
-    assert all(found[name].dtype == value.dtype for name, value in values.items())
+    result = derive(values, "cpu", weight)
+    assert all(result[name].dtype == value.dtype for name, value in values.items())
     weight = weight.to(dtype).double()
-    assert_close(found, expected(values, weight), 2 * torch.finfo(dtype).eps)
+    assert_close(result, derive_plain(values, weight), 2 * torch.finfo(dtype).eps)
 
 
 def test_cpu_takes_halves_of_a_projection_and_any_other_strides() -> None:
     values, weight = single((3, 6, 4, 2))
-    wanted = derive(values, "cpu", weight)
+    expected = derive(values, "cpu", weight)
     halves = torch.stack([values["u"], values["z"]], dim=2).flatten(2)
     strided = {name: value.mT.contiguous().mT if value.dim() == 3 else value for name, value in values.items()}
     for other in (values | {"u": halves[..., :4], "z": halves[..., 4:]}, strided):
-        found = derive(other, "cpu", weight.transpose(0, 1).contiguous().transpose(0, 1))
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        result = derive(other, "cpu", weight.transpose(0, 1).contiguous().transpose(0, 1))
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("shape", [(35, 17, 24, 8), (1, 70, 300, 4), (2, 3, 4, 2)])
@@ -132,10 +132,10 @@ def test_cpu_gives_the_same_bits_again_and_with_any_number_of_threads(
     shape: tuple[int, int, int, int], threads: int
 ) -> None:
     values, weight = single(shape)
-    found, again = derive(values, "cpu", weight), derive(values, "cpu", weight)
+    result, again = derive(values, "cpu", weight), derive(values, "cpu", weight)
     torch.set_num_threads(1)
     alone = derive(values, "cpu", weight)
-    assert all(torch.equal(found[name], again[name]) and torch.equal(found[name], alone[name]) for name in found)
+    assert all(torch.equal(result[name], again[name]) and torch.equal(result[name], alone[name]) for name in result)
 
 
 def test_cpu_shows_numbers_that_are_not_numbers() -> None:
@@ -145,42 +145,42 @@ def test_cpu_shows_numbers_that_are_not_numbers() -> None:
         assert selective_scan(**values, backend="cpu").isnan().any(), name
 
 
-def test_cpu_keeps_rates_and_steps_of_every_size() -> None:
+def test_cpu_is_exact_for_rates_and_steps_of_every_size() -> None:
     values, weight = single((2, 9, 8, 2))
     values["A"] = -torch.logspace(-6, 6, 16).view(8, 2)
     values["delta"] = torch.linspace(-40, 40, 144).view(2, 9, 8)
     values["z"] = torch.linspace(-200, 200, 144).view(2, 9, 8)
-    assert_close(derive(values, "cpu", weight), expected(values, weight), 1e-5)
+    assert_close(derive(values, "cpu", weight), derive_plain(values, weight), 1e-5)
 
 
 def test_cpu_of_an_empty_batch_is_empty() -> None:
     values, weight = single((1, 3, 4, 2))
     empty = {name: value[:0] if name in PER_TOKEN else value for name, value in values.items()}
-    found = derive(empty, "cpu", weight[:0])
-    assert found["y"].shape == (0, 3, 4)
-    assert all(found[name].shape == value.shape and not found[name].any() for name, value in empty.items())
+    result = derive(empty, "cpu", weight[:0])
+    assert result["y"].shape == (0, 3, 4)
+    assert all(result[name].shape == value.shape and not result[name].any() for name, value in empty.items())
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((0, 3, 4), (4, 1, 2), (4,)))
     grads = torch.autograd.grad(causal_conv_silu(x, weight, bias, backend="cpu").sum(), [x, weight, bias])
     assert not any(grad.any() for grad in grads)
 
 
-def test_cpu_keeps_nothing_of_the_size_of_the_states() -> None:
+def test_cpu_saves_nothing_of_the_size_of_the_states() -> None:
     values, _ = single((4, 3 * CPU_CHUNK, 16, 8))
-    kept: list[int] = []
+    saved: list[int] = []
 
     def note(x: Tensor) -> Tensor:
-        kept.append(x.numel())
+        saved.append(x.numel())
         return x
 
     leaves = {name: value.requires_grad_() for name, value in values.items()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         selective_scan(**leaves, backend="cpu")
-    given_in = sum(value.numel() for value in values.values())
-    assert sum(kept) - given_in == 4 * 2 * 16 * 8  # the states before the second and third chunk
-    kept.clear()
+    read = sum(value.numel() for value in values.values())
+    assert sum(saved) - read == 4 * 2 * 16 * 8  # the states before the second and third chunk
+    saved.clear()
     with torch.no_grad():
         selective_scan(**leaves, backend="cpu")
-    assert not kept
+    assert not saved
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -192,24 +192,24 @@ def test_a_second_derivative_is_refused() -> None:
         grad.square().sum().backward()
 
 
-def test_under_autocast_what_tokens_have_is_narrow_and_nothing_else() -> None:
+def test_autocast_narrows_what_tokens_have_and_nothing_else() -> None:
     values, weight = single((2, 40, 6, 4))
     narrow = {name: value.bfloat16() if name in PER_TOKEN else value for name, value in values.items()}
-    wanted = derive(narrow, "cpu", weight.bfloat16())
+    expected = derive(narrow, "cpu", weight.bfloat16())
     x, taps, bias, by = (value.float() for value in conv_inputs(2, 9, 6, 4))
     conv = derive_conv(cpu_conv, x.bfloat16(), taps, bias, by.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        found, found_conv = (
+        result, result_conv = (
             derive(values, "cpu", weight.bfloat16()),
             derive_conv(cpu_conv, x, taps, bias, by.bfloat16()),
         )
         whole = derive({name: value.double() for name, value in values.items()}, "cpu", weight)
-    for of, other in ((found, wanted), (found_conv, conv)):
-        assert of["y"].dtype == torch.bfloat16
+    for own, other in ((result, expected), (result_conv, conv)):
+        assert own["y"].dtype == torch.bfloat16
         for name in other:
-            assert name == "y" or of[name].dtype == torch.float32
-            assert torch.equal(of[name].float(), other[name].float()), name
-    assert {value.dtype for value in whole.values()} == {torch.float64}  # as torch's own operations
+            assert name == "y" or own[name].dtype == torch.float32
+            assert torch.equal(own[name].float(), other[name].float()), name
+    assert {value.dtype for value in whole.values()} == {torch.float64}  # as in torch's own operations
 
 
 def test_the_operation_is_well_formed_and_counted() -> None:
@@ -231,24 +231,24 @@ def test_a_compiled_graph_holds_the_operation_whole(precision: torch.dtype) -> N
             return (fused_scan(*arguments, backend="cpu") * weight.float()).sum()
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    wanted = torch.autograd.grad(run(*leaves), leaves)
-    assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), wanted))
+    expected = torch.autograd.grad(run(*leaves), leaves)
+    assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), expected))
 
 
 def conv_inputs(batch: int, length: int, width: int, taps: int) -> list[Tensor]:
-    """x, weight and bias of a causal convolution, in float64, and a weight for its output."""
+    """Return x, weight and bias of a causal convolution in float64, and a weight for its output."""
     shapes = (batch, length, width), (width, 1, taps), (width,), (batch, length, width)
     return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As torch has it."""
+    """Convolve by torch's own operation."""
     padded = F.pad(x.mT, (weight.shape[-1] - 1, 0))
     return F.silu(F.conv1d(padded, weight, bias, groups=len(bias)).mT)
 
 
 def derive_conv(convolution: Any, *values: Tensor) -> dict[str, Tensor]:
-    """The output and every gradient."""
+    """Return the output and every gradient."""
     *leaves, weight = (value.detach() for value in values)
     y = convolution(*(leaf.requires_grad_() for leaf in leaves))
     grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), leaves)
@@ -265,34 +265,34 @@ def cpu_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 )
 def test_cpu_convolution_is_that_of_torch(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     values = conv_inputs(*shape)
-    found = derive_conv(cpu_conv, *(value.to(dtype) for value in values))
-    assert_close(found, derive_conv(convolve, *values), 1e-5 if dtype == torch.float32 else 1e-13)
+    result = derive_conv(cpu_conv, *(value.to(dtype) for value in values))
+    assert_close(result, derive_conv(convolve, *values), 1e-5 if dtype == torch.float32 else 1e-13)
 
 
 def test_cpu_convolution_takes_bfloat16_and_halves_of_a_projection() -> None:
     x, weight, bias, by = (value.float() for value in conv_inputs(3, 9, 4, 4))
-    wanted = derive_conv(cpu_conv, x, weight, bias, by)
+    expected = derive_conv(cpu_conv, x, weight, bias, by)
     for other in (torch.cat([by, x], dim=2)[..., 4:], x.mT.contiguous().mT):
-        found = derive_conv(cpu_conv, other, weight, bias, by)
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        result = derive_conv(cpu_conv, other, weight, bias, by)
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
     half, by = x.bfloat16(), by.bfloat16()
-    found = derive_conv(cpu_conv, half, weight, bias, by)
-    assert [found[name].dtype for name in ("y", "x", "weight")] == [torch.bfloat16, torch.bfloat16, torch.float32]
-    wanted = derive_conv(convolve, *(value.double() for value in (half, weight, bias, by)))
-    assert_close(found, wanted, 2 * torch.finfo(torch.bfloat16).eps)
+    result = derive_conv(cpu_conv, half, weight, bias, by)
+    assert [result[name].dtype for name in ("y", "x", "weight")] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    expected = derive_conv(convolve, *(value.double() for value in (half, weight, bias, by)))
+    assert_close(result, expected, 2 * torch.finfo(torch.bfloat16).eps)
 
 
 def test_cpu_convolution_gives_the_same_bits_with_any_number_of_threads(threads: int) -> None:
     for shape in [(35, 17, 24, 4), (1, 70, 300, 4)]:
         values = [value.float() for value in conv_inputs(*shape)]
-        found = derive_conv(cpu_conv, *values)
+        result = derive_conv(cpu_conv, *values)
         torch.set_num_threads(1)
         alone = derive_conv(cpu_conv, *values)
         torch.set_num_threads(threads)
-        assert all(torch.equal(found[name], alone[name]) for name in found)
+        assert all(torch.equal(result[name], alone[name]) for name in result)
 
 
-def test_cpu_convolution_is_well_formed_and_of_nothing_is_nothing() -> None:
+def test_cpu_convolution_is_well_formed_and_takes_an_empty_batch() -> None:
     x, weight, bias, _ = (value.float().requires_grad_() for value in conv_inputs(2, 5, 3, 4))
     torch.library.opcheck(torch.ops.wimfris.causal_conv.default, (x, weight, bias, None, "cpu", None))
     with FlopCounterMode(display=False) as counter:
@@ -302,21 +302,21 @@ def test_cpu_convolution_is_well_formed_and_of_nothing_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 17, 70])
-def test_a_block_says_the_same_with_either_backend(window: int) -> None:
+def test_a_block_has_the_same_gradients_with_either_backend(window: int) -> None:
     block, x = Mamba(12, state=4, backend="cpu"), torch.randn(5, window, 12, requires_grad=True)
     leaves = [x, *block.parameters()]
-    found = torch.autograd.grad(block(x).square().sum(), leaves)
+    result = torch.autograd.grad(block(x).square().sum(), leaves)
     block.backend = "reference"
-    for grad, other in zip(found, torch.autograd.grad(block(x).square().sum(), leaves), strict=True):
+    for grad, other in zip(result, torch.autograd.grad(block(x).square().sum(), leaves), strict=True):
         torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 def test_a_block_under_autocast_keeps_its_state_in_float32() -> None:
     block, x = Mamba(16, state=4, backend="cpu"), torch.randn(3, 9, 16)
-    wanted = block(x)
+    expected = block(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = block(x)
-    found.float().sum().backward()
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+        result = block(x)
+    result.float().sum().backward()
+    assert result.dtype == torch.bfloat16
+    assert (result.float() - expected).abs().max() < 0.05 * expected.abs().max()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())

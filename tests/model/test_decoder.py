@@ -23,7 +23,7 @@ THEIRS = (  # our names -> DETRIS's
 
 @pytest.fixture(scope="module")
 def detris(fill: Any) -> torch.nn.ModuleDict:
-    """Decoder and projector with the weights that the golden numbers were made with, under DETRIS's names."""
+    """Return decoder and projector with the weights behind the golden numbers."""
     parts = torch.nn.ModuleDict(
         {"decoder": Decoder(512, 512, layers=3, heads=8, ffn=512, dropout=0.1), "projector": Projector(512, 512)}
     )
@@ -84,7 +84,7 @@ def test_padded_words_change_nothing(stir: Any) -> None:
     assert (decoder(fused, words + 1, padding) != before).any()
 
 
-def test_dropout_is_of_training_alone(stir: Any) -> None:
+def test_dropout_acts_only_in_training(stir: Any) -> None:
     decoder = stir(Decoder(16, 16, layers=1, heads=2, ffn=24, dropout=0.5))
     given = torch.randn(1, 16, 3, 3), torch.randn(1, 4, 16), torch.zeros(1, 4, dtype=torch.bool)
     assert not torch.equal(decoder(*given), decoder(*given))

@@ -26,13 +26,13 @@ def fusion(window: int | None, gate: Any = "attention", norm: bool = True, **opt
 
 
 def tokens_of(grid: tuple[int, int], batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Tokens (B, H W, C) and sentences (B, T)."""
+    """Return tokens (B, H W, C) and sentences (B, T)."""
     tokens = torch.randn(batch, grid[0] * grid[1], WIDTH, dtype=torch.float64, requires_grad=True)
     return tokens, torch.randn(batch, TEXT, dtype=torch.float64, requires_grad=True)
 
 
 def cells_by_window(grid: tuple[int, int], window: int) -> list[Tensor]:
-    """The raster positions of each window's real cells, by slicing."""
+    """Return the raster positions of each window's real cells, by slicing."""
     positions = torch.arange(grid[0] * grid[1]).reshape(grid)
     rows, columns = range(0, grid[0], window), range(0, grid[1], window)
     return [positions[y : y + window, x : x + window].flatten() for y in rows for x in columns]
@@ -111,7 +111,7 @@ TOKENS = {"first": (1, 0), "last": (0, 1), "both": (1, 1), "none": (0, 0)}  # te
 @pytest.mark.parametrize("text_token", TOKENS)
 @pytest.mark.parametrize("direction", ["raster", "bidirectional"])
 def test_text_tokens_and_directions_on_an_uneven_grid(stir: Any, text_token: Any, direction: Any) -> None:
-    """Each window is the scan of its real tokens with the text token where it is asked for; backwards likewise."""
+    """Each window is the scan of its real tokens with the text token in its place; backwards likewise."""
     grid, (before, after) = (5, 7), TOKENS[text_token]
     wmf = stir(fusion(3, text_token=text_token, direction=direction)).double()
     tokens, sentence = tokens_of(grid)
@@ -131,12 +131,11 @@ def test_text_tokens_and_directions_on_an_uneven_grid(stir: Any, text_token: Any
 
 
 @pytest.mark.parametrize("text_token", ["last", "none"])
-def test_a_causal_scan_never_shows_what_stands_behind(stir: Any, text_token: Any) -> None:
+def test_a_causal_scan_never_shows_a_later_text_token(stir: Any, text_token: Any) -> None:
     wmf = stir(fusion(2, text_token=text_token)).double()
     tokens, sentence = tokens_of((4, 4))
-    told = wmf.scan(tokens, sentence, (4, 4))
-    other = wmf.scan(tokens, sentence + 1, (4, 4))
-    assert torch.equal(told, other)
+    one, other = wmf.scan(tokens, sentence, (4, 4)), wmf.scan(tokens, sentence + 1, (4, 4))
+    assert torch.equal(one, other)
 
 
 def test_attention_in_a_window_sees_its_real_cells_and_the_text(stir: Any) -> None:
@@ -151,7 +150,7 @@ def test_attention_in_a_window_sees_its_real_cells_and_the_text(stir: Any) -> No
         torch.testing.assert_close(z[:, cells], alone)
 
 
-def test_mixing_nothing_leaves_the_normed_tokens(stir: Any) -> None:
+def test_no_mixing_leaves_the_normed_tokens(stir: Any) -> None:
     wmf = stir(fusion(2, mixing="none")).double()
     tokens, sentence = tokens_of((4, 6))
     assert torch.equal(wmf.scan(tokens, sentence, (4, 6)), wmf.norm(tokens))

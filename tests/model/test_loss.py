@@ -38,10 +38,10 @@ def test_dice_of_a_perfect_prediction_is_nothing_and_of_a_wrong_one_is_all() -> 
     mask = box(32, 4, 6, 20, 25)
     assert dice_loss(100 * (mask - 0.5), mask) < 1e-5
     assert dice_loss(100 * (0.5 - mask), mask) > 0.99
-    assert dice_loss(torch.full_like(mask, -50.0), torch.zeros_like(mask)) < 1e-5  # no target, and none claimed
+    assert dice_loss(torch.full_like(mask, -50.0), torch.zeros_like(mask)) < 1e-5  # no target, and none predicted
 
 
-def test_dice_is_of_each_sample_alone() -> None:
+def test_dice_is_computed_for_each_sample() -> None:
     logits, mask = torch.randn(4, 1, 6, 6), (torch.rand(4, 1, 6, 6) > 0.5).float()
     alone = [dice_loss(logits[k : k + 1], mask[k : k + 1]) for k in range(4)]
     torch.testing.assert_close(dice_loss(logits, mask), torch.stack(alone).mean())
@@ -57,7 +57,7 @@ def test_window_targets_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("grid", "cell", "window"), [(5, 3, 2), (7, 2, 3), (4, 4, 4), (8, 1, 3)])
-def test_border_windows_count_real_pixels_alone(grid: int, cell: int, window: int) -> None:
+def test_border_windows_count_only_real_pixels(grid: int, cell: int, window: int) -> None:
     mask = (torch.rand(2, 1, grid * cell, grid * cell) > 0.9).float()
     steps = range(0, grid * cell, window * cell)
     cut = [mask[:, :, y : y + window * cell, x : x + window * cell] for y in steps for x in steps]
@@ -86,8 +86,8 @@ def test_alignment_by_loop(target: Any, grid: int, window: int) -> None:
             for x in range(0, grid, window):
                 score = fused[k, :, y : y + window, x : x + window].mean((1, 2)) @ anchor[k]
                 part = mask[k, 0, y * cell : (y + window) * cell, x * cell : (x + window) * cell]
-                wanted = part.max() if target == "any" else part.mean()
-                losses.append(F.binary_cross_entropy_with_logits(score, wanted))
+                expected = part.max() if target == "any" else part.mean()
+                losses.append(F.binary_cross_entropy_with_logits(score, expected))
     ours = align_loss(Output(torch.zeros(batch, 1, 1, 1), fused, anchor), mask, window, target)
     torch.testing.assert_close(ours, torch.stack(losses).mean())
 
@@ -104,7 +104,7 @@ def test_the_total_weighs_the_terms_on_the_mask_taken_to_the_logits_size_with_ne
     torch.testing.assert_close(terms.total, 0.5 * terms.contrast + 0.3 * terms.dice + 0.2 * terms.align)
 
 
-def test_half_precision_outputs_are_judged_in_single_precision() -> None:
+def test_the_loss_of_half_precision_outputs_is_in_single_precision() -> None:
     loss = SegmentationLoss(contrast=0.5, dice=0.3, align=0.2, window=2, target="any")
     output = Output(
         torch.randn(2, 1, 16, 16).bfloat16(), torch.randn(2, 4, 4, 4).bfloat16(), torch.randn(2, 4).bfloat16()

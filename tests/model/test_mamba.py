@@ -47,7 +47,7 @@ def test_no_output_sees_a_later_token(stir: Any) -> None:
     torch.testing.assert_close(mamba(x[:, :4]), y[:, :4])
 
 
-def test_sequences_of_a_batch_do_not_meet(stir: Any) -> None:
+def test_sequences_of_a_batch_are_independent(stir: Any) -> None:
     mamba = stir(Mamba(6, state=3)).double()
     x = torch.randn(4, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(mamba(x), torch.cat([mamba(row[None]) for row in x]))
@@ -68,7 +68,7 @@ def test_initial_steps_lie_in_the_range_of_mamba_ssm() -> None:
     torch.testing.assert_close(step.log().mean().exp(), torch.tensor((low * high) ** 0.5), rtol=0.5, atol=0)
 
 
-def test_a_backend_that_cannot_run_is_refused() -> None:
+def test_a_backend_that_cannot_run_is_an_error() -> None:
     with pytest.raises(UserError, match="mamba_ssm"):
         Mamba(4, backend="mamba_ssm")(torch.randn(1, 2, 4))
 
@@ -76,10 +76,10 @@ def test_a_backend_that_cannot_run_is_refused() -> None:
 def test_under_autocast_the_state_stays_in_float32():
     torch.manual_seed(0)
     block, x = Mamba(16, state=4, backend="reference"), torch.randn(3, 9, 16)
-    wanted = block(x)
+    expected = block(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = block(x)
-    found.float().sum().backward()
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+        result = block(x)
+    result.float().sum().backward()
+    assert result.dtype == torch.bfloat16
+    assert (result.float() - expected).abs().max() < 0.05 * expected.abs().max()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())

@@ -46,7 +46,7 @@ def test_mixer_equals_full_kernels(stir: Any) -> None:
 @pytest.mark.parametrize("kind", ["rfmixer", "depthwise", "dilated"])
 @pytest.mark.parametrize("size", [3, 7])
 def test_every_mixer_has_the_receptive_field_of_its_kernel(stir: Any, kind: str, size: int) -> None:
-    """A cell is reached from size // 2 cells away and no further; `dilated` from there and the cell itself alone."""
+    """A cell reads cells up to size // 2 away and no further; `dilated` only those at that distance and itself."""
     mixer = stir(RFMixer(2, (size,), kind)).double()
     x = torch.rand(1, 2, 11, 11, dtype=torch.float64, requires_grad=True)
     total = x + sum(branch(x) for branch in mixer.branches)
@@ -57,7 +57,7 @@ def test_every_mixer_has_the_receptive_field_of_its_kernel(stir: Any, kind: str,
     torch.testing.assert_close(mixer(x), F.relu(total) * x)
 
 
-def test_mixer_of_no_kind_leaves_the_patches_as_they_are() -> None:
+def test_no_mixer_leaves_the_patches_as_they_are() -> None:
     msa = MultiScaleAligner(
         8, 6, 4, heads=2, kernels=(3,), mixer="none", emphasis="learned", emphasis_initial=0.5, init="zero"
     )
@@ -127,7 +127,7 @@ def test_padded_words_change_nothing(msa: Any, guidance: Guidance, tokens: Tenso
     torch.testing.assert_close(msa(tokens, Guidance(longer, padding, GRID)), before)
 
 
-def test_emphasis_starts_where_it_is_told_and_scales_the_output(build: Any, guidance: Guidance, tokens: Tensor) -> None:
+def test_emphasis_starts_at_initial_and_scales_the_output(build: Any, guidance: Guidance, tokens: Tensor) -> None:
     learned = build["msa"]().double()
     assert torch.isclose(learned.emphasis(), torch.tensor(0.3, dtype=torch.float64))
     one = learned(tokens, guidance) / learned.emphasis()

@@ -20,7 +20,7 @@ PER_TOKEN = ("u", "delta", "B", "C", "z")
 def naive_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The recurrence as it is written, one token at a time, differentiated by autograd."""
+    """Run the recurrence as written, one token at a time, differentiated by autograd."""
     delta = F.softplus(delta + delta_bias)
     state, outputs = u.new_zeros(u.shape[0], u.shape[2], A.shape[1]), []
     for t in range(u.shape[1]):
@@ -76,7 +76,7 @@ def test_value_and_gradients_are_those_of_the_naive_loop(
         torch.testing.assert_close(grad, other, rtol=1e-9, atol=1e-9, msg=f"the gradient of {name} differs")
 
 
-def test_strided_inputs_and_gradients_are_taken_as_they_are() -> None:
+def test_strided_inputs_and_gradients_change_nothing() -> None:
     values = {name: value.detach() for name, value in inputs(3, 6, 4, 2).items()}
     strided = {name: value.mT.contiguous().mT if value.dim() == 3 else value for name, value in values.items()}
     for tensors in (values, strided):
@@ -89,14 +89,14 @@ def test_strided_inputs_and_gradients_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("case", ["scan_window17", "scan_long257", "scan_len1"])
 def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str, backend: str) -> None:
-    values, weight, wanted = golden_scan(case)
+    values, weight, expected = golden_scan(case)
     leaves = {name: values[name].requires_grad_() for name in NAMES}
     y = selective_scan(**leaves, backend=backend)
     (y * weight).sum().backward()
-    found = {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
-    for name, value in found.items():
-        scale = float(wanted[name].abs().max())
-        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-4 * scale)
+    result = {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+    for name, value in result.items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -108,7 +108,7 @@ def test_half_precision_inputs_keep_a_full_precision_state(backend: str) -> None
     torch.testing.assert_close(y, naive_scan(**{name: value.float() for name, value in values.items()}).bfloat16())
 
 
-def test_a_token_long_past_is_forgotten_as_the_decay_says() -> None:
+def test_a_past_token_decays_as_the_equation_says() -> None:
     values = {name: value.detach() for name, value in inputs(1, 5, 1, 1).items()}
     values |= {"delta": torch.zeros(1, 5, 1), "delta_bias": torch.zeros(1), "A": -torch.ones(1, 1), "D": torch.zeros(1)}
     values |= {name: torch.ones(1, 5, 1) for name in ("B", "C", "z")}
@@ -118,7 +118,7 @@ def test_a_token_long_past_is_forgotten_as_the_decay_says() -> None:
     torch.testing.assert_close(y, F.silu(torch.ones(5)) * step * torch.exp(-step * torch.arange(5)))
 
 
-def test_the_backend_is_chosen_by_device_shape_and_dtype_with_a_reason() -> None:
+def test_auto_chooses_by_device_shape_and_dtype_and_gives_a_reason() -> None:
     large = (256, 17, 64, 8)
     assert choose_backend("auto", "cpu", large).backend == "cpu"
     assert choose_backend("auto", "cpu", (1, 1, 1, SMALL - 1)).backend == "reference"
@@ -133,21 +133,21 @@ def test_the_backend_is_chosen_by_device_shape_and_dtype_with_a_reason() -> None
 
 def test_auto_takes_the_reference_where_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wimfris.model.scan.backends._installed", lambda *packages: False)
-    chosen = choose_backend("auto", "cpu", (256, 17, 64, 8))
-    assert chosen.backend == "reference" and "numba" in chosen.reason
+    choice = choose_backend("auto", "cpu", (256, 17, 64, 8))
+    assert choice.backend == "reference" and "numba" in choice.reason
     with pytest.raises(UserError, match="pip install numba"):
         choose_backend("cpu", "cpu")
 
 
-def test_a_backend_that_cannot_run_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_cannot_run_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    refused = [
+    errors = [
         ("mamba_ssm", "cpu", "CUDA"),
         ("triton", "cpu", "needs"),
         ("cpu", "cuda", "CPU only"),
         ("numba", "cpu", f"must be one of {', '.join(BACKENDS)}"),
     ]
-    for backend, device, hint in refused:
+    for backend, device, hint in errors:
         with pytest.raises(UserError, match=hint) as raised:
             choose_backend(backend, device)
         assert "\n" not in str(raised.value) and backend in str(raised.value)
@@ -156,7 +156,7 @@ def test_a_backend_that_cannot_run_is_refused_in_one_line(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_a_second_derivative_is_refused_and_not_silently_wrong(power: int) -> None:
+def test_a_second_derivative_is_an_error(power: int) -> None:
     values = inputs(2, 3, 2, 2)
     y = scan_states(*(values[name] for name in ("u", "delta", "A", "B", "C")))
     (grad,) = torch.autograd.grad((y**power).sum(), values["delta"], create_graph=True)

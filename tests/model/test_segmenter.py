@@ -20,7 +20,7 @@ def segmenter(build: Any) -> Segmenter:
 
 
 def prefixes(names: list[str]) -> set[str]:
-    """Names up to the part they belong to: `text.adapters.0`, `neck.fusion`, `decoder`."""
+    """Return the parts that the names belong to: `text.adapters.0`, `neck.fusion`, `decoder`."""
     depth = {"text": 3, "vision": 3, "neck": 2}
     return {".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}
 
@@ -60,7 +60,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(
 def test_text_adapters_learn_through_the_aligners_and_through_the_alignment(
     build: Any, image: Tensor, token_ids: Tensor
 ) -> None:
-    segmenter = build["segmenter"](neck=False)  # its map knows the words by the aligners alone
+    segmenter = build["segmenter"](neck=False)  # its map depends on the words only through the aligners
     output = segmenter(image, token_ids)
     weight = segmenter.get_parameter("text.adapters.2.up.weight")
     for result in (output.fused, output.anchor):
@@ -91,12 +91,12 @@ def test_longer_padding_changes_nothing(build: Any, stir: Any, image: Tensor, to
     torch.testing.assert_close(long.logits, short.logits)
     torch.testing.assert_close(long.fused, short.fused)
     behind_end = (longer == END).cumsum(1).cumsum(1) > 1
-    other = torch.where(behind_end, 5, longer)  # any id may stand there
+    other = torch.where(behind_end, 5, longer)  # any id may be there
     torch.testing.assert_close(segmenter(image.double(), other).logits, short.logits)
 
 
 @torch.no_grad()
-def test_samples_of_a_batch_do_not_meet(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
+def test_samples_of_a_batch_are_independent(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
     segmenter.eval()
     together = segmenter(image.double(), token_ids).logits
     alone = [segmenter(image[k : k + 1].double(), token_ids[k : k + 1]).logits for k in range(3)]
@@ -126,7 +126,7 @@ def test_every_window_and_no_neck_run(
 
 
 @torch.no_grad()
-def test_what_was_trained_goes_out_and_in_again(build: Any, stir: Any, image: Tensor, token_ids: Tensor) -> None:
+def test_a_trained_state_can_be_saved_and_loaded(build: Any, stir: Any, image: Tensor, token_ids: Tensor) -> None:
     one, other = stir(build["segmenter"]()).eval(), build["segmenter"]().eval()
     other.text.backbone.load_state_dict(one.text.backbone.state_dict())
     other.vision.backbone.load_state_dict(one.vision.backbone.state_dict())
@@ -140,7 +140,7 @@ def test_what_was_trained_goes_out_and_in_again(build: Any, stir: Any, image: Te
     assert other.emphasis() == one.emphasis()
 
 
-def test_a_state_with_other_names_is_refused_by_name(segmenter: Segmenter) -> None:
+def test_a_state_with_other_names_is_an_error_that_names_them(segmenter: Segmenter) -> None:
     state = segmenter.trained_state()
     lacking = {name: value for name, value in state.items() if name != "alignment.bias"}
     with pytest.raises(KeyError, match=r"alignment\.bias"):
@@ -149,7 +149,7 @@ def test_a_state_with_other_names_is_refused_by_name(segmenter: Segmenter) -> No
         segmenter.load_trained(state | {"what.is.this": torch.zeros(1)})
 
 
-def test_emphasis_is_told_by_layer(segmenter: Segmenter) -> None:
+def test_emphasis_is_reported_by_layer(segmenter: Segmenter) -> None:
     assert segmenter.emphasis() == pytest.approx({1: 0.3, 3: 0.3})
     segmenter.get_parameter("vision.adapters.3.emphasis.p").data.zero_()
     assert segmenter.emphasis() == pytest.approx({1: 0.3, 3: 0.5})
@@ -168,7 +168,7 @@ def test_training_may_follow_an_evaluation_in_inference_mode(
 
 @torch.no_grad()
 def test_a_copy_has_adapters_of_its_own(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
-    """Hooks must follow a deep copy: a copy whose hooks still call the original's adapters would be silently wrong."""
+    """Hooks must follow a deep copy: a copy whose hooks called the original's adapters would be silently wrong."""
     segmenter.eval()
     before = segmenter(image.double(), token_ids).logits
     twin = copy.deepcopy(segmenter)

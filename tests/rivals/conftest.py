@@ -1,4 +1,4 @@
-"""The whole of DETRIS at the size of the golden numbers, and settings of the shipped params.yaml at any scale."""
+"""Fixtures: DETRIS at the size of the golden numbers, and settings of the shipped params.yaml at any scale."""
 
 import json
 from collections.abc import Callable
@@ -43,13 +43,13 @@ def _detris(position_grid: int = GRID, layers: tuple[int, ...] = LAYERS) -> Segm
 
 @pytest.fixture(scope="package")
 def new_detris() -> Callable[..., Segmenter]:
-    """new_detris(position_grid, layers): with fresh weights."""
+    """Return new_detris(position_grid, layers), which builds DETRIS with fresh weights."""
     return _detris
 
 
 @pytest.fixture(scope="package")
 def states(fill: Any) -> dict[str, dict[str, Tensor]]:
-    """Grid -> the state dict that the golden numbers were made with, under DETRIS's names; not to be changed."""
+    """Return grid -> the state dict behind the golden numbers, under DETRIS's names. Tests must not change it."""
     return {
         grid: {name: torch.from_numpy(fill(name, tuple(shape))) for name, shape in shapes["state_dict"].items()}
         for grid, shapes in SHAPES.items()
@@ -58,7 +58,7 @@ def states(fill: Any) -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="package")
 def loaded(states: dict[str, dict[str, Tensor]]) -> dict[str, Segmenter]:
-    """Grid -> DETRIS with that state loaded; not to be changed."""
+    """Return grid -> DETRIS with that state loaded. Tests must not change it."""
     segmenters = {grid: _detris(SHAPES[grid]["pos_grid"]) for grid in SHAPES}
     for grid, segmenter in segmenters.items():
         load_detris(segmenter, states[grid], GRID)
@@ -67,7 +67,7 @@ def loaded(states: dict[str, dict[str, Tensor]]) -> dict[str, Segmenter]:
 
 @pytest.fixture
 def settings_of(tmp_path: Path) -> Callable[[str, str], Settings]:
-    """settings_of(scale, variant): those of the shipped params.yaml."""
+    """Return settings_of(scale, variant), which reads the shipped params.yaml."""
 
     def settings(scale: str, variant: str) -> Settings:
         content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": scale}

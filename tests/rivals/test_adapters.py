@@ -43,7 +43,7 @@ def test_each_dense_branch_reads_the_ones_before_it(stir: Any) -> None:
     torch.testing.assert_close(first, mixer.branch1(x))
     torch.testing.assert_close(second, mixer.branch2(torch.cat([x, first], dim=1)))
     torch.testing.assert_close(third, mixer.branch3(torch.cat([x, first, second], dim=1)))
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
         DenseMixer(6, 2)
 
 
@@ -64,7 +64,7 @@ def test_the_dense_aligner_attends_to_padding_too(aligner: Any, guidance: Guidan
     assert (changed[0] != aligner(tokens, guidance)[0]).any()
 
 
-def test_dense_adapters_use_the_statistics_of_the_batch_in_training_alone(aligner: Any, tokens: Any) -> None:
+def test_dense_adapters_use_the_statistics_of_the_batch_only_in_training(aligner: Any, tokens: Any) -> None:
     adapter = DenseTextAdapter(WIDTH, 8, scale=0.2).double()
     alone, together = adapter(tokens[:1]), adapter(tokens)[:1]
     assert not torch.allclose(alone, together)
@@ -103,7 +103,7 @@ def test_a_sentence_gates_every_channel_of_every_stage(stir: Any, residual: bool
     assert torch.equal(out, neck(stages, words + 1, sentence, ~padding))
 
 
-def test_padded_words_change_nothing_of_the_bridge(stir: Any, guidance: Guidance, tokens: Tensor) -> None:
+def test_padded_words_do_not_change_the_bridge(stir: Any, guidance: Guidance, tokens: Tensor) -> None:
     bridge = stir(VisionBridge(WIDTH, TEXT, 8, heads=2)).double()
     out = bridge(tokens, guidance)
     assert out.shape == tokens.shape and not out[:, :PREFIX].any() and out[:, PREFIX:].any()
@@ -124,7 +124,7 @@ def test_the_text_bridge_sees_no_later_word(stir: Any) -> None:
     assert not torch.allclose(bridge(changed)[:, 4:], bridge(x)[:, 4:])
 
 
-def test_a_bottleneck_starts_at_nothing(stir: Any, guidance: Guidance, tokens: Tensor) -> None:
+def test_a_bottleneck_starts_at_zero(stir: Any, guidance: Guidance, tokens: Tensor) -> None:
     adapter = Bottleneck(WIDTH, 8, scale=0.3).double()
     assert not adapter(tokens, guidance).any()
     stir(adapter)

@@ -1,4 +1,4 @@
-"""The whole of DETRIS, built of our parts and loaded through the map of names, against the authors' own numbers."""
+"""DETRIS, built from our parts and loaded through the map of names, against the authors' own numbers."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ GRIDS = ("native_grid", "interpolated_grid")
 
 @torch.no_grad()
 def named_outputs(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
-    """Every tensor that the golden file names, by its name there."""
+    """Return every tensor of the golden file, by its name there."""
     padding = padding_after(token_ids, segmenter.text.end_token)
     words, sentence = segmenter.text(token_ids)
     stages = segmenter.vision(image, words, padding)
@@ -30,7 +30,7 @@ def arrays_of(golden: Any, grid: str) -> dict[str, Tensor]:
 
 
 def error(ours: Tensor, expected: Tensor) -> float:
-    """Relative to the scale of what is expected."""
+    """Return the largest error relative to the largest expected value."""
     assert ours.shape == expected.shape
     return float((ours - expected).abs().max() / expected.abs().max())
 
@@ -46,7 +46,7 @@ def test_every_golden_number(golden: Any, loaded: dict[str, Segmenter], grid: st
 
 
 def test_the_authors_interpolation_of_positions_is_needed(golden: Any, new_detris: Any, states: Any) -> None:
-    """Left at 6 x 6, the positions are interpolated by transformers: with antialiasing and no offset."""
+    """Left at 6 x 6, positions are interpolated by transformers, with antialiasing and without the offset."""
     arrays = arrays_of(golden, "interpolated_grid")
     segmenter = new_detris(6)
     load_detris(segmenter, states["interpolated_grid"], 6)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import (
-    THEIRS_ALONE,
+    ONLY_THEIRS,
     interpolate_positions,
     load_detris,
     our_name,
@@ -35,17 +35,17 @@ def test_the_map_of_names_is_one_to_one_and_onto(state: dict[str, Tensor], detri
     ours = translate(state)
     expected = {name for name in detris.state_dict() if not name.startswith("alignment.")}
     assert ours.keys() == expected
-    names = [our_name(name) for name in state if name not in THEIRS_ALONE]
+    names = [our_name(name) for name in state if name not in ONLY_THEIRS]
     assert len(set(names)) == len(names)
     assert sum(value.numel() for value in ours.values()) == sum(
-        value.numel() for name, value in state.items() if name not in THEIRS_ALONE
+        value.numel() for name, value in state.items() if name not in ONLY_THEIRS
     )
 
 
 def test_every_tensor_comes_back_from_the_loaded_model(state: dict[str, Tensor], detris: Segmenter) -> None:
     loaded = detris.state_dict()
     for theirs, value in state.items():
-        if theirs in THEIRS_ALONE:
+        if theirs in ONLY_THEIRS:
             continue
         name = our_name(theirs)
         fused = [loaded[name.replace("{qkv}", part)] for part in ("q_proj", "k_proj", "v_proj")] if "{" in name else []
@@ -56,7 +56,7 @@ def test_every_tensor_comes_back_from_the_loaded_model(state: dict[str, Tensor],
 
 
 def test_a_released_file_reads_as_the_state_in_it(state: dict[str, Tensor], tmp_path: Path) -> None:
-    """Trained data-parallel, it has a prefix before every name, and more beside the weights."""
+    """Data-parallel training put a prefix before every name, and the file holds more than weights."""
     few = {name: value for name, value in state.items() if name.startswith(("decoder.norm.", "dinov2.blocks.3.attn."))}
     path = tmp_path / "best_model.pth"
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in few.items()}}, path)
@@ -74,43 +74,43 @@ def test_a_loaded_model_is_frozen_as_before_and_has_positions_for_its_grid(loade
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"decoder.norm.bias": None}, r"lacks decoder\.norm\.bias"),
         ({QKV: None}, r"lacks vision\.backbone\.encoder\.layer\.3\.attention\.k_proj\.weight and 2 more"),
         ({"neck.f6_proj.0.weight": torch.zeros(1)}, r"has neck\.f6_proj\.0\.weight"),
         ({"dinov2.blocks.2.adapter.D_fc1.bias": torch.zeros(32)}, r"has vision\.adapters\.2\.down\.bias"),
-        ({"proj.txt.bias": torch.zeros(7)}, r"projector\.kernel\.bias .* \(7,\) there and \(2305,\)"),
+        ({"proj.txt.bias": torch.zeros(7)}, r"projector\.kernel\.bias .* \(7,\) in the checkpoint and \(2305,\)"),
         ({QKV: torch.zeros(190, 64)}, r"impossible shape \(190, 64\)"),
         ({QKV: torch.zeros(96, 64)}, r"k_proj|q_proj"),
         ({"txt_backbone.text_projection": torch.zeros(512)}, r"impossible shape"),
-        ({"dinov2.pos_embed": torch.zeros(1, 16, 64)}, r"not a class token and a square grid"),
-        ({"dinov2.pos_embed": torch.zeros(1, 17, 32)}, r"not a class token and a square grid of width 64"),
+        ({"dinov2.pos_embed": torch.zeros(1, 16, 64)}, r"must be a class token and a square grid"),
+        ({"dinov2.pos_embed": torch.zeros(1, 17, 32)}, r"must be a class token and a square grid of width 64"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
-    state: dict[str, Tensor], detris: Segmenter, changes: dict[str, Tensor | None], told: str
+def test_a_checkpoint_that_does_not_fit_is_an_error_of_one_line_and_changes_nothing(
+    state: dict[str, Tensor], detris: Segmenter, changes: dict[str, Tensor | None], message: str
 ) -> None:
     changed = {name: value for name, value in (state | changes).items() if value is not None}
     before = {name: (value.data_ptr(), value._version) for name, value in detris.state_dict().items()}
-    with pytest.raises(UserError, match=told) as refusal:
+    with pytest.raises(UserError, match=message) as error:
         load_detris(detris, changed, GRID)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     assert {name: (value.data_ptr(), value._version) for name, value in detris.state_dict().items()} == before
 
 
-def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="not found"):
         read_detris(path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="load safely"):
+    with pytest.raises(UserError, match="cannot load it safely"):
         read_detris(path)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="load safely"):
+    with pytest.raises(UserError, match="cannot load it safely"):
         read_detris(path)
-    torch.save({"state_dict": {"a": Path("code")}}, path)  # would run code of its own
-    with pytest.raises(UserError, match="load safely"):
+    torch.save({"state_dict": {"a": Path("code")}}, path)  # would run code
+    with pytest.raises(UserError, match="cannot load it safely"):
         read_detris(path)
     for content in ({"weights": {}}, [1, 2], {"state_dict": {"a": 1}}):
         torch.save(content, path)
@@ -118,7 +118,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
             read_detris(path)
 
 
-def test_positions_are_interpolated_at_a_scale_a_little_too_large() -> None:
+def test_positions_are_interpolated_at_a_slightly_larger_scale() -> None:
     positions = torch.randn(1, 1 + 36, 8)
     assert interpolate_positions(positions, 6) is positions
     made = interpolate_positions(positions, 4)

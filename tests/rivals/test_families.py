@@ -40,7 +40,7 @@ def new_segmenter(settings: Settings) -> Segmenter:
 
 
 def inputs_of(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Two images and two padded sentences."""
+    """Return two images and two padded sentences."""
     tokenizer = load_tokenizer(settings)
     size = settings.data.image_size
     sentences = ["red circle", "small blue cross left of the large red circle"]
@@ -85,7 +85,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(settings_of: Setti
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_trained_is_saved_and_brings_the_model_back(settings_of: SettingsOf, variant: str) -> None:
+def test_the_trained_state_restores_the_model(settings_of: SettingsOf, variant: str) -> None:
     settings = settings_of("smoke", variant)
     segmenter, other = new_segmenter(settings).eval(), new_segmenter(settings).eval()
     given = inputs_of(settings)
@@ -101,7 +101,7 @@ def test_what_is_trained_is_saved_and_brings_the_model_back(settings_of: Setting
 
 @pytest.mark.parametrize("variant", ["bottleneck", "lora", "finetune"])
 @torch.no_grad()
-def test_what_starts_at_zero_leaves_the_frozen_features(settings_of: SettingsOf, variant: str) -> None:
+def test_a_family_that_starts_at_zero_leaves_the_frozen_features(settings_of: SettingsOf, variant: str) -> None:
     settings = settings_of("smoke", variant)
     tokenizer = load_tokenizer(settings)
     text = TextEncoder(load_text(settings, tokenizer), {})

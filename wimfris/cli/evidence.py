@@ -106,6 +106,13 @@ def report(
     print_table(main_table(records[records["variant"].isin(wanted)]))
 
 
+def release(name: Annotated[str, typer.Argument(help="The release's name, for example results-2.")]) -> None:
+    """Name the present evidence as a release (reports/releases.csv, reports/evidence.md)."""
+    from wimfris.results.releases import write_release
+
+    print(f"{write_release(name)}: {name}")
+
+
 def promote(
     trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
     name: Annotated[str, typer.Option("--as", help="The variant's name.")],
@@ -118,4 +125,4 @@ def promote(
     print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({runs})")
 
 
-VERBS = (evidence, gather, study, tables, figures, page, report, promote)
+VERBS = (evidence, gather, study, tables, figures, page, report, release, promote)

@@ -23,6 +23,7 @@ from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, 
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
+from wimfris.results.releases import origin_of
 from wimfris.results.studies import load_study
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
@@ -168,8 +169,9 @@ def write_study(name: str, params: Params) -> list[Path]:
 
 
 def write_report(name: str, title: str, folder: str, report: Report, further: Sequence[str] = ()) -> list[Path]:
-    """Write a report as Markdown, CSV, LaTeX and a picture, and return their paths. further: names of more pictures that
-    the Markdown shows.
+    """Write a report as Markdown, CSV, LaTeX and a picture, and return their paths.
+
+    further: names of more pictures that the Markdown shows.
     """
     markdown, csv, latex, picture = paths = paths_of(name, folder)
     report.draw(picture)
@@ -190,11 +192,12 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
-    shown = sections(study, tables)
+    origin = origin_of(params.settings().folder.name, evidence.runs)
+    shown = sections(study, tables, origin)
     if study.extra:
         shown.append(study.extra(_everything(params, study.variants), published))
     first = tables[0]["split"].iloc[0]
-    terminal = sections(study, [table for table in tables if table["split"].iloc[0] == first])
+    terminal = sections(study, [table for table in tables if table["split"].iloc[0] == first], origin)
 
     def picture(path: Path) -> None:
         draw(tables[0], evidence.records, path)

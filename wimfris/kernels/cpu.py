@@ -1,7 +1,7 @@
-"""The scan and the convolution on a CPU: compiled kernels (see `kernels`), shared among torch's threads.
+"""Launch the scan's and the convolution's compiled kernels (see `numba_kernels`) on a CPU, on torch's threads.
 
-One path serves thousands of windows and one long sequence: either is cut into tasks of some sequences and some blocks
-of channels.
+Thousands of windows and one long sequence take the same path: either is cut into tasks of some sequences and some
+blocks of channels.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,15 @@ from torch import Tensor
 from wimfris.kernels import numba_kernels as kernels
 from wimfris.kernels.layout import CPU_CHUNK, evenly_spaced, saved_states
 
-PARTS = 16  # tasks at most, and so threads with work at most; fixed, for the order of the sums depends on it
-GRAIN = 2**21  # numbers (batch, L, D, N) a thread at least: for fewer, to start it takes longer than it saves
+PARTS = 16  # most tasks, and so most threads with work; fixed, because the order of the sums depends on it
+GRAIN = 2**21  # fewest numbers (batch, L, D, N) for a thread: with fewer, starting it takes longer than it saves
 
 
 @lru_cache(maxsize=64)
 def _tasks(batch: int, width: int) -> NDArray[np.int64]:
-    """Rows (sequence, its end, channel, its end, part, side): `PARTS` tasks or fewer that cover all; `part` numbers the
-    groups of sequences, `side` those of channels.
+    """Return at most `PARTS` tasks that cover all, as rows (sequence, its end, channel, its end, part, side).
+
+    `part` numbers the groups of sequences, `side` those of channels.
     """
     parts = min(batch, PARTS)
     blocks = -(-width // kernels.BLOCK)
@@ -41,33 +42,35 @@ def _tasks(batch: int, width: int) -> NDArray[np.int64]:
 
 
 def _share(kernel: Any, work: int, tasks: NDArray[np.int64], *arguments: Any) -> None:
-    """Run all tasks, contiguous shares of them on as many threads as torch uses, or as the numbers to compute are worth
-    (`work`).
+    """Run all tasks, in contiguous shares, on torch's threads or on fewer where there are few numbers to compute.
+
+    work: how many numbers (batch, L, D, N).
     """
     threads = min(torch.get_num_threads(), len(tasks), max(work // GRAIN, 1))
     if threads == 1:
         kernel(0, len(tasks), tasks, *arguments)
         return
     bounds = [len(tasks) * k // threads for k in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:  # of this call: a pool that is kept would not survive a fork
+    with ThreadPoolExecutor(threads) as pool:  # of this call: a lasting pool would not survive a fork
         list(pool.map(lambda k: kernel(bounds[k], bounds[k + 1], tasks, *arguments), range(threads)))
 
 
 def _precision(state: torch.dtype, *tensors: Tensor) -> torch.dtype:
-    """What the kernels read and write: bfloat16 where all of the tensors are, with a state of float32; else the
-    state's dtype, into which what is not has to be copied.
+    """Return the dtype that the kernels read and write.
+
+    It is bfloat16 where all tensors are and the state is float32; else the state's, to which other tensors are copied.
     """
     half = state == torch.float32 and all(x.dtype == torch.bfloat16 for x in tensors)
     return torch.bfloat16 if half else state
 
 
 def _numbers(x: Tensor) -> NDArray[Any]:
-    """The tensor for numba, which does not know bfloat16: its bits."""
+    """Return the tensor for numba; bfloat16, which numba does not know, as its bits."""
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
-    """(batch, L, width) as one row of numbers and the distance of two tokens in it."""
+    """Return x (batch, L, width) as one row of numbers, and the distance between two tokens in it."""
     x, step = evenly_spaced(x.detach().to(dtype))
     span = (x.shape[0] * x.shape[1] - 1) * step + x.shape[2]
     return _numbers(x.as_strided((span,), (1,))), step
@@ -82,18 +85,20 @@ def scan(
     D: Tensor,
     z: Tensor,
     delta_bias: Tensor,
-    keep: bool,
+    save: bool,
     cells: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output (batch, L, D) in u's dtype, and the states that `scan_backward` starts from where they are to be kept,
-    (batch, chunks - 1, N, D) in A's.
+    """Run `ops.fused_scan` forward.
+
+    Returns the output (batch, L, D) in u's dtype, and where `save` the states that `scan_backward` starts from,
+    (batch, chunks - 1, N, D) in A's. Raises NotImplementedError for `cells`.
     """
     if cells is not None:
-        raise NotImplementedError("the scan on a CPU takes windows that are already cut")
+        raise NotImplementedError("the scan on a CPU does not cut windows: cut them before, without `cells`")
     batch, length, width = u.shape
     precision = _precision(A.dtype, u, delta, z, B, C)
     out = torch.empty(batch * length * width, dtype=precision)
-    starts = torch.empty(batch, saved_states(length, "cpu") if keep else 0, A.shape[1], width, dtype=A.dtype)
+    starts = torch.empty(batch, saved_states(length, "cpu") if save else 0, A.shape[1], width, dtype=A.dtype)
     if out.numel():
         flats = [number for x in (u, delta, z, B, C) for number in _flat(x, precision)]
         parameters, outs = _parameters(A, D, delta_bias), (_numbers(out), starts.numpy())
@@ -115,7 +120,7 @@ def scan_backward(
     starts: Tensor,
     cells: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The derivatives by u, delta, A, B, C, D, z and delta_bias, from that by the output."""
+    """Return the derivatives by u, delta, A, B, C, D, z and delta_bias, each in its dtype."""
     (batch, length, width), state = u.shape, A.dtype
     tasks = _tasks(batch, width)
     parts, sides = int(tasks[-1, 4]) + 1, int(tasks[-1, 5]) + 1
@@ -150,15 +155,15 @@ def scan_backward(
 
 
 def _parameters(A: Tensor, D: Tensor, delta_bias: Tensor) -> tuple[NDArray[Any], ...]:
-    """A transposed, D and the bias in A's precision."""
+    """Return A transposed, D and the bias, in A's precision."""
     A, D, delta_bias = A.detach(), D.detach(), delta_bias.detach()
     return A.t().contiguous().numpy(), D.to(A.dtype).contiguous().numpy(), delta_bias.to(A.dtype).contiguous().numpy()
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
-    """See `wimfris.kernels.ops.fused_conv`; in x's dtype, computed in the weights'."""
+    """Run `ops.fused_conv` forward, in the weights' precision. Raises NotImplementedError for `text` and `cells`."""
     if text is not None or cells is not None:
-        raise NotImplementedError("the convolution on a CPU takes windows that are already cut")
+        raise NotImplementedError("the convolution on a CPU does not cut windows: cut them before, without `cells`")
     batch, length, width = x.shape
     precision = _precision(weight.dtype, x)
     out = torch.empty(batch * length * width, dtype=precision)
@@ -172,7 +177,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Te
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The derivatives by x, weight and bias, and one of size 0 for the text that there is not."""
+    """Return the derivatives by x, weight and bias, each in its dtype, and one of size 0 for the absent text."""
     (batch, length, width), state = x.shape, weight.dtype
     tasks = _tasks(batch, width)
     parts = int(tasks[-1, 4]) + 1
@@ -196,6 +201,6 @@ def conv_backward(
 
 
 def _taps(weight: Tensor, bias: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The weight (D, 1, K) as (K, D), and the bias in its precision."""
+    """Return the weight (D, 1, K) as (K, D), and the bias in the weight's precision."""
     weight, bias = weight.detach(), bias.detach()
     return weight[:, 0].t().contiguous().numpy(), bias.to(weight.dtype).contiguous().numpy()

@@ -1,23 +1,24 @@
-"""The selective scan and the causal convolution before it for a CPU, compiled by numba: forward, and a backward that
-recomputes the states.
+"""The selective scan and the causal convolution before it for a CPU, compiled by numba, with their backward.
 
-Nothing of size (batch, L, D, N) exists. A task is some sequences and some blocks of `BLOCK` channels. Of a sequence and
-a block it takes a chunk of tokens at a time, and of that a state at a time, which walks over the tokens: what it
-touches lies in the fastest cache, with the channels innermost, where the vector units are, and in loops of a fixed
-length. The forward leaves the states at the beginning of every chunk but the first; the backward starts from there,
-recomputes a state and walks it back. Scratch is nine numbers for every token of a chunk and channel of a block.
+Nothing of size (batch, L, D, N) is stored. A task is some sequences and some blocks of `BLOCK` channels. For each
+sequence and block it takes one chunk of tokens at a time, and in the chunk one state at a time, which walks over the
+tokens. So what it touches fits the fastest cache, and the inner loops run over channels, with a fixed length, for the
+vector units. The forward saves the states at the beginning of every chunk but the first. The backward starts from them,
+recomputes each state and walks it back; its scratch is nine numbers for each token of a chunk and channel of a block.
 
-Inputs that are (batch, L, width) come flat, with the distance `*_step` of two tokens: a half of a projection need not
-be copied. Which task does what depends on shapes alone and every sum has a fixed order, so that the result does not
-depend on the number of threads, bit for bit.
+Inputs (batch, L, width) come flat, with the distance `*_step` between two tokens, so that one half of a projection need
+not be copied. Shapes alone decide which task does what, and every sum has a fixed order: the bits of the result do not
+depend on the number of threads.
 
-A dtype of float32 or float64 is that of the sums and states too. bfloat16, which numba does not know, comes and goes
-as its bits in int16, which are widened where they are read (`number`) and rounded where they are written (`kept`), so
-that no copy of a tensor is made.
+float32 and float64 are also the dtype of the sums and states. numba does not know bfloat16, so it comes and goes as its
+bits in int16: they are widened where they are read (`widen`) and rounded where they are written (`narrow`), without a
+copy of a tensor.
 
-numba calls the C library once an element; here float32 has polynomials instead of exp and log, which go into vector
-registers (relative error below 3e-7). float64 takes the C library's. All is in one file, because numba's cache looks at
-no other for changes.
+numba calls the C library once for each element. In float32, polynomials replace exp and log and so use vector registers
+(relative error below 3e-7); float64 uses the C library.
+
+All kernels are in this one file because numba's cache only notices changes of the file of the compiled function: with
+shared functions in another file, an edit there would leave stale kernels.
 """
 
 import contextlib
@@ -32,19 +33,19 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic, overload
 
 BLOCK = 64  # channels
-# fused multiply-adds, but no reordering, which would undo the rounding below; a division by zero raises nothing: a loop
-# that can raise is not vectorised
+# Fused multiply-adds, but no reordering, which would undo the rounding in _exp32. A division by zero raises nothing,
+# because a loop that can raise is not vectorised.
 FAST: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)  # where exp is a normal float32; beyond, the value there is taken
+LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)  # exp is a normal float32 between them, constant beyond
 PER_LOG2 = np.float32(math.log2(math.e))
 LOG2_HIGH, LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # log 2 in two parts (Cephes, expf)
-ROUNDER = np.float32(1.5 * 2**23)  # adding and taking it away rounds to the nearest whole number
+ROUNDER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds to the nearest integer
 ONE, TWO, ZERO = np.float32(1), np.float32(2), np.float32(0)
 
 
 @intrinsic
 def _power_of_two(typing_context: Any, exponent: Any) -> tuple[Any, Callable[..., Any]]:
-    """2^k in float32 of a whole k in -126 .. 127, written into the exponent's bits."""
+    """Return 2^k in float32 for an integer k in -126 .. 127, written into the exponent's bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -56,7 +57,7 @@ def _power_of_two(typing_context: Any, exponent: Any) -> tuple[Any, Callable[...
 
 @njit(**FAST)
 def _exp32(x: Any) -> Any:
-    """2^k exp(r) with k whole and |r| <= log(2) / 2, exp(r) by Cephes' polynomial. NaN stays NaN."""
+    """e^x = 2^k exp(r) with an integer k and |r| <= log(2) / 2, exp(r) by Cephes' polynomial. NaN stays NaN."""
     x = LOWEST if x < LOWEST else x
     x = HIGHEST if x > HIGHEST else x
     k = (x * PER_LOG2 + ROUNDER) - ROUNDER
@@ -72,7 +73,7 @@ def _exp32(x: Any) -> Any:
 
 @njit(**FAST)
 def _log1p32(w: Any) -> Any:
-    """log(1 + w) of w in [0, 1]: 2 atanh(s) with s = w / (2 + w) <= 1/3, by its series."""
+    """log(1 + w) = 2 atanh(s) for w in [0, 1], s = w / (2 + w) <= 1/3, by its series."""
     s = w / (TWO + w)
     q = s * s
     p = np.float32(1 / 15)
@@ -128,9 +129,10 @@ def sigmoid(x: Any) -> Any:
     return ONE / (ONE + exp(-x))
 
 
-class _Apart(CompilerBase):
-    """Compiles with the promise that no two arrays of the arguments overlap, without which LLVM does not vectorise a
-    loop over many arrays. Without the promise the result is the same.
+class _NoAlias(CompilerBase):
+    """Compile with the promise that no two argument arrays overlap.
+
+    LLVM needs it to vectorise a loop over many arrays. Without it the result is the same, only slower.
     """
 
     def define_pipelines(self) -> list[Any]:
@@ -144,7 +146,7 @@ class _Apart(CompilerBase):
 
 @intrinsic
 def _float_of(typing_context: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
-    """The float32 that has these bits."""
+    """Return the float32 with these bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -154,7 +156,7 @@ def _float_of(typing_context: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
 
 @intrinsic
 def _bits_of(typing_context: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
-    """The bits of a float32."""
+    """Return the bits of a float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -167,16 +169,16 @@ def _bits(x: Any) -> Any:
     return _bits_of(x)  # type: ignore[call-arg]
 
 
-def number(stored: Any) -> Any:
-    """What an array keeps, as a number to compute with."""
+def widen(stored: Any) -> Any:
+    """Return an array's element as a number to compute with."""
 
 
-def kept(x: Any, array: Any) -> Any:
-    """A number, as the array keeps it."""
+def narrow(x: Any, array: Any) -> Any:
+    """Return a number as an element of the array."""
 
 
-@overload(number, jit_options=FAST)  # type: ignore[arg-type]
-def _number_of(stored: Any) -> Callable[[Any], Any]:
+@overload(widen, jit_options=FAST)  # type: ignore[arg-type]
+def _widen_of(stored: Any) -> Callable[[Any], Any]:
     def same(stored: Any) -> Any:
         return stored
 
@@ -186,12 +188,12 @@ def _number_of(stored: Any) -> Callable[[Any], Any]:
     return half if stored == types.int16 else same
 
 
-@overload(kept, jit_options=FAST)  # type: ignore[arg-type]
-def _kept_of(x: Any, array: Any) -> Callable[[Any, Any], Any]:
+@overload(narrow, jit_options=FAST)  # type: ignore[arg-type]
+def _narrow_of(x: Any, array: Any) -> Callable[[Any, Any], Any]:
     def same(x: Any, array: Any) -> Any:
         return x
 
-    def half(x: Any, array: Any) -> Any:  # to the nearest, of two the even one
+    def half(x: Any, array: Any) -> Any:  # to the nearest, ties to even
         whole = _bits(x)
         near = np.int16((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16)
         return near if x == x else np.int16(0x7FC0)
@@ -201,31 +203,31 @@ def _kept_of(x: Any, array: Any) -> Callable[[Any, Any], Any]:
 
 # --- the scan ---------------------------------------------------------------------------------------------------------
 #
-# Each of these takes `tokens` tokens of a chunk and a block of channels. Tiles are (tokens, BLOCK); where a block has
-# but `width` channels the rest of a tile is 0. Of an array that comes flat, token t's numbers begin at `at + t * step`,
-# and are taken as a row: numba does not vectorise what it reads at places that may be negative. B and C are (tokens,
-# N), what has no token (BLOCK,), or, an argument of the scan, (width,).
+# Each function takes `tokens` tokens of a chunk and a block of channels. Tiles are (tokens, BLOCK); where a block has
+# only `width` channels, the rest of a tile is 0. In a flat array, token t's numbers begin at `at + t * step`. They are
+# taken as a row, because numba does not vectorise reads at indices that may be negative. B and C are (tokens, N);
+# what has no token is (BLOCK,), or (width,) where it is an argument of the scan.
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _read(tokens: int, states: int, numbers: Any, at: int, step: int, tile: Any) -> None:
     for t in range(tokens):
         row = numbers[at + t * step :]
         for n in range(states):
-            tile[t, n] = number(row[n])
+            tile[t, n] = widen(row[n])
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _begin(
     tokens: int, width: int, u: Any, u_at: int, u_step: int, delta: Any, delta_at: int, delta_step: int,
     bias: Any, step: Any, drive: Any, y: Any,
 ) -> None:  # fmt: skip
-    """The steps delta and the drives delta u; y is set to 0."""
+    """Compute the steps delta and the drives delta u, and set y to 0."""
     for t in range(tokens):
         u_row, delta_row = u[u_at + t * u_step :], delta[delta_at + t * delta_step :]
         for d in range(width):
-            step[t, d] = softplus(number(delta_row[d]) + bias[d])
-            drive[t, d] = step[t, d] * number(u_row[d])
+            step[t, d] = softplus(widen(delta_row[d]) + bias[d])
+            drive[t, d] = step[t, d] * widen(u_row[d])
         for d in range(width, BLOCK):
             step[t, d] = 0
             drive[t, d] = 0
@@ -233,9 +235,9 @@ def _begin(
             y[t, d] = 0
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _advance(tokens: int, n: int, state: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
-    """State n: h = exp(delta A) h + delta u B in place, C h added to y."""
+    """Advance state n in place, h = exp(delta A) h + delta u B, and add C h to y."""
     for t in range(tokens):
         b, c = B[t, n], C[t, n]
         for d in range(BLOCK):
@@ -244,30 +246,30 @@ def _advance(tokens: int, n: int, state: Any, y: Any, step: Any, drive: Any, rat
             y[t, d] += c * h
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _finish(
     tokens: int, width: int, y: Any, u: Any, u_at: int, u_step: int, z: Any, z_at: int, z_step: int,
     skip: Any, out: Any, out_at: int, out_step: int,
 ) -> None:  # fmt: skip
-    """out = (y + D u) SiLU(z)."""
+    """Write out = (y + D u) SiLU(z)."""
     for t in range(tokens):
         u_row, z_row, out_row = u[u_at + t * u_step :], z[z_at + t * z_step :], out[out_at + t * out_step :]
         for d in range(width):
-            gate = number(z_row[d])
-            out_row[d] = kept((y[t, d] + skip[d] * number(u_row[d])) * gate * sigmoid(gate), out)
+            gate = widen(z_row[d])
+            out_row[d] = narrow((y[t, d] + skip[d] * widen(u_row[d])) * gate * sigmoid(gate), out)
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _finish_back(
     tokens: int, width: int, grad: Any, grad_at: int, grad_step: int, z: Any, z_at: int, z_step: int,
     grad_y: Any, by_step: Any, by_drive: Any,
 ) -> None:  # fmt: skip
-    """The derivative of `_finish` by y; by_step and by_drive are set to 0."""
+    """Compute the derivative of `_finish` by y, and set by_step and by_drive to 0."""
     for t in range(tokens):
         grad_row, z_row = grad[grad_at + t * grad_step :], z[z_at + t * z_step :]
         for d in range(width):
-            gate = number(z_row[d])
-            grad_y[t, d] = number(grad_row[d]) * gate * sigmoid(gate)
+            gate = widen(z_row[d])
+            grad_y[t, d] = widen(grad_row[d]) * gate * sigmoid(gate)
         for d in range(width, BLOCK):
             grad_y[t, d] = 0
         for d in range(BLOCK):
@@ -275,9 +277,9 @@ def _finish_back(
             by_drive[t, d] = 0
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _replay(tokens: int, n: int, h: Any, decay: Any, y: Any, step: Any, drive: Any, rates: Any, B: Any, C: Any) -> None:
-    """`_advance` with what the way back needs: h[t] before every token, from h[0] on, and decay[t]."""
+    """Run `_advance` and store what the backward needs: h[t], the state before token t, from h[0] on, and decay[t]."""
     for t in range(tokens):
         b, c = B[t, n], C[t, n]
         for d in range(BLOCK):
@@ -288,13 +290,14 @@ def _replay(tokens: int, n: int, h: Any, decay: Any, y: Any, step: Any, drive: A
             y[t, d] += c * after
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _retreat(
     tokens: int, n: int, adjoint: Any, h: Any, decay: Any, rates: Any, step: Any, grad_y: Any, B: Any, C: Any,
     by_rates: Any, by_step: Any, by_drive: Any, own: Any,
 ) -> None:  # fmt: skip
-    """State n on the way back: own[t] = dy[t] C[t] + adjoint is the derivative by h[t + 1], adjoint becomes that by
-    h[t]; by_rates, by_step and by_drive are added to.
+    """Walk state n back: own[t] = dy[t] C[t] + adjoint is the derivative by h[t + 1], and adjoint becomes that by h[t].
+
+    Adds to by_rates, by_step and by_drive.
     """
     for t in range(tokens - 1, -1, -1):
         b, c = B[t, n], C[t, n]
@@ -311,7 +314,7 @@ def _retreat(
 
 @njit(fastmath={"contract", "nsz", "reassoc"}, error_model="numpy", nogil=True)
 def _add_products(tokens: int, a: Any, b: Any, sums: Any) -> None:
-    """sums[t] += a[t] b[t] over the channels, in the order that vector units add."""
+    """Add a[t] b[t] over the channels to sums[t], in the order in which vector units add."""
     for t in range(tokens):
         total = sums[t]
         for d in range(BLOCK):
@@ -319,36 +322,36 @@ def _add_products(tokens: int, a: Any, b: Any, sums: Any) -> None:
         sums[t] = total
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _begin_back(
     tokens: int, width: int, grad: Any, grad_at: int, grad_step: int, u: Any, u_at: int, u_step: int,
     delta: Any, delta_at: int, delta_step: int, z: Any, z_at: int, z_step: int, skip: Any, bias: Any,
     y: Any, grad_y: Any, step: Any, by_step: Any, by_drive: Any,
     by_u: Any, by_delta: Any, by_z: Any, by_at: int, channels: int, by_skip: Any, by_bias: Any,
 ) -> None:  # fmt: skip
-    """The derivatives by u, delta and z; by_skip and by_bias are added to."""
+    """Write the derivatives by u, delta and z, and add to by_skip and by_bias."""
     for t in range(tokens - 1, -1, -1):
         grad_row, u_row = grad[grad_at + t * grad_step :], u[u_at + t * u_step :]
         delta_row, z_row = delta[delta_at + t * delta_step :], z[z_at + t * z_step :]
         row = by_at + t * channels
         u_out, delta_out, z_out = by_u[row:], by_delta[row:], by_z[row:]
         for d in range(width):
-            token, gate = number(u_row[d]), number(z_row[d])
+            token, gate = widen(u_row[d]), widen(z_row[d])
             opened = sigmoid(gate)
-            given = number(grad_row[d]) * (y[t, d] + skip[d] * token)
-            z_out[d] = kept(given * opened * (ONE + gate * (ONE - opened)), by_z)
+            given = widen(grad_row[d]) * (y[t, d] + skip[d] * token)
+            z_out[d] = narrow(given * opened * (ONE + gate * (ONE - opened)), by_z)
             by_skip[d] += grad_y[t, d] * token
         for d in range(width):
-            token = number(u_row[d])
-            g = (by_step[t, d] + by_drive[t, d] * token) * sigmoid(number(delta_row[d]) + bias[d])
-            u_out[d] = kept(grad_y[t, d] * skip[d] + by_drive[t, d] * step[t, d], by_u)
-            delta_out[d] = kept(g, by_delta)
+            token = widen(u_row[d])
+            g = (by_step[t, d] + by_drive[t, d] * token) * sigmoid(widen(delta_row[d]) + bias[d])
+            u_out[d] = narrow(grad_y[t, d] * skip[d] + by_drive[t, d] * step[t, d], by_u)
+            delta_out[d] = narrow(g, by_delta)
             by_bias[d] += g
 
 
 @njit(**FAST, nogil=True)
 def _blocks(first: int, last: int, rates: Any) -> Any:
-    """Channels first .. last - 1 of rates (N, D) by blocks, the last one filled with 0: (blocks, N, BLOCK)."""
+    """Return channels first .. last - 1 of rates (N, D) as (blocks, N, BLOCK); the last block ends in zeros."""
     blocks = np.zeros(((last - first + BLOCK - 1) // BLOCK, len(rates), BLOCK), rates.dtype)
     for d in range(first, last):
         blocks[(d - first) // BLOCK, :, (d - first) % BLOCK] = rates[:, d]
@@ -357,30 +360,14 @@ def _blocks(first: int, last: int, rates: Any) -> Any:
 
 @njit(**FAST, nogil=True, cache=True)
 def forward(
-    first: int,
-    last: int,
-    tasks: Any,
-    length: int,
-    chunk: int,
-    u: Any,
-    u_step: int,
-    delta: Any,
-    delta_step: int,
-    z: Any,
-    z_step: int,
-    B: Any,
-    B_step: int,
-    C: Any,
-    C_step: int,
-    rates: Any,
-    skip: Any,
-    bias: Any,
-    out: Any,
-    starts: Any,
-) -> None:
-    """Tasks first .. last - 1, each a row (sequence, its end, channel, its end) of `tasks`.
+    first: int, last: int, tasks: Any, length: int, chunk: int, u: Any, u_step: int, delta: Any, delta_step: int,
+    z: Any, z_step: int, B: Any, B_step: int, C: Any, C_step: int, rates: Any, skip: Any, bias: Any,
+    out: Any, starts: Any,
+) -> None:  # fmt: skip
+    """Run tasks first .. last - 1, each a row (sequence, its end, channel, its end) of `tasks`.
 
-    rates (N, D) is A transposed, out (batch * L * D,); starts (batch, chunks - 1, N, D), or of size 0 to keep none.
+    rates (N, D) is A transposed. Writes out (batch * L * D,) and the saved states, starts (batch, chunks - 1, N, D);
+    starts of size 0 saves none.
     """
     states, channels, longest = len(rates), rates.shape[1], min(length, chunk)
     y = np.empty((longest, BLOCK), rates.dtype)
@@ -415,41 +402,16 @@ def forward(
 
 @njit(**FAST, nogil=True, cache=True)
 def backward(
-    first: int,
-    last: int,
-    tasks: Any,
-    length: int,
-    chunk: int,
-    u: Any,
-    u_step: int,
-    delta: Any,
-    delta_step: int,
-    z: Any,
-    z_step: int,
-    B: Any,
-    B_step: int,
-    C: Any,
-    C_step: int,
-    rates: Any,
-    skip: Any,
-    bias: Any,
-    starts: Any,
-    grad: Any,
-    grad_step: int,
-    grad_u: Any,
-    grad_delta: Any,
-    grad_z: Any,
-    grad_B: Any,
-    grad_C: Any,
-    grad_rates: Any,
-    grad_skip: Any,
-    grad_bias: Any,
-) -> None:
-    """The derivatives, from that of the output, `grad`.
+    first: int, last: int, tasks: Any, length: int, chunk: int, u: Any, u_step: int, delta: Any, delta_step: int,
+    z: Any, z_step: int, B: Any, B_step: int, C: Any, C_step: int, rates: Any, skip: Any, bias: Any,
+    starts: Any, grad: Any, grad_step: int, grad_u: Any, grad_delta: Any, grad_z: Any, grad_B: Any, grad_C: Any,
+    grad_rates: Any, grad_skip: Any, grad_bias: Any,
+) -> None:  # fmt: skip
+    """Compute the derivatives from `grad`, the derivative by the output.
 
-    grad_u, grad_delta, grad_z (batch * L * D,) are written. The sums are added to, a part for every sum's terms that
-    different tasks hold: grad_B, grad_C (parts of channels, batch * L, N); grad_rates (parts of sequences, N, D),
-    grad_skip, grad_bias (parts of sequences, D). Columns 4 and 5 of `tasks` say which of these parts are a task's.
+    Writes grad_u, grad_delta and grad_z (batch * L * D,). Adds to sums, which are in parts because several tasks share
+    them: grad_B, grad_C (parts of channels, batch * L, N); grad_rates (parts of sequences, N, D), grad_skip, grad_bias
+    (parts of sequences, D). Columns 4 and 5 of `tasks` are a task's part of sequences and of channels.
     """
     states, channels, longest = len(rates), rates.shape[1], min(length, chunk)
     h, y = np.zeros((longest + 1, BLOCK), rates.dtype), np.empty((longest, BLOCK), rates.dtype)
@@ -503,14 +465,15 @@ def backward(
 
 # --- the convolution before the scan ----------------------------------------------------------------------------------
 #
-# Tiles as above, but that nothing stands beyond `width`; x and own have K - 1 rows more, of the tokens before the
-# chunk, or behind it.
+# Tiles are as above, but undefined beyond `width`. x has K - 1 more rows, of the tokens before the chunk; own has as
+# many of the tokens after it.
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _read_led(tokens: int, width: int, begin: int, reach: int, x: Any, at: int, step: int, tile: Any) -> None:
-    """Tokens of x into a tile, led by the `reach` tokens before them, or 0 where the sequence has none: `begin` is the
-    first one's place in it.
+    """Read tokens of x into a tile, after the `reach` tokens before them, or 0 where the sequence has none.
+
+    begin: the position of the first of the tokens in its sequence.
     """
     for t in range(-reach, tokens):
         if begin + t < 0:
@@ -519,12 +482,12 @@ def _read_led(tokens: int, width: int, begin: int, reach: int, x: Any, at: int, 
         else:
             row = x[at + t * step :]
             for d in range(width):
-                tile[reach + t, d] = number(row[d])
+                tile[reach + t, d] = widen(row[d])
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _convolve(tokens: int, width: int, x: Any, taps: Any, bias: Any, total: Any) -> None:
-    """total[t] = bias + sum_k taps[k] x[t + k]: x begins K - 1 tokens before."""
+    """Compute total[t] = bias + sum_k taps[k] x[t + k], where x begins K - 1 tokens before."""
     for t in range(tokens):
         for d in range(width):
             total[t, d] = bias[d]
@@ -533,40 +496,41 @@ def _convolve(tokens: int, width: int, x: Any, taps: Any, bias: Any, total: Any)
                 total[t, d] += taps[k, d] * x[t + k, d]
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _activate(tokens: int, width: int, total: Any, out: Any, at: int, step: int) -> None:
-    """out = SiLU(total)."""
+    """Write out = SiLU(total)."""
     for t in range(tokens):
         row = out[at + t * step :]
         for d in range(width):
-            row[d] = kept(total[t, d] * sigmoid(total[t, d]), out)
+            row[d] = narrow(total[t, d] * sigmoid(total[t, d]), out)
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _activate_back(tokens: int, width: int, grad: Any, at: int, step: int, total: Any, own: Any, by_bias: Any) -> None:
-    """The derivative of `_activate` into `own`, added to by_bias."""
+    """Compute the derivative of `_activate` in `own`, and add it to by_bias."""
     for t in range(tokens - 1, -1, -1):
         row = grad[at + t * step :]
         for d in range(width):
             gate = sigmoid(total[t, d])
-            g = number(row[d]) * gate * (ONE + total[t, d] * (ONE - gate))
+            g = widen(row[d]) * gate * (ONE + total[t, d] * (ONE - gate))
             own[t, d] = g
             by_bias[d] += g
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _taps_back(tokens: int, width: int, x: Any, own: Any, by_taps: Any) -> None:
-    """The derivative of `_convolve` by its taps, added to by_taps."""
+    """Add the derivative of `_convolve` by its taps to by_taps."""
     for t in range(tokens - 1, -1, -1):
         for k in range(len(by_taps)):
             for d in range(width):
                 by_taps[k, d] += own[t, d] * x[t + k, d]
 
 
-@njit(**FAST, nogil=True, pipeline_class=_Apart)
+@njit(**FAST, nogil=True, pipeline_class=_NoAlias)
 def _tokens_back(tokens: int, width: int, own: Any, taps: Any, total: Any, by_x: Any, at: int, step: int) -> None:
-    """The derivative by the tokens: of their own convolutions and those behind; own ends K - 1 tokens behind. In
-    `total` a sum becomes.
+    """Write the derivative by the tokens, through their own convolution and the K - 1 after it.
+
+    own ends K - 1 tokens after the chunk; `total` is scratch.
     """
     reach = len(taps) - 1
     for t in range(tokens):
@@ -577,14 +541,14 @@ def _tokens_back(tokens: int, width: int, own: Any, taps: Any, total: Any, by_x:
                 total[t, d] += taps[reach - ahead, d] * own[t + ahead, d]
         row = by_x[at + t * step :]
         for d in range(width):
-            row[d] = kept(total[t, d], by_x)
+            row[d] = narrow(total[t, d], by_x)
 
 
 @njit(**FAST, nogil=True, cache=True)
 def conv_forward(
     first: int, last: int, tasks: Any, length: int, chunk: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
 ) -> None:
-    """SiLU of the convolution, for tasks as in `forward`. taps (K, D), out (batch * L * D,)."""
+    """Write SiLU(convolution) to out (batch * L * D,), for tasks as in `forward`; taps (K, D)."""
     reach, channels, longest = len(taps) - 1, taps.shape[1], min(length, chunk)
     x_tile, total = np.empty((longest + reach, BLOCK), taps.dtype), np.empty((longest, BLOCK), taps.dtype)
     for task in range(first, last):
@@ -602,23 +566,13 @@ def conv_forward(
 
 @njit(**FAST, nogil=True, cache=True)
 def conv_backward(
-    first: int,
-    last: int,
-    tasks: Any,
-    length: int,
-    chunk: int,
-    x: Any,
-    x_step: int,
-    taps: Any,
-    bias: Any,
-    grad: Any,
-    grad_step: int,
-    grad_x: Any,
-    grad_taps: Any,
-    grad_bias: Any,
-) -> None:
-    """The derivatives, from that of the output, `grad`: grad_x (batch * L * D,) is written; the sums grad_taps (parts
-    of sequences, K, D) and grad_bias (parts of sequences, D) are added to.
+    first: int, last: int, tasks: Any, length: int, chunk: int, x: Any, x_step: int, taps: Any, bias: Any,
+    grad: Any, grad_step: int, grad_x: Any, grad_taps: Any, grad_bias: Any,
+) -> None:  # fmt: skip
+    """Compute the derivatives from `grad`, the derivative by the output.
+
+    Writes grad_x (batch * L * D,), and adds to grad_taps (parts of sequences, K, D) and grad_bias (parts of sequences,
+    D).
     """
     reach, channels, longest = len(taps) - 1, taps.shape[1], min(length, chunk)
     x_tile, total = np.empty((longest + reach, BLOCK), taps.dtype), np.empty((longest, BLOCK), taps.dtype)
@@ -633,7 +587,7 @@ def conv_backward(
                 high = low + width
                 for begin in range((length - 1) // chunk * chunk, -1, -chunk):
                     tokens, row = min(chunk, length - begin), sequence * length + begin
-                    if tokens < length - begin:  # what the chunk behind, computed before, left in front
+                    if tokens < length - begin:  # the chunk after this one was computed before it
                         own[tokens : tokens + reach] = own[:reach]
                     else:
                         own[tokens : tokens + reach] = 0

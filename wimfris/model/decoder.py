@@ -1,6 +1,4 @@
-"""The task decoder, as in CRIS and DETRIS: transformer layers over the fused map, then a text-made convolution that
-gives mask logits.
-"""
+"""The task decoder, as in CRIS and DETRIS: transformer layers over the map, then a convolution made by the sentence."""
 
 import math
 from functools import lru_cache
@@ -14,8 +12,9 @@ from wimfris.model.layers import conv_norm_relu
 
 
 def _sinusoid(positions: Tensor, width: int) -> Tensor:
-    """(n,) -> (n, width): sine at even and cosine at odd channels, wavelengths from 2 pi to 10000 * 2 pi (Vaswani et
-    al., 2017).
+    """Encode positions (n,) -> (n, width) by sines at even and cosines at odd channels (Vaswani et al., 2017).
+
+    Wavelengths run from 2 pi to 10000 * 2 pi.
     """
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angle = positions[:, None] * frequency
@@ -24,14 +23,15 @@ def _sinusoid(positions: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def positions_1d(length: int, width: int) -> Tensor:
-    """Positions of words: (1, length, width)."""
+    """Return the encoded positions of words, (1, length, width)."""
     return _sinusoid(torch.arange(length).float(), width)[None]
 
 
 @lru_cache(maxsize=32)
 def positions_2d(height: int, width: int, channels: int) -> Tensor:
-    """Positions of a map's cells in raster order: (1, height * width, channels); the first half of the channels tells
-    x, the second y.
+    """Return the encoded positions of a map's cells in raster order, (1, height * width, channels).
+
+    The first half of the channels encodes x, the second y.
     """
     xs = _sinusoid(torch.arange(width).float(), channels // 2)[None].expand(height, -1, -1)
     ys = _sinusoid(torch.arange(height).float(), channels // 2)[:, None].expand(-1, width, -1)
@@ -39,8 +39,9 @@ def positions_2d(height: int, width: int, channels: int) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over the map, cross-attention to the words, feed-forward; each normalised before and (attention)
-    after, residual around it.
+    """Self-attention over the map, cross-attention to the words, feed-forward, each with a residual around it.
+
+    Layer norms stand before each of them, and after both attentions.
     """
 
     def __init__(self, width: int, text_width: int, heads: int, ffn: int, dropout: float) -> None:
@@ -57,21 +58,21 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, words: Tensor, place: Tensor, order: Tensor, padding: Tensor) -> Tensor:
-        """x (B, H * W, C), words (B, L, T), their positions `place` and `order`, padding (B, L) -> (B, H * W, C)."""
+    def forward(self, x: Tensor, words: Tensor, cells: Tensor, order: Tensor, padding: Tensor) -> Tensor:
+        """x (B, H * W, C), words (B, L, T), their positions `cells` and `order`, padding (B, L) -> (B, H * W, C)."""
         y = self.norm1(x)
-        query = y + place
+        query = y + cells
         x = x + self.dropout(self.self_attention_norm(self.self_attention(query, query, y, need_weights=False)[0]))
-        query = self.norm2(x) + place
+        query = self.norm2(x) + cells
         y = self.cross_attention(query, words + order, words, key_padding_mask=padding, need_weights=False)[0]
         x = x + self.dropout(self.cross_attention_norm(y))
         return x + self.dropout(self.ffn(self.norm3(x)))
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers and a final norm: map (B, C, H, W) -> (B, C, H, W).
+    """A stack of decoder layers and a final norm.
 
-    checkpointing: in training, the layers are computed again in backward.
+    checkpointing: in training, compute the layers again in backward.
     """
 
     def __init__(
@@ -93,20 +94,18 @@ class Decoder(nn.Module):
     def forward(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), padding (B, L) -> (B, C, H, W)."""
         grid = (fused.shape[2], fused.shape[3])
-        place = positions_2d(*grid, fused.shape[1]).to(fused)
+        cells = positions_2d(*grid, fused.shape[1]).to(fused)
         order = positions_1d(words.shape[1], words.shape[2]).to(words)
         x = fused.flatten(2).transpose(1, 2)
         checkpointed = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            inputs = (x, words, place, order, padding)
+            inputs = (x, words, cells, order, padding)
             x = recompute(layer, *inputs) if checkpointed else layer(*inputs)
         return self.norm(x).transpose(1, 2).unflatten(2, grid)
 
 
 class Projector(nn.Module):
-    """Text-to-pixel logits: the map, four times finer, under a 3x3 convolution whose weights and bias the sentence
-    makes.
-    """
+    """Mask logits: a 3x3 convolution, whose weights and bias the sentence makes, of the map at four times its size."""
 
     def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
@@ -121,17 +120,17 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """Map (B, C, H, W), sentence (B, T) -> logits (B, 1, 4H, 4W)."""
-        pixels = self.pixels(x.contiguous(memory_format=torch.channels_last))  # twice as fast a convolution on a CPU
+        pixels = self.pixels(x.contiguous(memory_format=torch.channels_last))  # convolves twice as fast on a CPU
         kernel = self.kernel(sentence)
         return convolve_each(pixels, kernel[:, :-1].unflatten(1, (pixels.shape[1], 9)), kernel[:, -1])
 
 
 def convolve_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3 convolution to one channel, each sample with a kernel of its own: x (B, C, H, W), weight (B, C, 9), bias
-    (B,) -> (B, 1, H, W).
+    """Convolve each sample with its own 3x3 kernel to one channel.
 
-    As a matrix product over channels and a sum of nine shifted maps: grouped convolutions are slow everywhere. The
-    product takes pixels first, as the map lies in memory.
+    x (B, C, H, W), weight (B, C, 9), bias (B,) -> (B, 1, H, W). This is a matrix product over channels and a sum of
+    nine shifted maps, because grouped convolutions are slow everywhere. The product takes pixels first, as the map lies
+    in memory.
     """
     columns = (x.flatten(2).mT @ weight.flip(2).to(x.dtype)).mT
     return F.fold(columns, x.shape[-2:], kernel_size=3, padding=1) + bias[:, None, None, None]

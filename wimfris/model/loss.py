@@ -1,4 +1,4 @@
-"""The three losses: text-to-pixel contrast, Dice, and window alignment."""
+"""The three losses: text-to-pixel contrast, Dice and window alignment."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,13 +21,17 @@ class Losses:
 
 
 def contrast_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """-log sigmoid(z_t . z_c) on target pixels and -log(1 - sigmoid) elsewhere, averaged; logits, mask (B, 1, h, w)."""
+    """Return the mean of -log sigmoid(z_t . z_c) on target pixels and -log(1 - sigmoid) elsewhere.
+
+    logits and mask (B, 1, h, w).
+    """
     return F.binary_cross_entropy_with_logits(logits, mask)
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - Dice of sigmoid(logits), a sample at a time, averaged. One pixel added to both parts keeps empty masks
-    finite.
+    """Return the mean over samples of 1 - Dice of sigmoid(logits).
+
+    One pixel is added to both numerator and denominator, which keeps empty masks finite.
     """
     probability, mask = torch.sigmoid(logits).flatten(1), mask.flatten(1)
     overlap = 2 * (probability * mask).sum(1) + 1
@@ -35,10 +39,10 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def window_targets(mask: Tensor, cell: int, window: int, target: Literal["any", "fraction"]) -> Tensor:
-    """What each window should say: 1 where it holds any target pixel, or the fraction of its pixels that are.
+    """Return each window's target, (B, 1, n, n): 1 where it holds any target pixel (`any`), or their `fraction`.
 
-    mask (B, 1, S, S) in [0, 1]; cell: pixels a side of a grid cell; window: cells a side -> (B, 1, n, n). Border
-    windows count real pixels only.
+    mask (B, 1, S, S) in [0, 1]; cell: side of a grid cell in pixels; window: side of a window in cells. Border windows
+    count real pixels only.
     """
     size, pixels = window * cell, (mask > 0.5).float()
     if target == "any":
@@ -47,8 +51,9 @@ def window_targets(mask: Tensor, cell: int, window: int, target: Literal["any", 
 
 
 def align_loss(output: Output, mask: Tensor, window: int, target: Literal["any", "fraction"]) -> Tensor:
-    """Cross-entropy per window, averaged over B * n_win: a window's logit is the mean of the neck's map over it, dot
-    the projected sentence.
+    """Return the binary cross-entropy per window, averaged over B * n_win.
+
+    A window's logit is the dot product of the projected sentence with the mean of the neck's map over the window.
     """
     windows = F.avg_pool2d(output.fused, window, ceil_mode=True, count_include_pad=False)
     logits = torch.einsum("bchw,bc->bhw", windows, output.anchor)[:, None]
@@ -58,7 +63,10 @@ def align_loss(output: Output, mask: Tensor, window: int, target: Literal["any",
 
 
 class SegmentationLoss:
-    """L = contrast L_con + dice L_dice + align L_align. `window`: side of the alignment windows in grid cells."""
+    """L = contrast L_con + dice L_dice + align L_align.
+
+    window: side of the alignment windows in grid cells; target: see `window_targets`.
+    """
 
     def __init__(
         self, *, contrast: float, dice: float, align: float, window: int, target: Literal["any", "fraction"]
@@ -66,8 +74,9 @@ class SegmentationLoss:
         self.contrast, self.dice, self.align, self.window, self.target = contrast, dice, align, window, target
 
     def __call__(self, output: Output, mask: Tensor) -> Losses:
-        """mask (B, 1, S, S) in [0, 1] at the letterbox's size; it is brought to the logits' size with nearest. In
-        float32 at least, whatever the autocast.
+        """Return the losses for a mask (B, 1, S, S) in [0, 1] at the letterbox's size.
+
+        The mask is resized to the logits' size with nearest. Computed in float32 at least, whatever the autocast.
         """
         output = Output(*(value.to(torch.promote_types(value.dtype, torch.float32)) for value in vars(output).values()))
         small = F.interpolate(mask, size=output.logits.shape[-2:], mode="nearest")

@@ -1,6 +1,4 @@
-"""MSA, the multi-scale aligner: RFMixer and cross-attention to the words, beside the MLP of a vision block, under a
-learned emphasis.
-"""
+"""MSA, the multi-scale aligner: RFMixer and cross-attention to the words, beside the MLP of a vision block."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +13,11 @@ from wimfris.model.layers import init_up
 
 
 class RFMixer(nn.Module):
-    """Receptive-field mixing: mix = ReLU(x + sum_c x_c) * x: (B, r, H, W) -> (B, r, H, W).
+    """Receptive-field mixing: mix = ReLU(x + sum_c x_c) * x for the kernels c, (B, r, H, W) -> (B, r, H, W).
 
-    x_c = DWConv(c x 1)(DWConv(1 x c)(x)) is the paper's (`rfmixer`). Plain ways to the same receptive fields, to
-    compare with: a depthwise c x c convolution (`depthwise`), a depthwise 3 x 3 of dilation (c - 1) / 2 (`dilated`).
+    x_c = DWConv(c x 1)(DWConv(1 x c)(x)) is the paper's (`rfmixer`). Two plain ways to the same receptive field are
+    here to compare with: a depthwise c x c convolution (`depthwise`), and a depthwise 3 x 3 convolution of dilation
+    (c - 1) / 2 (`dilated`).
     """
 
     def __init__(self, width: int, kernels: Sequence[int], kind: str = "rfmixer") -> None:
@@ -46,7 +45,7 @@ def _dilated(width: int, size: int) -> nn.Module:
 
 
 class Emphasis(nn.Module):
-    """The emphasis alpha of one aligner: sigmoid(p) with p learned from logit(initial), or a fixed number."""
+    """The emphasis alpha of one aligner: sigmoid(p), where p is learned and starts at logit(initial), or `fixed`."""
 
     def __init__(self, fixed: float | None, initial: float) -> None:
         super().__init__()
@@ -62,8 +61,10 @@ class MultiScaleAligner(nn.Module):
     """alpha * MSA(n) on tokens n (B, 1 + R + H W, D) of a vision block, where
 
     MSA(n) = Up([prefix, mix + CrossAttention(mix, words)]), [prefix, patches] = ReLU(Down(n)), mix = RFMixer(patches).
-    `mixer` is a kind of RFMixer, or none: mix = patches. Class and register tokens (the prefix) bypass RFMixer and
-    attention; padding is masked out of the words.
+    Class and register tokens (the prefix) bypass RFMixer and attention; padding is masked out of the words.
+
+    mixer: a kind of RFMixer, or `none` for mix = patches. emphasis: `learned`, starting at `emphasis_initial`, or a
+    fixed alpha. init: see `init_up`.
     """
 
     def __init__(

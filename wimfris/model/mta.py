@@ -10,7 +10,8 @@ from wimfris.model.mamba import Mamba
 class MambaTextAdapter(nn.Module):
     """scale * Up(Mamba(x_fc) + x_fc), x_fc = ReLU(Down(x)): (B, L, T) -> (B, L, T).
 
-    x is the residual stream after the layer's attention; the result joins the output of the layer's MLP.
+    x is the residual stream after the layer's attention; the result is added to the output of the layer's MLP. init:
+    see `init_up`.
     """
 
     def __init__(

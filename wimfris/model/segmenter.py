@@ -13,8 +13,8 @@ from wimfris.model.msa import MultiScaleAligner
 
 @dataclass(frozen=True)
 class Output:
-    """Mask logits (B, 1, 4H, 4W); the neck's map `fused` (B, C, H, W) and the projected sentence `anchor` (B, C) for
-    the alignment loss.
+    """Mask logits (B, 1, 4H, 4W), and for the alignment loss the neck's map `fused` (B, C, H, W) and the projected
+    sentence `anchor` (B, C).
     """
 
     logits: Tensor
@@ -23,15 +23,19 @@ class Output:
 
 
 def padding_after(token_ids: Tensor, end_token: int) -> Tensor:
-    """True at every position behind the (first) end-of-text token: (B, L) -> (B, L) bool. Not by the id 0, which is a
-    word piece of CLIP's too.
+    """Return True at every position after the first end-of-text token: (B, L) -> (B, L) bool.
+
+    The padding id 0 cannot tell: it is also one of CLIP's word pieces.
     """
     ended = (token_ids == end_token).cumsum(dim=1) > 0
     return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
 
 
 class Segmenter(nn.Module):
-    """Image and sentence in, mask logits out. The encoders' backbones are frozen; everything else is trained."""
+    """Image and sentence in, mask logits out. The encoders' backbones are frozen; everything else is trained.
+
+    encoders: SHA-256 of the two backbones, where they were loaded.
+    """
 
     def __init__(
         self,
@@ -44,13 +48,13 @@ class Segmenter(nn.Module):
         encoders: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.encoders = encoders or {}  # SHA-256 of the two backbones as they were loaded
+        self.encoders = encoders or {}
         self.text, self.vision = text, vision
         self.neck, self.decoder, self.projector = neck, decoder, projector
         self.alignment = alignment
 
     def forward(self, image: Tensor, token_ids: Tensor) -> Output:
-        """image (B, 3, S, S), token_ids (B, L) int64, padded behind the end-of-text token."""
+        """Segment images (B, 3, S, S) by token_ids (B, L), int64, padded after the end-of-text token."""
         padding = padding_after(token_ids, self.text.end_token)
         words, sentence = self.text(token_ids)
         fused = self.neck(self.vision(image, words, padding), words, sentence, padding)
@@ -58,7 +62,7 @@ class Segmenter(nn.Module):
         return Output(logits, fused, self.alignment(sentence))
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of everything but what is frozen in the backbones: what a checkpoint holds."""
+        """Return what a checkpoint holds: all parameters and buffers except those frozen in the backbones."""
         backbones = ("text.backbone.", "vision.backbone.")
         tuned = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {
@@ -66,7 +70,7 @@ class Segmenter(nn.Module):
         }
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `trained_state`. Raises KeyError where names are missing or unknown."""
+        """Load what `trained_state` returned. Raises KeyError where names are missing or unknown."""
         expected = self.trained_state().keys()
         if expected != state.keys():
             missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
@@ -75,6 +79,6 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def emphasis(self) -> dict[int, float]:
-        """Vision layer -> learned alpha of its aligner; empty where alpha is fixed."""
+        """Return vision layer -> learned alpha of its aligner; empty where alpha is fixed."""
         aligners = {int(k): msa for k, msa in self.vision.adapters.items() if isinstance(msa, MultiScaleAligner)}
         return {layer: float(msa.emphasis()) for layer, msa in aligners.items() if msa.emphasis.fixed is None}

@@ -12,13 +12,17 @@ from wimfris.results.comparison import Study
 from wimfris.results.differences import power_line
 from wimfris.results.formats import DASH, Section, interval, p_value, percent
 from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
+from wimfris.results.releases import MARK, Origin
 from wimfris.results.scores import COMPARED
 
 _LEFT = ("block", "row", "verdict", "trust")
 
 
-def sections(study: Study, tables: Sequence[pd.DataFrame]) -> list[Section]:
-    """Format tables of a study (`Study.tables`): for each its results, then the paper's if any source states them."""
+def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Origin()) -> list[Section]:  # noqa: B008
+    """Format tables of a study (`Study.tables`): for each its results, then the paper's if any source states them.
+
+    origin: where the runs came from; titles name its release, and rows of its marked variants carry a mark.
+    """
     shown: list[Section] = []
     for table in tables:
         first = table.iloc[0]
@@ -26,14 +30,18 @@ def sections(study: Study, tables: Sequence[pd.DataFrame]) -> list[Section]:
         most, *fewer = sorted(lists, key=lambda seeds: (-len(seeds), seeds))
         seeds = most + (f" (some rows {' or '.join(fewer)})" if fewer else "")
         place = f"{first['dataset']}, scale {first['scale']}, protocol {first['protocol']}, split {first['split']}"
-        place += f", seeds {seeds}"
+        place += f", seeds {seeds}" + (f", evidence {origin.release}" if origin.release else "")
         caveat = built_in_note(first["dataset"], first["scale"])
         baselines = sorted(set(table["baseline"]))
         note = f"Baseline: {baselines[0] if len(baselines) == 1 else 'named in each row'}."
         if study.note and not shown:
             note += f" {study.note}"
         title = f"{first['family']}: {place}"
-        shown.append(Section(title, note + caveat, _cells(table), _power(table), _LEFT, guide=True))
+        table = table.assign(label=table["label"] + np.where(table["variant"].isin(origin.marked), f" {MARK}", ""))
+        foot = " ".join(
+            filter(None, [_power(table), origin.note if table["variant"].isin(origin.marked).any() else ""])
+        )
+        shown.append(Section(title, note + caveat, _cells(table), foot, _LEFT, guide=True))
         if first["family"] == study.title and study.grid:
             title = f"{study.title}, mIoU by block: {place}"
             shown.append(Section(title, caveat.strip(), _grid(table), left=("",), guide=True))

@@ -13,7 +13,7 @@ class Bottleneck(nn.Module):
     """scale * Up(ReLU(Down(x))): (B, L, D) -> (B, L, D), beside a layer's MLP.
 
     Up starts at zero, so that an untrained adapter leaves the frozen features untouched. The vision encoder's guidance
-    is not read: these adapters see one modality alone.
+    is ignored: these adapters see one modality only.
     """
 
     def __init__(self, outer_width: int, width: int, *, scale: float) -> None:

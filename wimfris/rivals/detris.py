@@ -1,6 +1,6 @@
 """DETRIS (Huang et al., 2025): its dense aligner, its text adapter and its neck.
 
-What they compute is checked against numbers made with the authors' code; see `checkpoint.py` for their names.
+Their outputs are tested against numbers made with the authors' code; `detris_weights` maps the authors' names.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from wimfris.encoders.vision import Guidance
 from wimfris.model.layers import CoordConv, conv_norm_relu
 
-NORM_EPSILON = 1e-3  # of the adapters' batch norms: the authors' value
-ATTENTION_DROPOUT = 0.1  # of the aligner's attention weights: the authors' value
+NORM_EPSILON = 1e-3  # the authors' value, of the adapters' batch norms
+ATTENTION_DROPOUT = 0.1  # the authors' value, of the aligner's attention weights
 
 
 class DenseMixer(nn.Module):
@@ -26,7 +26,7 @@ class DenseMixer(nn.Module):
     def __init__(self, width: int, dimensions: int) -> None:
         super().__init__()
         if width % 4:
-            raise ValueError(f"width {width} is no multiple of 4")
+            raise ValueError(f"width must be a multiple of 4, got {width}")
         half, quarter, reduced = width // 2, width // 4, max(width // 16, 1)
         self.branch1 = _convolution(width, half, 1, dimensions)
         self.branch2 = nn.Sequential(
@@ -56,9 +56,9 @@ def _convolution(inputs: int, outputs: int, kernel: int, dimensions: int) -> nn.
 
 
 class WordAttention(nn.Module):
-    """Multi-head attention of patches to words at a width of its own: (B, N, r), (B, L, T) -> (B, N, r).
+    """Multi-head attention of patches to words at its own width: (B, N, r), (B, L, T) -> (B, N, r).
 
-    As the authors have it, padding is not masked, and no residual goes around it.
+    As in the authors' code, padding is not masked and there is no residual around it.
     """
 
     def __init__(self, width: int, text_width: int, attention_width: int, heads: int) -> None:
@@ -75,10 +75,10 @@ class WordAttention(nn.Module):
 
 class DenseAligner(nn.Module):
     """scale * Up(x + [prefix, WordAttention(DenseMixer(patches) + patches, words)]), x = [prefix, patches] =
-    ReLU(Down(n)), on tokens n (B, 1 + R + H W, D) of a vision block; the result joins the block's MLP.
+    ReLU(Down(n)), on tokens n (B, 1 + R + H W, D) of a vision block; the result is added to the block's MLP.
 
-    Class and register tokens (the prefix) bypass the mixer and attention, and so are doubled. All words are attended
-    to, padding too.
+    Class and register tokens (the prefix) bypass the mixer and attention, and so are doubled. Attention reads all
+    words, padding included.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DenseAligner(nn.Module):
         self.mixer = DenseMixer(width, 2)
         self.cross = WordAttention(width, text_width, attention_width, heads)
         self.up = nn.Linear(width, vision_width)
-        for module in self.modules():  # as the authors: He initialisation of every convolution and linear layer
+        for module in self.modules():  # as in the authors' code: He initialisation of convolutions and linear layers
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
@@ -108,8 +108,8 @@ class DenseAligner(nn.Module):
 class DenseTextAdapter(nn.Module):
     """scale * Up(x + [x_0, DenseMixer(x_1 ..)]), x = ReLU(Down(residual stream)): (B, L, T) -> (B, L, T).
 
-    The stream is the layer's after its attention; the result joins the layer's MLP. The first token bypasses the mixer.
-    Its kernels reach over later words and padding: CLIP's causal order is broken, as the authors have it.
+    The stream is the one after the layer's attention; the result is added to the layer's MLP. The first token bypasses
+    the mixer. Its kernels read later words and padding, which breaks CLIP's causal order, as in the authors' code.
     """
 
     def __init__(self, text_width: int, width: int, *, scale: float) -> None:
@@ -128,7 +128,7 @@ class DenseTextAdapter(nn.Module):
 class SentenceGate(nn.Module):
     """x * MHA(x, sentence): (B, N, C), (B, 1, C) -> (B, N, C).
 
-    Attention over one key has weight 1 whatever the query, so that this is a gate per channel made from the sentence.
+    Attention over one key has weight 1 whatever the query: this is a gate per channel made from the sentence.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -142,8 +142,8 @@ class SentenceGate(nn.Module):
 class GatedNeck(nn.Module):
     """The neck that ETRIS and DETRIS share: three stages (B, D, H, W) of one size -> (B, C, H, W).
 
-    a = Aggr([Gate_i(Proj_i(stage_i), Text(sentence)) for i = 1, 2, 3]); out = CoordConv(a), plus a where `residual`:
-    DETRIS's has that residual, ETRIS's has not. Proj and Aggr are 1x1 convolutions with batch norm and ReLU.
+    a = Aggr([Gate_i(Proj_i(stage_i), Text(sentence)) for i = 1, 2, 3]), where Proj and Aggr are 1x1 convolutions with
+    batch norm and ReLU. out = CoordConv(a), plus a where `residual`, as in DETRIS but not in ETRIS.
     """
 
     def __init__(self, vision_width: int, text_width: int, width: int, *, heads: int, residual: bool) -> None:
@@ -156,7 +156,7 @@ class GatedNeck(nn.Module):
         self.coordinates = CoordConv(width)
 
     def forward(self, stages: list[Tensor], words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
-        """stages: three maps (B, D, H, W); sentence (B, T). `words` and `padding` are not read."""
+        """stages: three maps (B, D, H, W); sentence (B, T). `words` and `padding` are ignored."""
         key, grid = self.text(sentence)[:, None], stages[0].shape[2:]
         gated = []
         for stage, project, gate in zip(stages, self.projections, self.gates, strict=True):

@@ -1,7 +1,7 @@
-"""A released DETRIS checkpoint in our Segmenter: a map of names, with every tensor of both accounted for.
+"""Load a released DETRIS checkpoint into a Segmenter, by a map of names that covers every tensor of both.
 
-The authors' model holds both backbones, under the names of OpenAI's CLIP and Meta's DINOv2, with fused queries, keys
-and values; ours are those of transformers.
+The authors' model holds both backbones, under the names of OpenAI's CLIP and Meta's DINOv2, with queries, keys and
+values in one tensor. Our names are those of transformers.
 """
 
 import re
@@ -18,9 +18,9 @@ from wimfris.encoders.original import QKV, clip_name, dino_name, rename
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 
-INTERPOLATION_OFFSET = 0.1  # cells, added to the wanted grid's side when DETRIS interpolates positions
-OURS_ALONE = "alignment."  # the alignment loss's projection, which DETRIS has not: it stays as it is
-THEIRS_ALONE = ("txt_backbone.logit_scale",)  # of CLIP's contrastive loss: no output depends on it
+INTERPOLATION_OFFSET = 0.1  # cells that DETRIS adds to the grid's side when it interpolates positions
+ONLY_OURS = "alignment."  # the alignment loss's projection; DETRIS has none, so ours stays as it is
+ONLY_THEIRS = ("txt_backbone.logit_scale",)  # of CLIP's contrastive loss; no output depends on it
 
 _ADAPTER = (  # inside an adapter: `dense_branch2.0.conv.weight` -> `mixer.branch2.0.0.weight`
     (r"D_fc1\.", "down."),
@@ -52,7 +52,7 @@ _TRANSPOSED = ("txt_backbone.text_projection", "neck.f5_proj.0.weight")  # x @ P
 
 
 def our_name(theirs: str) -> str:
-    """Our name of a DETRIS tensor, with `{qkv}` where one of theirs is three of ours; unknown names stay."""
+    """Return our name of a DETRIS tensor, with `{qkv}` where one of theirs is three of ours; unknown names stay."""
     block = re.match(r"(txt_backbone\.transformer\.resblocks|dinov2\.blocks)\.(\d+)\.adapter\.(.*)", theirs)
     if block:
         encoder = "text" if block[1].startswith("txt") else "vision"
@@ -65,19 +65,20 @@ def our_name(theirs: str) -> str:
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DETRIS state dict under our names: fused tensors split, transposed ones turned, `module.` prefixes off.
+    """Return a DETRIS state dict under our names.
 
-    Raises UserError for a tensor that cannot be split or turned.
+    Fused tensors are split, transposed ones are transposed back, and `module.` prefixes are removed. Raises UserError
+    for a tensor whose shape allows no such thing.
     """
     ours: dict[str, Tensor] = {}
     for prefixed, value in state.items():
         theirs = prefixed.removeprefix("module.")
-        if theirs in THEIRS_ALONE:
+        if theirs in ONLY_THEIRS:
             continue
         name = our_name(theirs)
         if (theirs in _TRANSPOSED and value.dim() < 2) or ("{qkv}" in name and (not value.dim() or len(value) % 3)):
             raise UserError(
-                f"DETRIS checkpoint: {theirs} has the impossible shape {tuple(value.shape)}; fetch it again"
+                f"DETRIS checkpoint: {theirs} has the impossible shape {tuple(value.shape)}; download the file again"
             )
         if theirs in _TRANSPOSED:
             value = value.transpose(0, 1)
@@ -90,10 +91,10 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + M * M, D) -> (1, 1 + grid * grid, D), the class token's first, as DETRIS does it.
+    """Interpolate position embeddings as DETRIS does: (1, 1 + M * M, D) -> (1, 1 + grid * grid, D), class token first.
 
-    Bicubic at the scale (grid + 0.1) / M without antialiasing, where the released DINOv2 with registers and
-    transformers go by the size, with antialiasing. A grid of the same size stays as it is.
+    DETRIS interpolates bicubically at the scale (grid + 0.1) / M without antialiasing. The released DINOv2 with
+    registers and transformers use the size and antialiasing. A grid of the same size stays as it is.
     """
     side = round((positions.shape[1] - 1) ** 0.5)
     if side == grid:
@@ -105,33 +106,33 @@ def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
 
 
 def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) -> None:
-    """Load a DETRIS state dict, backbones included, into a Segmenter of its parts: DETRIS's adapters and neck.
+    """Load a DETRIS state dict, backbones included, into a Segmenter with DETRIS's adapters and neck.
 
-    grid: patches along a side of the images to come. The vision backbone's positions are replaced by DETRIS's own
-    interpolation to it, so that transformers finds nothing to interpolate; other image sizes then are not DETRIS's.
-    `segmenter.alignment`, of which DETRIS knows nothing, stays. Raises UserError where a tensor is missing, unknown or
-    of another shape, and leaves the model untouched then.
+    grid: patches along a side of the images that will be segmented. The vision backbone's positions are interpolated to
+    it as DETRIS does, so that transformers has nothing to interpolate; images of another size would not be processed as
+    in DETRIS. `segmenter.alignment`, which DETRIS does not have, stays. Raises UserError where a tensor is missing,
+    unknown or of another shape; the model is untouched then.
     """
     ours = translate(state)
     positions = "vision.backbone.embeddings.position_embeddings"
-    expected = {name: value for name, value in segmenter.state_dict().items() if not name.startswith(OURS_ALONE)}
+    expected = {name: value for name, value in segmenter.state_dict().items() if not name.startswith(ONLY_OURS)}
     unknown = sorted(name for name in ours if name not in expected)
     missing = sorted(name for name in expected if name not in ours)
     if unknown or missing:
-        told = [f"it has {unknown[0]} and {len(unknown) - 1} more unknown"] if unknown else []
-        told += [f"it lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-        raise UserError(f"DETRIS checkpoint: {', '.join(told)} (our names); build the model with its layers and parts")
+        reasons = [f"it has {unknown[0]} and {len(unknown) - 1} more unknown tensors"] if unknown else []
+        reasons += [f"it lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+        raise UserError(f"DETRIS checkpoint: {', '.join(reasons)} (our names); build the model with its layers")
     for name, value in ours.items():
         if name != positions and value.shape != expected[name].shape:
             raise UserError(
-                f"DETRIS checkpoint: {name} (our name) is {tuple(value.shape)} there and "
+                f"DETRIS checkpoint: {name} (our name) is {tuple(value.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the model; build the model with the checkpoint's sizes"
             )
     shape, width = ours[positions].shape, expected[positions].shape[2]
     if len(shape) != 3 or shape[::2] != (1, width) or round((shape[1] - 1) ** 0.5) ** 2 != shape[1] - 1:
         raise UserError(
-            f"DETRIS checkpoint: dinov2.pos_embed is {tuple(shape)}, not a class token and a square grid of width "
-            f"{width}; build the model with the checkpoint's sizes"
+            f"DETRIS checkpoint: dinov2.pos_embed must be a class token and a square grid of width {width}, got shape "
+            f"{tuple(shape)}; build the model with the checkpoint's sizes"
         )
     resampled = interpolate_positions(ours[positions], grid)
     embeddings: Any = segmenter.vision.backbone.embeddings
@@ -142,14 +143,17 @@ def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) ->
 
 
 def read_detris(path: Path) -> dict[str, Tensor]:
-    """The state dict of a released checkpoint (.pth), whose code is not run. Raises UserError where there is none."""
+    """Return the state dict of a released checkpoint (.pth), without running code from it.
+
+    Raises UserError where the file is missing or holds no state dict.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name a released DETRIS checkpoint") from None
+        raise UserError(f"{path} not found; name a released DETRIS checkpoint") from None
     except (UnpicklingError, RuntimeError, OSError, EOFError):
-        raise UserError(f"{path}: no checkpoint that torch can load safely; fetch the released file again") from None
+        raise UserError(f"{path}: torch cannot load it safely; download the released file again") from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no `state_dict` of tensors; name a released DETRIS checkpoint")
+        raise UserError(f"{path} holds no `state_dict` of tensors; name a released DETRIS checkpoint")
     return state

@@ -1,18 +1,18 @@
-"""ETRIS (Xu et al., ICCV 2023): its bridger between the encoders, our reading, as adapters of ours.
+"""ETRIS (Xu et al., ICCV 2023): our reading of its bridger between the encoders, as a pair of adapters.
 
-The paper's bridger stands behind some layers of both encoders at once: each stream is projected to a common width
-(zoom-in), goes through an interactor (self-attention, cross-attention to the other stream, feed-forward) and returns
-to its encoder as a residual. There are no reference numbers; these are our deviations, so that it fits frozen encoders
-of which text runs first:
+The paper's bridger acts on some layers of both encoders at once: each stream is projected to a common width (zoom-in),
+goes through an interactor (self-attention, cross-attention to the other stream, feed-forward) and returns to its
+encoder as a residual. There are no reference numbers. We deviate in four points, so that it fits frozen encoders of
+which text runs first:
 
-- the vision side reads the encoder's final words; the text side, which cannot see the image, is the interactor without
-  cross-attention. Padding is masked out of the words, and the text side's attention is causal like CLIP's own.
-- both act beside their layer's MLP, at the layers that every rival has, where the paper's act on three layers' outputs.
-- class and register tokens are left alone; the paper's carry of one stage's projection into the next is left out.
-- the interactor is the paper's (in the authors' code: that of the ResNets; for ViT they only multiply each stream by
-  its cross-attention). Its zoom-out starts as small as theirs (standard deviation 0.02).
+- The vision side reads the encoder's final words. The text side cannot see the image and has no cross-attention.
+  Padding is masked out of the words, and the text side's attention is causal, like CLIP's.
+- Both sides act beside their layer's MLP, at the layers of all rivals. The paper's act on the outputs of three layers.
+- Class and register tokens are left alone. One stage's projection is not carried into the next.
+- The interactor is the paper's. (The authors' code has it for ResNets; for ViT it only multiplies each stream by its
+  cross-attention.) Its zoom-out starts as small as theirs, with standard deviation 0.02.
 
-ETRIS's neck is DETRIS's without the last residual: `detris.GatedNeck`.
+ETRIS's neck is DETRIS's without the last residual.
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from wimfris.encoders.vision import Guidance
 from wimfris.rivals.detris import GatedNeck
 
-LINEAR_SPREAD = 0.02  # standard deviation of the linear layers' first weights: the authors' value
+LINEAR_SPREAD = 0.02  # standard deviation of the linear layers' initial weights: the authors' value
 
 
 class Interactor(nn.Module):
     """x = Norm(x + SelfAttention(x)), x = Norm(x + Attention(x, other)), x = Norm(x + FFN(x)): (B, N, r) -> (B, N, r).
 
-    `crossed`: whether there is the middle one; FFN is twice as wide as x, with a ReLU.
+    crossed: whether there is the middle one. FFN is twice as wide as x, with a ReLU.
     """
 
     def __init__(self, width: int, heads: int, *, crossed: bool) -> None:
@@ -45,7 +45,7 @@ class Interactor(nn.Module):
     def forward(
         self, x: Tensor, other: Tensor | None = None, padding: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
-        """x (B, N, r), other (B, L, r) and its padding (B, L; True at padding); `causal`: x sees no later token."""
+        """x (B, N, r), other (B, L, r) and its padding (B, L), True at padding; causal: x sees no later token."""
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1) if causal else None
         x = self.self_norm(x + self.self_attention(x, x, x, attn_mask=later, need_weights=False)[0])
         if self.cross_attention is not None and self.cross_norm is not None:

@@ -1,0 +1,92 @@
+"""Named releases of the evidence, and where the rows of a table came from.
+
+A release names the committed runs.csv files by their hashes (reports/releases.csv). Evidence that is none of them is
+called unreleased: somebody has trained since.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from wimfris.errors import UserError
+from wimfris.files import file_hash, write_text
+from wimfris.results.evidence import REPORTS, EvidenceFiles, evidence_names
+from wimfris.runs.manifest import code_revision
+
+COLUMNS = ("release", "date", "commit", "file", "sha256")
+UNRELEASED = "unreleased"
+MARK = "†"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the runs of a table came from: the release, the variants to mark, and what the mark means."""
+
+    release: str = ""
+    marked: frozenset[str] = frozenset()
+    note: str = ""
+
+
+def origin_of(name: str, runs: pd.DataFrame, reports: Path = REPORTS) -> Origin:
+    """Return the origin of these rows of runs.csv, of a data set and scale (`name`).
+
+    A variant is marked where any of its runs was trained at another commit or on another machine than most runs.
+    """
+    if runs.empty:
+        return Origin(release_of(name, reports))
+    places = list(zip(runs["commit"].str[:7], runs["device"], runs["cpu_capability"], strict=True))
+    usual, _ = Counter(places).most_common(1)[0]
+    others = sorted({place for place in places if place != usual})
+    marked = frozenset(variant for variant, place in zip(runs["variant"], places, strict=True) if place != usual)
+    text = ", ".join(_text(place) for place in others)
+    note = f"{MARK}: trained at other commits or on another machine ({text}) than most rows ({_text(usual)})."
+    return Origin(release_of(name, reports), marked, note if marked else "")
+
+
+def _text(place: tuple[str, str, str]) -> str:
+    return " ".join(filter(None, place))
+
+
+def release_of(name: str, reports: Path = REPORTS) -> str:
+    """Return the release that the evidence of a data set and scale belongs to, or `UNRELEASED`."""
+    path = reports / "releases.csv"
+    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
+    releases = []
+    for added in (False, True):
+        file = EvidenceFiles(name, added, reports).runs
+        if file.is_file():
+            rows = known[(known["file"] == file.name) & (known["sha256"] == file_hash(file))]
+            releases.append(rows["release"].iloc[-1] if len(rows) else UNRELEASED)
+    return releases[0] if len(set(releases)) == 1 else " and ".join(dict.fromkeys(releases)) or UNRELEASED
+
+
+def write_release(release: str, reports: Path = REPORTS) -> Path:
+    """Name the present evidence: add it to releases.csv, and write evidence.md. Raises `UserError` for a used name."""
+    path = reports / "releases.csv"
+    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
+    if release in set(known["release"]):
+        raise UserError(f"release {release}: this name is used; choose another one")
+    files = [EvidenceFiles(name, added, reports).runs for name in evidence_names(reports) for added in (False, True)]
+    date, commit = datetime.now(UTC).date().isoformat(), code_revision()["commit"]
+    rows = [(release, date, commit, file.name, file_hash(file)) for file in files if file.is_file()]
+    table = pd.concat([known, pd.DataFrame(rows, columns=list(COLUMNS))], ignore_index=True)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    lines = [f"# Evidence: release {release}", "", f"Named on {date} at commit {commit}. Its runs:", ""]
+    lines += ["| file | runs | commits | machines |", "|:--|--:|:--|:--|"]
+    for file in files:
+        if file.is_file():
+            runs = pd.read_csv(file, keep_default_na=False)
+            machines = (runs["device"] + " " + runs["cpu_capability"]).str.strip()
+            commits = ", ".join(sorted(set(runs["commit"].str[:7])))
+            lines.append(f"| [{file.name}](records/{file.name}) | {len(runs)} | {commits} | {_listed(machines)} |")
+    lines += ["", "What a release is, and how it is renewed: [docs/provenance.md](../docs/provenance.md).", ""]
+    lines += ["All releases: [releases.csv](releases.csv)."]
+    write_text(reports / "evidence.md", "\n".join(lines) + "\n")
+    return path
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(sorted(set(values)))
