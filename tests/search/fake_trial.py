@@ -46,7 +46,7 @@ if job["latency"]:
 write_progress()
 metrics = dict.fromkeys(("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90"), score) | {"n": 10}
 splits = {split: {"sentence": metrics, "shuffled": metrics, "empty": metrics} for split in ("val", "testA", "testB")}
-for kind, content in (("metrics", splits), ("manifests", {"wall_seconds": 1.0, "device": "fake"})):
-    path = Path("runs/scenes-smoke") / job["group"] / kind / f"{name}-{job['seed']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+run = Path("runs/scenes-smoke") / settings["group"] / f"{name}-{job['seed']}"
+run.mkdir(parents=True, exist_ok=True)
+for kind, content in (("metrics", splits), ("manifest", {"wall_seconds": 1.0, "device": "fake"})):
+    (run / f"{kind}.json").write_text(json.dumps(content))

@@ -61,7 +61,7 @@ def start(plan: Plan, trials: int) -> BaseProcess:
         sys.stdout = sys.stderr = Path("output").open("a", buffering=1)  # noqa: SIM115
         run_search(plan, trials, 1)
 
-    process = get_context("fork").Process(target=search)
+    process = get_context("fork").Process(target=search, daemon=True)
     process.start()
     return process
 
@@ -218,7 +218,7 @@ def test_an_interrupted_search_enqueues_its_trial_again(project: Any) -> None:
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
     output = Path("output").read_text()
-    assert "the same command again goes on" in output and "Traceback" not in output
+    assert "run the same command again" in output and "Traceback" not in output
     trials = plan.open().get_trials()
     assert TrialState.RUNNING not in [trial.state for trial in trials]
     assert trials[-1].state == TrialState.WAITING
@@ -273,7 +273,7 @@ def test_a_killed_search_leaves_the_lock_of_its_journal(project: Any, monkeypatc
     run_search(plan, 1, 1)
     journal = Path(plan.storage)
     journal.with_name("journal.log.lock").symlink_to(journal)
-    monkeypatch.setattr("optuna.storages.journal._file.time.sleep", None)  # nothing waits for it
+    monkeypatch.setattr(time, "sleep", None)  # nothing waits for the lock
     study = storage.check_journal(journal) or plan.open()
     assert len(study.get_trials()) == 1
 
@@ -379,7 +379,7 @@ def test_a_search_killed_while_it_records_a_failure(project: Any) -> None:
     [
         ("postgresql+psycopg://me:secret@127.0.0.1:1/none", r"--storage postgresql\+psycopg://me:\*\*\*@127.*refused"),
         ("nosuch://me:secret@host/none", r"nosuch://me:\*\*\*@host/none: Can't load plugin"),
-        ("mssql+pymssql://me:secret@host/none", r"No module named 'pymssql'; install it"),
+        ("mssql+pymssql://me:secret@host/none", "its driver is not installed"),
         ("://", "Could not parse SQLAlchemy URL"),
         ("journal.log", "must be the URL of a database server, .*one machine needs no database"),
         ("sqlite:///a.db", "must be the URL of a database server"),

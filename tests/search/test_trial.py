@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def plan(project: Any) -> Plan:
-    project.edit(search__train__smoke={"epochs": 2, "epoch_steps": 1})
+    project.edit(search__train__smoke={"epochs": 2, "epoch_steps": 2, "checkpoint_seconds": 1e-6})
     params = project.params()
     return Plan(Space("window", params, read_search(params)))
 
@@ -48,39 +48,50 @@ def test_a_trial_is_an_ordinary_run(plan: Plan, monkeypatch: pytest.MonkeyPatch)
     log = [json.loads(line) for line in files.log.read_text().splitlines()]
     progress = worker.read_progress(folder)
     assert progress["epochs"] == {str(line["epoch"]): line["val_miou"] for line in log if line["event"] == "epoch"}
-    assert list(progress["epochs"]) == ["1", "2"] and log[-1]["step"] == 2
+    assert list(progress["epochs"]) == ["1", "2"] and log[-1]["step"] == 4
     recorded = json.loads(files.manifest.read_text())["settings"]
-    assert recorded["train"]["epoch_steps"] == 1 and recorded["model"]["hmf"]["window"] == 2
+    assert recorded["train"]["epoch_steps"] == 2 and recorded["model"]["hmf"]["window"] == 2
     assert 0 < progress["latency_ms"] < 1e4
     monkeypatch.setattr(worker, "train_into", None)
     assert worker.main(folder) == 0, "a complete run is not trained again"
     assert worker.read_progress(folder) == progress
 
 
-@pytest.mark.slow
-def test_an_interrupted_trial_goes_on_from_its_checkpoint_until_it_is_deleted(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Settings]:
+    """A job whose worker was interrupted after its first epoch."""
     folder, settings = write_job(plan, {})
     train_into = worker.train_into
 
-    def interrupted(settings: Settings, seed: int, target: Path, after_epoch: Any) -> None:
+    def train(settings: Settings, seed: int, target: Path, after_epoch: Any) -> None:
         def interrupt(epoch: int, score: float) -> None:
             after_epoch(epoch, score)
             raise KeyboardInterrupt
 
         train_into(settings, seed, target, interrupt)
 
-    monkeypatch.setattr(worker, "train_into", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        worker.main(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "train_into", train)
+        with pytest.raises(KeyboardInterrupt):
+            worker.main(folder)
     assert list(worker.read_progress(folder)["epochs"]) == ["1"]
-    assert not plan.files(settings).weights.exists() and list(CHECKPOINTS.glob("*window_tpe*/*"))
-    worker.delete_checkpoints(settings, plan.seed)
-    assert not list(CHECKPOINTS.glob("*window_tpe*/*"))
-    monkeypatch.setattr(worker, "train_into", train_into)
+    return folder, settings
+
+
+@pytest.mark.slow
+def test_an_interrupted_trial_goes_on_from_its_checkpoint(plan: Plan, interrupted: tuple[Path, Settings]) -> None:
+    folder, settings = interrupted
     assert worker.main(folder) == 0
     assert list(worker.read_progress(folder)["epochs"]) == ["1", "2"]
+    assert json.loads(plan.files(settings).manifest.read_text())["resumed"] == 1
+
+
+@pytest.mark.slow
+def test_the_checkpoints_of_a_trial_can_be_deleted(plan: Plan, interrupted: tuple[Path, Settings]) -> None:
+    _, settings = interrupted
+    assert list(CHECKPOINTS.glob("*window_tpe*/*")) and not plan.files(settings).folder.exists()
+    worker.delete_checkpoints(settings, plan.seed)
+    assert not list(CHECKPOINTS.glob("*window_tpe*/*"))
 
 
 @pytest.mark.slow

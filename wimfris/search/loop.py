@@ -281,6 +281,7 @@ class _Search:
             self._score(trial, worker.settings, progress.get("latency_ms"))
         if pruned or failure:
             delete_checkpoints(worker.settings, self.plan.seed)
+            shutil.rmtree(self.plan.files(worker.settings).folder, ignore_errors=True)  # it may have ended meanwhile
         self._print_result(trial.number)
         for other in repeats:
             self._repeat(other, self._all_trials()[trial.number])

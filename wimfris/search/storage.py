@@ -51,8 +51,8 @@ def _open_database(url: str) -> RDBStorage:
                 return RDBStorage(url, engine_kwargs=options)
             time.sleep(1)
         return RDBStorage(url, engine_kwargs=options)
-    except ImportError as error:
-        reason = f"{error}; install it, for PostgreSQL with `pip install -e '.[postgres]'`"
+    except ImportError:
+        reason = "its driver is not installed; for PostgreSQL: `pip install -e '.[postgres]'`"
         raise UserError(f"--storage {_without_password(url)}: {reason}") from None
 
 
