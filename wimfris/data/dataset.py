@@ -97,8 +97,8 @@ class ReferDataset(Dataset[dict[str, Any]]):
         fit: Callable[[np.ndarray, int], np.ndarray] = letterbox_image,
     ) -> None:
         """`fit` turns an RGB image into the input. Masks are always letterboxed, so training must use the default."""
-        self.index, self.cases, self.images = index, cases, images
-        self.tokenizer, self.size, self.with_mask, self.fit = tokenizer, size, with_mask, fit
+        self.cases, self.images, self.tokenizer = cases, images, tokenizer
+        self.size, self.with_mask, self.fit = size, with_mask, fit
         self._rows = index[["file_name", "height", "width", "rle_counts"]].to_dict("records")
 
     def __len__(self) -> int:

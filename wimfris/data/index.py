@@ -170,18 +170,7 @@ def read_index(path: Path) -> pd.DataFrame:
 
 
 def _index_row(referred: ReferredObject) -> dict[str, Any]:
-    return {
-        "dataset": referred.dataset,
-        "split": referred.split,
-        "ref_id": referred.ref_id,
-        "ann_id": referred.ann_id,
-        "image_id": referred.image_id,
-        "file_name": referred.file_name,
-        "width": referred.width,
-        "height": referred.height,
-        "category": referred.category,
-        "area": referred.area,
-        "rle_counts": referred.rle_counts,
+    return vars(referred) | {
         "sentences": [sentence.text for sentence in referred.sentences],
         "sent_ids": [sentence.sent_id for sentence in referred.sentences],
         "kinds": [sentence.kind for sentence in referred.sentences],

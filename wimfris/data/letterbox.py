@@ -4,7 +4,7 @@ The protocol is that of CRIS and DETRIS: the image is scaled to fit, centred, an
 Coordinates are pixels in cv2's convention (x right, y down).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,20 +14,11 @@ from torch.nn import functional
 # RGB mean and standard deviation of CLIP's training images (openai/CLIP, clip.py, `Normalize`).
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
-CRIS_THRESHOLD = 0.35  # probability above which a pixel belongs to the prediction (CRIS's evaluation)
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The affine maps between an image of (height, width) and a square input of (size, size) pixels.
+class Geometry(NamedTuple):
+    """The affine maps, (2, 3) float64, from the original's coordinates to the input's (forward) and back (inverse)."""
 
-    `forward` maps the original's coordinates to the input's, `inverse` the input's to the original's. Both are (2, 3)
-    float64.
-    """
-
-    height: int
-    width: int
-    size: int
     forward: np.ndarray
     inverse: np.ndarray
 
@@ -42,7 +33,7 @@ def geometry(height: int, width: int, size: int) -> Geometry:
     corners = [[left, top], [width * scale + left, top], [left, height * scale + top]]
     boxed = np.array(corners, dtype=np.float32)
     forward, inverse = cv2.getAffineTransform(original, boxed), cv2.getAffineTransform(boxed, original)
-    return Geometry(height, width, size, np.asarray(forward), np.asarray(inverse))
+    return Geometry(np.asarray(forward), np.asarray(inverse))
 
 
 def letterbox_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -89,11 +80,3 @@ def original_probabilities(probabilities: np.ndarray, height: int, width: int) -
     place = geometry(height, width, probabilities.shape[0])
     back = cv2.warpAffine(probabilities, place.inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=[0.0])
     return np.asarray(back)
-
-
-def predicted_mask(
-    logits: torch.Tensor, height: int, width: int, size: int, threshold: float = CRIS_THRESHOLD
-) -> np.ndarray:
-    """Return the predicted mask (height, width) bool in the original image for one image's logits (h, w)."""
-    probabilities = input_probabilities(logits[None, None], size)[0]
-    return original_probabilities(probabilities, height, width) > threshold

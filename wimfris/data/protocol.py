@@ -21,7 +21,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from wimfris.data.letterbox import (
-    CRIS_THRESHOLD,
     input_probabilities,
     letterbox_image,
     letterbox_mask,
@@ -29,6 +28,7 @@ from wimfris.data.letterbox import (
     original_probabilities,
 )
 
+CRIS_THRESHOLD = 0.35  # probability, from CRIS's evaluation
 SQUASHED_SIDE = 480  # pixels: the image size of LAVT and ReMamber
 
 

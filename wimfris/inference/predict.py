@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import torch
 
-from wimfris.data.letterbox import letterbox_image, predicted_mask
+from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
@@ -56,11 +56,11 @@ class Predictor:
 
         Raises UserError for a word that the tokenizer does not know.
         """
-        size = self.settings.data.image_size
+        size, protocol = self.settings.data.image_size, PROTOCOLS["cris"]
         token_ids = torch.from_numpy(self.tokenizer.encode(sentence))[None]
-        logits = self.segmenter(torch.from_numpy(letterbox_image(image, size))[None], token_ids).logits
+        logits = self.segmenter(torch.from_numpy(protocol.image(image, size))[None], token_ids).logits
         height, width = image.shape[:2]
-        return predicted_mask(logits[0, 0], height, width, size)
+        return protocol.predicted(protocol.scores(logits, size)[0], height, width)
 
 
 def write_prediction(image: np.ndarray, mask: np.ndarray, mask_path: Path, overlay_path: Path) -> None:
