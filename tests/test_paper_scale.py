@@ -1,5 +1,6 @@
-"""The paper's models on every data set: as params.yaml has them they are built and take a training step, with random
-weights, at reduced depth.
+"""The paper's models on every data set: the settings of params.yaml build, and train one step.
+
+The models have random weights and only two layers.
 """
 
 import shutil
@@ -18,25 +19,25 @@ from wimfris.training.build import build_loss
 
 ROOT = Path(__file__).parents[1]
 SETS = ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")
-SCALES = ("base", "large")  # WIMFRIS-B and -L; L* is large on a mixed set
+SCALES = ("base", "large")  # WIMFRIS-B and WIMFRIS-L; WIMFRIS-L* is `large` on a mixed set
 
 
 def shallow(scale: str, name: str, folder: Path) -> Settings:
-    """The shipped settings of a scale and data set, with two layers and a grid of 8; the widths are its own."""
+    """Return the settings of a scale and data set, reduced to two layers and a grid of 8 x 8; the widths stay."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     content |= {"scale": scale, "data": {"name": name, "root": "data"}, "variants": {"full": {}}, "extended": {}}
-    chosen = content["scales"][scale]
-    chosen["data"]["image_size"] = 8 * chosen["encoders"]["vision"]["patch"]
-    chosen["encoders"]["text"]["layers"] = chosen["encoders"]["vision"]["layers"] = 2
-    chosen["encoders"]["vision"]["taps"] = [0, 1]
-    chosen["model"]["mta"]["layers"] = chosen["model"]["msa"]["layers"] = [1]
+    section = content["scales"][scale]
+    section["data"]["image_size"] = 8 * section["encoders"]["vision"]["patch"]
+    section["encoders"]["text"]["layers"] = section["encoders"]["vision"]["layers"] = 2
+    section["encoders"]["vision"]["taps"] = [0, 1]
+    section["model"]["mta"]["layers"] = section["model"]["msa"]["layers"] = [1]
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     return read_params(folder / "params.yaml").settings()
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_configuration_is_built_and_takes_a_step(scale: str, name: str, tmp_path: Path) -> None:
+def test_every_configuration_builds_and_trains_one_step(scale: str, name: str, tmp_path: Path) -> None:
     settings = shallow(scale, name, tmp_path)
     assert settings.data.length == (17 if name in ("refcoco", "refcoco+") else 22)
     segmenter = blank_segmenter(settings, "cpu").train()
@@ -54,7 +55,7 @@ def test_every_configuration_is_built_and_takes_a_step(scale: str, name: str, tm
     optimizer.step()
     assert torch.isfinite(losses.total)
     changed = {key for key, value in trained.items() if not torch.equal(value, before[key])}
-    # what follows an up-projection that starts at zero gets its first gradient in the second step
+    # An adapter's up-projection starts at zero, so the layers before it get no gradient in the first step.
     assert {key for key in trained if ".adapters." not in key} <= changed | {key for key in trained if "bias" in key}
     assert any(".adapters." in key for key in changed)
     assert sum(value.double().sum() for value in segmenter.vision.backbone.parameters()) == frozen
@@ -67,20 +68,20 @@ def test_every_configuration_is_built_and_takes_a_step(scale: str, name: str, tm
         ("large", {"data.name": "mixed_strict", "encoders.text.source": "ViT-B-16.pt", "model.hmf.heads": 4}),
     ],
 )
-def test_overrides_of_the_docs_reach_their_scale_alone(scale: str, overrides: dict[str, Any], tmp_path: Path) -> None:
-    """`dvc exp run -S` rewrites params.yaml; of two scales that share a section it would keep the other's values."""
+def test_overrides_from_the_docs_change_one_scale(scale: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    """`dvc exp run -S` rewrites params.yaml. Where two scales share a section, it must not change the other one."""
     from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    told = {"encoders.text.revision": None} | overrides
-    lines = [f"scale={scale}", f"data.name={told.pop('data.name')}"]
-    lines += [f"scales.{scale}.{key}={'null' if value is None else value}" for key, value in told.items()]
+    values = {"encoders.text.revision": None} | overrides
+    lines = [f"scale={scale}", f"data.name={values.pop('data.name')}"]
+    lines += [f"scales.{scale}.{key}={'null' if value is None else value}" for key, value in values.items()]
     apply_overrides(tmp_path / "params.yaml", lines)
     params = read_params(tmp_path / "params.yaml")
-    found = params.settings()
-    assert (found.scale, found.data.name) == (scale, overrides["data.name"])
-    assert (found.encoders.text.source, found.encoders.text.revision) == ("ViT-B-16.pt", None)
-    assert found.evaluate.batch_size == overrides.get("evaluate.batch_size", 32)
-    assert found.model.hmf.heads == overrides.get("model.hmf.heads", 8)
+    settings = params.settings()
+    assert (settings.scale, settings.data.name) == (scale, overrides["data.name"])
+    assert (settings.encoders.text.source, settings.encoders.text.revision) == ("ViT-B-16.pt", None)
+    assert settings.evaluate.batch_size == overrides.get("evaluate.batch_size", 32)
+    assert settings.model.hmf.heads == overrides.get("model.hmf.heads", 8)
     other = params.model_copy(update={"scale": "large" if scale == "base" else "base"}).settings()
     assert other.encoders.text.is_hub and other.evaluate.batch_size == 32 and other.model.hmf.heads == 8
