@@ -22,7 +22,7 @@ from wimfris.training.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
 STEPS = Path(__file__).parent / "distributed_steps.py"
-VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # both kinds of batch norms; unused parameters
+VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # both kinds of batch norms, and trained backbones
 TRAIN = ["-m", "--", "wimfris", "train", "--run", "full-0"]
 PATIENCE = 600  # seconds after which a process counts as hung
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wimfris.data.index import prepare, read_index
+from wimfris.data.index import read_index
+from wimfris.data.prepare import prepare_index
 from wimfris.data.source import make_source, source_images
 from wimfris.encoders.load import load_tokenizer
 from wimfris.settings.params import Params, read_params
@@ -86,7 +87,8 @@ def prepare_data(folder: Path) -> Params:
     params = read_params(folder / "params.yaml").at_scale("smoke")
     with contextlib.chdir(folder):
         settings = params.settings()
-        prepare(make_source(settings), "scenes", settings.folder / "index")
+        make_source(settings)
+        prepare_index(settings)
     return params
 
 
