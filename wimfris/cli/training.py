@@ -53,8 +53,9 @@ def train(
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
         entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
-        # Importing torch takes seconds; taking a finished run from the store does not need it.
-        if not retrain and fetch(entry, files):
+        # Importing torch takes seconds; taking a finished run from the store does not need it. Under torchrun, only the
+        # leader of the processes may do so, see `train_run`.
+        if not retrain and "WORLD_SIZE" not in os.environ and fetch(entry, files):
             print(f"{one}: taken from the store of finished runs ({key})")
             continue
         if os.environ.get(NO_TRAINING):

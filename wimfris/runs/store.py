@@ -45,7 +45,10 @@ def fetch(entry: Path, files: RunFiles) -> bool:
     """
     if not is_stored(entry):
         return False
-    hashes: dict[str, str] = json.loads((entry / HASHES).read_text(encoding="utf-8"))
+    try:
+        hashes: dict[str, str] = json.loads((entry / HASHES).read_text(encoding="utf-8"))
+    except ValueError:
+        hashes = {HASHES: "damaged"}
     damaged = [name for name, value in hashes.items() if not _matches(entry / name, value)]
     if damaged:
         print(f"{entry}: {damaged[0]} is damaged; removed, the run is trained again", file=sys.stderr)

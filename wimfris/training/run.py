@@ -52,9 +52,10 @@ def train_run(settings: Settings, seed: int, *, retrain: bool = False) -> None:
         entry = run_entry(settings.folder.name, str(run), digest(content))
         if group.share(not retrain and group.leads and fetch(entry, files)):
             return
-        _train(settings, run, content, files.folder, group, None)
+        checkpoints = _train(settings, run, content, files.folder, group, None)
         if group.leads:
             keep(files, entry)
+            checkpoints.delete()
 
 
 def train_into(settings: Settings, seed: int, folder: Path, after_epoch: AfterEpoch | None = None) -> None:
@@ -64,7 +65,9 @@ def train_into(settings: Settings, seed: int, folder: Path, after_epoch: AfterEp
     """
     run = Run(settings.variant, seed)
     with processes(settings.train.device) as group, _alone(settings, run, group):
-        _train(settings, run, decisive(settings, seed), folder, group, after_epoch)
+        checkpoints = _train(settings, run, decisive(settings, seed), folder, group, after_epoch)
+        if group.leads:
+            checkpoints.delete()
 
 
 @contextmanager
@@ -96,7 +99,8 @@ def _train(
     folder: Path,
     group: Processes,
     after_epoch: AfterEpoch | None,
-) -> None:
+) -> CheckpointFolder:
+    """Train and write the run's files. Return its checkpoints, which the caller deletes once the files are safe."""
     key = digest(content)
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer, compiled = assemble_trainer(settings, run, checkpoints, group, after_epoch)
@@ -108,7 +112,7 @@ def _train(
         bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
         records = trainer.evaluator.report(trainer.segmenter, str(run), run.seed, lambda: progress.advance(bar))
     if not group.leads:
-        return
+        return checkpoints
     files = RunFiles(folder)
     names = {"run": str(run), "variant": run.variant, "scale": settings.scale}
     hashes = {f"{name}_encoder": encoder["sha256"] for name, encoder in content["encoders"].items()}
@@ -132,7 +136,7 @@ def _train(
         scan=choose_backend(settings.model.scan, trainer.device.type).backend,
         compiled=compiled,
     )
-    checkpoints.delete()
+    return checkpoints
 
 
 def assemble_trainer(
