@@ -8,7 +8,7 @@ several windows, context in a far window is out of reach. It counts none of them
 falls with the windows that a target touches and with the distance to its context. Large targets touch more windows
 than small ones: testB, which holds large ones only, parts the two.
 
-    wimfris measure strata              # half a minute: the strata of every evaluated sentence
+    wimfris measure failure_modes              # half a minute: the strata of every evaluated sentence
     python studies/failure_modes.py     # half a minute: tables and picture
 
 Windows are those of `full` on the letterboxed image, whatever the row's own window is, so that all systems are compared

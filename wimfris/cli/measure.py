@@ -35,7 +35,7 @@ def efficiency(
     measure_efficiency(params_at(scale), repetitions)
 
 
-@measure_app.command()
+@measure_app.command("failure_modes")
 def strata(scale: ScaleOption = None) -> None:
     """Label the evaluated sentences by target size, windows touched and distance to the context."""
     from wimfris.measure.strata_labels import measure_strata_labels

@@ -127,7 +127,9 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    if study.variants:  # a study of measurements alone is written when they are taken, by a stage of studies/dvc.yaml
+    if isinstance(study, Measured):
+        write_study(study.name, read_params())
+    else:
         command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"`{' '.join(command[2:])}` failed, see above")

@@ -1,4 +1,4 @@
-"""`wimfris measure strata`: which strata a sentence is in, from its target's mask and its landmark's.
+"""`wimfris measure failure_modes`: which strata a sentence is in, from its target's mask and its landmark's.
 
 `wimfris.results.strata` compares runs by these labels, without the images.
 """

@@ -93,7 +93,7 @@ def strata_table(
         case = joined[joined["windows"].isna()].iloc[0]
         raise UserError(
             f"{case['split']}: sentence {case['sent_id']} of run {case['run']} has no labels; "
-            "label the sentences again with `wimfris measure strata`"
+            "label the sentences again with `wimfris measure failure_modes`"
         )
     rows: list[dict[str, object]] = []
     for split in [name for name in SPLITS if (records["split"] == name).any()]:
