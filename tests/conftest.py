@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ GoldenScan = Callable[[str], tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report, README, parameters and studies as they are committed, whatever `make repro` has made of them since."""
+    folder = tmp_path_factory.mktemp("committed")
+    names = ["README.md", "params.yaml", "reports", "studies"]
+    archive = subprocess.run(["git", "archive", "HEAD", *names], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:  # a downloaded zip is no repository
+        for name in names:
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    else:
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

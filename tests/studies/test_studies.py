@@ -77,9 +77,11 @@ def test_rows_of_equal_settings_point_to_one_run() -> None:
     assert variants("rivals")["the two ends", "frozen"] == "none"
 
 
-def test_the_table_of_the_readme_is_that_of_the_core() -> None:
-    params = read_params(ROOT / "params.yaml")
-    table = pd.read_csv(ROOT / "reports" / "tables" / params.settings().folder.name / "core.csv", keep_default_na=False)
+def test_the_table_of_the_readme_is_that_of_the_core(committed: Path) -> None:
+    params = read_params(committed / "params.yaml")
+    table = pd.read_csv(
+        committed / "reports" / "tables" / params.settings().folder.name / "core.csv", keep_default_na=False
+    )
     assert set(study("core").variants) == set(params.variants)
     expected = []
     for row in table[table["split"] == "val"].to_dict("records"):
@@ -89,6 +91,6 @@ def test_the_table_of_the_readme_is_that_of_the_core() -> None:
             gain, low, high = (100 * float(row[name]) for name in ("difference", "any_low", "any_high"))
             cells[-2:] = [f"{gain:+.1f} [{low:.1f}, {high:.1f}]", row["verdict"]]
         expected.append(f"| {' | '.join(cells)} |")
-    lines = (ROOT / "README.md").read_text().splitlines()
+    lines = (committed / "README.md").read_text().splitlines()
     first = next(k for k, line in enumerate(lines) if line.startswith("| system (val")) + 2
     assert lines[first : first + len(expected)] == expected, "\n".join(expected)
