@@ -9,7 +9,7 @@ import typer
 
 from wimfris.checks import doctor
 from wimfris.checks.doctor import Finding
-from wimfris.cli.app import doctor as command
+from wimfris.cli.inspect import doctor as command
 from wimfris.errors import UserError
 from wimfris.model import scan
 

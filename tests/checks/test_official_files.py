@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from wimfris.checks import official_files as check
-from wimfris.cli.app import data_check
+from wimfris.cli.prepare import data_check
 from wimfris.data.counts import Counts, count
 from wimfris.data.refer import read_refer
 from wimfris.errors import UserError

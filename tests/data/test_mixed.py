@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from wimfris.cli.app import data_make, data_prepare
+from wimfris.cli.prepare import data_make, data_prepare
 from wimfris.data import counts
 from wimfris.data.index import build_index
 from wimfris.data.mixed import count_shared, dataset_label, drop_shared, summary

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from wimfris.cli import app as cli
+from wimfris.cli import prepare, training
 from wimfris.data.dataset import every_sentence
 from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
@@ -249,17 +249,17 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     monkeypatch.setattr("wimfris.data.counts.PUBLISHED", {})  # the fixture is an excerpt
     # It is also too small for the controls.
     monkeypatch.setattr("wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence})
-    cli.data_make()
-    cli.data_prepare()
+    prepare.data_make()
+    prepare.data_prepare()
     assert "left out of training" in capsys.readouterr().out
-    cli.encoders_record()
-    cli.train("full-0")
-    records = read_records(Path("runs/mixed_strict-smoke/records/full-0.parquet"))
+    prepare.encoders_record()
+    training.train("full-0")
+    records = read_records(Path("runs/mixed_strict-smoke/core/full-0/records.parquet"))
     assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in MIXED}
     assert set(records["split"]) == {"val", "testA", "testB", "test"}
     train, held_out = splits(Path("runs/mixed_strict-smoke/index/index.parquet"))
     assert train and not train & held_out
-    cli.evaluate(tmp_path / "lavt.parquet", run="full-0", protocol="lavt")
+    training.evaluate(tmp_path / "lavt.parquet", run="full-0", protocol="lavt")
     assert set(read_records(tmp_path / "lavt.parquet")["protocol"]) == {"lavt"}
     assert "refcoco+ (mixed_strict)" in " ".join(capsys.readouterr().out.split())
 

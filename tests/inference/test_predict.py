@@ -23,7 +23,7 @@ from wimfris.training.checkpoint import load_weights, save_weights
 def test_a_prediction_agrees_with_the_records(trained: Any) -> None:
     settings = trained.params().settings()
     predictor = Predictor.load(settings, "full-0")
-    records = read_records(trained.runs / "records" / "full-0.parquet")
+    records = read_records(trained.files().records)
     own = records[records["condition"] == "sentence"].iloc[::9]
     index = read_index(trained.runs / "index" / "index.parquet").set_index("ref_id")
     for row in own.to_dict("records"):
@@ -85,17 +85,17 @@ def copied(project: Any, trained_folder: Path) -> Any:
 
 
 def test_an_untrained_run_is_refused(project: Any) -> None:
-    assert "runs/scenes-smoke/weights/full-0.safetensors: no such weights" in refusal(project)
+    assert "runs/scenes-smoke/core/full-0/weights.safetensors: no such weights" in refusal(project)
 
 
 def test_damaged_weights_are_refused(copied: Any) -> None:
-    path = copied.runs / "weights" / "full-0.safetensors"
+    path = copied.files().weights
     path.write_bytes(path.read_bytes()[:100])
-    assert "full-0.safetensors: damaged" in refusal(copied)
+    assert "full-0/weights.safetensors: damaged" in refusal(copied)
 
 
 def test_weights_of_another_encoder_are_refused(copied: Any) -> None:
-    path = copied.runs / "weights" / "full-0.safetensors"
+    path = copied.files().weights
     state, metadata = load_weights(path)
     save_weights(state, metadata | {"vision_encoder": "0" * 64}, path)
     assert "was trained on another vision encoder" in refusal(copied)
@@ -109,7 +109,7 @@ def test_weights_of_other_settings_are_refused(copied: Any) -> None:
 
 
 def test_weights_without_metadata_are_refused(copied: Any) -> None:
-    path = copied.runs / "weights" / "full-0.safetensors"
+    path = copied.files().weights
     save_file(load_file(path), path)
     assert "was trained on another text encoder" in refusal(copied)
 
@@ -142,7 +142,7 @@ def test_the_command_writes_both_files(photo: Any) -> None:
         ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
         ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
-        ({"run": "full-9"}, r"full-9\.safetensors: no such weights"),
+        ({"run": "full-9"}, r"full-9/weights\.safetensors: no such weights"),
         ({"run": "half-0"}, "no variant 'half'"),
     ],
 )

@@ -13,7 +13,7 @@ from wimfris.runs.records import read_records
 
 def test_gallery_shows_good_median_and_worst(trained: Any) -> None:
     settings = trained.params().settings()
-    records = read_records(trained.runs / "records" / "full-0.parquet")
+    records = read_records(trained.files().records)
     index = read_index(trained.runs / "index" / "index.parquet")
     examples = gallery_examples(settings, "full-0", records, index, source_images(settings), "val", count=2)
     assert [example.label for example in examples] == ["good", "good", "median", "median", "worst", "worst"]

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from wimfris.cli.app import evaluate
+from wimfris.cli.training import evaluate
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.measure.released_detris import detris_settings, released_detris

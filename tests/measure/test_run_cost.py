@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wimfris.cli.app import estimate as command
+from wimfris.cli.inspect import estimate as command
 from wimfris.data.counts import PUBLISHED
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
