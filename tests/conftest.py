@@ -50,7 +50,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report, README, parameters and studies as they are committed, whatever `make repro` has made of them since."""
+    """The report, README, parameters and studies as committed, whatever `make repro` has made of them since."""
     folder = tmp_path_factory.mktemp("committed")
     names = ["README.md", "params.yaml", "reports", "studies"]
     archive = subprocess.run(["git", "archive", "HEAD", *names], cwd=ROOT, capture_output=True, check=False)
