@@ -1,4 +1,4 @@
-"""What the backends agree on: how long a chunk of tokens is, and how a tensor's tokens lie in memory."""
+"""The chunk lengths and the memory layout that the backends share."""
 
 from torch import Tensor
 

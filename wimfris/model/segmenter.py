@@ -25,7 +25,7 @@ class Output:
 def padding_after(token_ids: Tensor, end_token: int) -> Tensor:
     """Return True at every position after the first end-of-text token: (B, L) -> (B, L) bool.
 
-    The padding id 0 cannot tell: it is also one of CLIP's word pieces.
+    The padding id 0 does not mark padding: it is also one of CLIP's word pieces.
     """
     ended = (token_ids == end_token).cumsum(dim=1) > 0
     return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)

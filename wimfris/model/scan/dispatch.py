@@ -64,10 +64,10 @@ class Block(Protocol):
     backend: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Sequences (batch, L, C) -> (batch, L, C)."""
+        """Run over sequences: (batch, L, C) -> (batch, L, C)."""
 
     def forward_windows(self, tokens: Tensor, text: Tensor, cells: Tensor) -> Tensor:
-        """The same over the windows of a map, by kernels that read them from it; see `Mamba.forward_windows`."""
+        """Run over the windows of a map, by kernels that read them from it; see `Mamba.forward_windows`."""
 
 
 def scan_windows(
