@@ -102,7 +102,10 @@ def test_values_that_hold_for_all_trials(params: Params) -> None:
         ({"loss": {"dice": {"kind": "real", "low": 0.0, "high": 1.0, "log": True}}}, "mine.loss.dice: .*above 0"),
         ({"loss": {"dice": {"kind": "real", "low": 0.0}}}, "mine.loss.dice.high: field required"),
         ({"loss": {"dice": {"kind": "real", "low": -1.0, "high": 1.0}}}, "mine: loss.dice -1.0 is invalid: "),
-        ({"loss": {"bad": {"kind": "real", "low": 0.0, "high": 1.0}}}, "mine: loss.bad 0.0 is invalid: unknown key loss.bad"),
+        (
+            {"loss": {"bad": {"kind": "real", "low": 0.0, "high": 1.0}}},
+            "mine: loss.bad 0.0 is invalid: unknown key loss.bad",
+        ),
         ({"loss": {"dice": {"kind": "layers", "least": 1, "most": 2}}}, "mine.loss.dice: kind layers does not fit"),
         (
             {"model": {"hmf": {"window": {"kind": "choice", "of": [4, 16]}}}},
