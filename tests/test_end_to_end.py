@@ -25,7 +25,7 @@ from wimfris.data.refer import annotation_files, images_folder, read_refer
 from wimfris.metrics import summarise
 from wimfris.runs.records import read_records
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("original_tests", ROOT / "tests" / "encoders" / "test_original.py")

@@ -142,7 +142,7 @@ def test_the_command_writes_both_files(photo: Any) -> None:
         ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
         ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
-        ({"run": "full-9"}, r"full-9/weights\.safetensors: no such weights"),
+        ({"run": "full-2"}, r"full-2/weights\.safetensors: no such weights"),
         ({"run": "half-0"}, "no variant 'half'"),
     ],
 )

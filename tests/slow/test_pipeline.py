@@ -1,4 +1,4 @@
-"""The pipeline by real DVC, at scale smoke. `make test` runs this file."""
+"""The pipeline by real DVC, at scale smoke. `make test-slow` runs this file."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 RUNS = ("full-0", "none-0")
 Shell = Callable[..., str]
 
