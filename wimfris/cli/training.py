@@ -201,7 +201,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where mask and overlay go.")] = Path(),
 ) -> None:
     """Write the mask of the object that the sentence names, and the picture with the mask laid over it."""
-    from wimfris.data.dataset import read_image
+    from wimfris.data.images import read_image
     from wimfris.inference.predict import Predictor, write_prediction
 
     if not image.is_file():
