@@ -49,7 +49,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        target = f", a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else ""
+        target = f", a link to {path.readlink()}, which does not exist" if path.is_symlink() else ""
         raise UserError(f"{path}: missing{target}") from None
     except OSError as error:
         raise UserError(f"{path}: unreadable ({error.strerror})") from None
