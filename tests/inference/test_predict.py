@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from wimfris.cli.app import app
-from wimfris.data.dataset import read_image
+from wimfris.data.images import read_image
 from wimfris.data.index import decode_mask, read_index
 from wimfris.data.source import source_images
 from wimfris.errors import UserError

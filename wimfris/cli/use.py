@@ -93,13 +93,11 @@ def export(
 
 
 def _predict(predictor: "Predictor", image: Path, text: str, out: Path) -> None:
-    from wimfris.data.dataset import read_image
+    from wimfris.data.images import read_image
     from wimfris.inference.overlay import write_prediction
 
-    if not image.is_file():
-        raise UserError(f"--image {image}: no such file")
     paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
-    picture = read_image(image)
+    picture = read_image(image, orient=True)
     mask = predictor(picture, text)
     if unread := predictor.unread(text):
         print(f"the sentence is too long for the model; not read: {unread}", file=sys.stderr)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wimfris.data.dataset import read_image
+from wimfris.data.images import read_image
 from wimfris.data.index import write_index
 from wimfris.data.refer import images_folder, read_refer
 from wimfris.data.scenes import draw_scene, write_scenes

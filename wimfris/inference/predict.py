@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import ValidationError
 
-from wimfris.data.dataset import read_image
+from wimfris.data.images import read_image
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import ClipTokenizer, Tokenizer
 from wimfris.encoders.load import (
@@ -200,13 +200,13 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
     def __call__(self, image: np.ndarray | str | Path, sentence: str) -> np.ndarray:
         """Return the mask (H, W) bool of a sentence in an image: a file, or RGB (H, W, 3) uint8.
 
-        The image is letterboxed as in training. Raises UserError for an image that cannot be read, an empty sentence,
+        The image is letterboxed as in training; a file is turned by its EXIF orientation. Raises UserError for an image that cannot be read, an empty sentence,
         and a word that the tokenizer does not know.
         """
         if not sentence.strip():
             raise UserError("the sentence is empty; name the object, for example: the red circle")
         if not isinstance(image, np.ndarray):
-            image = read_image(Path(image))
+            image = read_image(Path(image), orient=True)
         size, protocol = self.settings.data.image_size, PROTOCOLS["cris"]
         token_ids = torch.from_numpy(self.tokenizer.encode(sentence))[None]
         logits = self.segmenter(torch.from_numpy(protocol.image(image, size))[None], token_ids).logits

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import cv2
 import numpy as np
 
+from wimfris.data.images import decode_image
 from wimfris.data.tokens import WordTokenizer
 from wimfris.errors import UserError
 from wimfris.inference.demo import enlarged, shipped_scenes
@@ -82,7 +83,7 @@ def _handler(predictor: Predictor) -> type[BaseHTTPRequestHandler]:
             try:
                 if not content:
                     content = _scene(fields.get("scene", "")).read_bytes()
-                image = decode_image(content, "the image", orient=True)
+                image = decode_image(content, Path("the image"), orient=True)
                 with lock:
                     mask = predictor(image, sentence)
             except UserError as error:
