@@ -200,8 +200,8 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
     def __call__(self, image: np.ndarray | str | Path, sentence: str) -> np.ndarray:
         """Return the mask (H, W) bool of a sentence in an image: a file, or RGB (H, W, 3) uint8.
 
-        The image is letterboxed as in training; a file is turned by its EXIF orientation. Raises UserError for an image that cannot be read, an empty sentence,
-        and a word that the tokenizer does not know.
+        The image is letterboxed as in training; a file is turned by its EXIF orientation. Raises UserError for an image
+        that cannot be read, an empty sentence, and a word that the tokenizer does not know.
         """
         if not sentence.strip():
             raise UserError("the sentence is empty; name the object, for example: the red circle")
