@@ -174,7 +174,7 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
         hashes = {f"{name}_encoder": value for name, value in self.segmenter.encoders.items()}
         save_weights(self.segmenter.trained_state(), hashes, folder / WEIGHTS)
         config = self.facts | {"settings": self.settings.model_dump(mode="json")}
-        write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
         write_text(folder / "README.md", str(self.generate_model_card()) + "\n")
 
     def _save_encoders(self, folder: Path) -> None:
