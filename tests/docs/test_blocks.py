@@ -15,7 +15,9 @@ def evidence(committed: Path) -> Evidence:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_committed_pages_are_those_of_the_committed_evidence(committed: Path, evidence: Evidence, page: str) -> None:
+def test_the_committed_pages_are_those_of_the_committed_evidence(
+    committed: Path, evidence: Evidence, page: str
+) -> None:
     text = (committed / page).read_text(encoding="utf-8")
     assert text.count("<!-- generated: ") == text.count("<!-- end -->") > 0
     assert fill(text, evidence) == text, "run `wimfris docs` and commit the page"

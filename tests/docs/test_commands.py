@@ -5,7 +5,6 @@ clone at scale smoke (marked long), or only checked, with the reason.
 """
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wimfris.cli.app import app
+from wimfris.results.studies import load_study
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -310,13 +310,7 @@ def run_study(path: Path, arguments: list[str]) -> int:
     from wimfris.cli import search, study
 
     with pytest.raises(SystemExit) as stop:
-        if path.stem == "search":
-            search.main(arguments)
-        spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        study.main(module.STUDY, arguments)
+        search.main(arguments) if path.stem == "search" else study.main(load_study(path.stem, path.parent), arguments)
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
@@ -370,7 +364,12 @@ def section(heading: str, language: str) -> str:
 @pytest.mark.long
 def test_the_commands_run_in_a_clone(clone: Path, tmp_path: Path) -> None:
     values = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    values |= {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    values |= {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", "")])
     values |= {"PATH": path, "COLUMNS": "200", "PYTHONPATH": str(clone)}
     (clone / "installed").touch()
@@ -394,5 +393,3 @@ def test_every_shell_block_is_called_sh() -> None:
     """Another name would escape these tests."""
     names = {language for page in PAGES for language, _ in FENCE.findall(page.read_text(encoding="utf-8"))}
     assert names <= {"sh", "python", "yaml"}
-
-

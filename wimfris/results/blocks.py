@@ -1,7 +1,7 @@
 """Generated blocks of README.md and docs/: numbers and verdicts from the committed evidence.
 
-A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. `wimfris docs` writes all of them. Verdicts are those
-of reports/claims.md alone, so that a text never states two verdicts on one comparison.
+A block lies between `<!-- generated: NAME -->` and `<!-- end -->`. `wimfris docs` writes all of them. Verdicts are
+those of reports/claims.md alone, so that a text never states two verdicts on one comparison.
 """
 
 import re
@@ -139,7 +139,10 @@ def _in_words(evidence: Evidence) -> str:
     for kind in sorted(kinds, key=[*_ORDER, *kinds].index):
         item = f"- **{kind}** ({len(kinds[kind])}): {'; '.join(kinds[kind])}."
         lines += textwrap.wrap(item, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    lines += ["", f"*Undecided* does not mean that there is no effect. These results are of scale {scale}. {NOT_THE_PAPER}"]
+    lines += [
+        "",
+        f"*Undecided* does not mean that there is no effect. These results are of scale {scale}. {NOT_THE_PAPER}",
+    ]
     return "\n".join(lines)
 
 
@@ -227,8 +230,12 @@ def scan(evidence: Evidence) -> str:
     runs = pd.read_csv(evidence.root / "benchmarks" / "scan_cpu.csv")
     runs = runs[(runs["backend"] == "cpu") & (runs["what"] == "scan") & (runs["pass"] == "forward + backward")]
     rows = [
-        (str(dtype), str(threads), *(f"{part['loop_over_this'].agg(end):.1f}" for end in ("min", "max")))
-        + (f"{part['peak_over_io'].max():.1f}",)
+        [
+            str(dtype),
+            str(threads),
+            *(f"{part['loop_over_this'].agg(end):.1f}" for end in ("min", "max")),
+            f"{part['peak_over_io'].max():.1f}",
+        ]
         for (dtype, threads), part in runs.groupby(["dtype", "threads"], sort=False)
     ]
     return _table(("type", "threads", "slowest case", "fastest case", "peak memory / inputs and outputs"), rows)
@@ -238,8 +245,11 @@ def trained(evidence: Evidence) -> str:
     """Return the results of the full model trained with two scan backends."""
     runs = pd.read_csv(evidence.root / "benchmarks" / "trained_cpu.csv")
     rows = [
-        (str(backend), *(f"{value:.1f}" for value in part.sort_values("seed")["val_miou"]))
-        + tuple(f"{part[f'val_{metric}'].mean():.1f}" for metric in _SHORT)
+        [
+            str(backend),
+            *(f"{value:.1f}" for value in part.sort_values("seed")["val_miou"]),
+            *(f"{part[f'val_{metric}'].mean():.1f}" for metric in _SHORT),
+        ]
         for backend, part in runs.groupby("scan")
     ]
     seeds = [f"mIoU, seed {seed}" for seed in sorted(runs["seed"].unique())]
@@ -254,18 +264,17 @@ def example(evidence: Evidence) -> str:
     family = sum(len(evidence.comparisons(row["claim"])) for row in evidence.claims())
     val = evidence.table("core").query("split == 'val'").set_index("variant")
     ours, theirs = (f"{100 * val.at[variant, 'miou']:.1f}" for variant in ("full", rival))
+    these, any_seed = row["these seeds"], row["any seed"]
     columns = ("comparison", "ΔmIoU", "these seeds", "any seed", "p, Holm", "images", "sentences", "seeds")
-    return "\n".join(
-        [
-            _table(columns, [[row[column] for column in columns]]),
-            "",
-            f"1. The mIoU of `full` is {ours}, that of `{rival}` is {theirs}. The difference is {row['ΔmIoU']} points.",
-            f"2. *These seeds* {_side_of_zero(row['these seeds'])}: {row['these seeds']}. It compares these trained networks on other images.",
-            f"3. *Any seed* {_side_of_zero(row['any seed'])}: {row['any seed']}. It compares networks that are trained from other seeds.",
-            f"4. The claims make {family} comparisons. Holm's correction over all of them gives p = {row['p, Holm']}.",
-            f"5. The verdict is **{summary['verdict'].rpartition(': ')[2]}**: p must be below 0.05.",
-        ]
+    steps = (
+        f"The mIoU of `full` is {ours}, that of `{rival}` is {theirs}. The difference is {row['ΔmIoU']} points.",
+        f"*These seeds* {_side_of_zero(these)}: {these}. It compares these trained networks on other images.",
+        f"*Any seed* {_side_of_zero(any_seed)}: {any_seed}. It compares networks that are trained from other seeds.",
+        f"The claims make {family} comparisons. Holm's correction over all of them gives p = {row['p, Holm']}.",
+        f"The verdict is **{summary['verdict'].rpartition(': ')[2]}**: p must be below 0.05.",
     )
+    lines = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+    return "\n".join([_table(columns, [[row[column] for column in columns]]), "", *lines])
 
 
 def _side_of_zero(interval: str) -> str:
