@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # The stages of dvc.yaml call `python` and `wimfris` by name: they must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo check test test-slow lint repro verify repository
+.PHONY: help setup demo check test test-slow lint docs repro verify repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -46,6 +46,9 @@ lint: setup ## linter, formatter check and type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup ## build the documentation site in site/, with all links checked
+	$(BIN)/mkdocs build --strict --quiet
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \

@@ -156,4 +156,12 @@ def promote(
     print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({runs})")
 
 
-VERBS = (evidence, gather, study, tables, figures, page, report, reproduction, release, promote)
+def docs() -> None:
+    """Write the generated blocks of README.md and docs/ from the committed evidence."""
+    from wimfris.results.blocks import PAGES, write_blocks
+
+    changed = write_blocks()
+    print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
+
+
+VERBS = (evidence, gather, study, tables, figures, page, report, reproduction, release, promote, docs)
