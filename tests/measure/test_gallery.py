@@ -10,6 +10,8 @@ from wimfris.measure.gallery import gallery_examples
 from wimfris.metrics import ious
 from wimfris.runs.records import read_records
 
+pytestmark = pytest.mark.slow
+
 
 def test_gallery_shows_good_median_and_worst(trained: Any) -> None:
     settings = trained.params().settings()
