@@ -5,7 +5,7 @@ we read it). The last table is the paper's: all published figures, and beside ea
 scales gave. A dash is a gap: nobody has stated the figure, or we have not run it.
 
     python studies/comparison.py                # 7 runs at scale tiny, 3 of them the core's: 25 minutes on 2 cores
-    python studies/comparison.py --scale base   # the paper's scale: a GPU and COCO's images, see the README
+    python studies/comparison.py --scale base   # the paper's scale: a GPU and COCO's images, see docs/paper_scale.md
 """
 
 import pandas as pd
