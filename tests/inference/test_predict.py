@@ -20,6 +20,8 @@ from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import load_weights, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_prediction_agrees_with_the_records(trained: Any) -> None:
     settings = trained.params().settings()

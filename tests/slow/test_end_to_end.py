@@ -1,4 +1,7 @@
-"""The whole pipeline under DVC, in a clean clone at scale smoke: what a newcomer gets from `dvc repro`."""
+"""The whole pipeline under DVC, in a clean clone at scale smoke: what a newcomer gets from `dvc repro`.
+
+`make test-slow` runs this file.
+"""
 
 import copy
 import importlib.util

@@ -152,9 +152,9 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
     fresh = _read_folders(folders)
     if files.records.is_file():
         before = _read(files)
-        kept = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
+        others = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
         fresh = Evidence(
-            *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(kept), _frames(fresh), strict=True))
+            *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(others), _frames(fresh), strict=True))
         )
     _write(files, fresh)
     return files, list(folders)

@@ -48,7 +48,6 @@ QUANTILES = {"90th percentile": 0.9, "median": 0.5, "10th percentile": 0.1, "low
 _PUBLISHED_SCALE = "base"
 _MARKERS = "os^DvPX"  # distinguish runs without colour
 _STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.frameon": False, "grid.color": "0.9"}
-_COLOURS = 128  # of a PNG's palette
 _POINTS = 200  # of a loss curve: more are indistinguishable on the page
 _PREDICTION = (0.8, 0.0, 0.55)  # a magenta that is rare in photographs and in the built-in scenes
 _TINT = 0.4  # the opacity of a prediction: the object's own colour, which the sentence may name, stays recognisable
@@ -232,7 +231,7 @@ def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
         yield figure
         drawn = BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
-    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
         picture.save(temporary, format="png", optimize=True)
 
