@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wimfris.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -39,3 +41,15 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises UserError, in one line, if it is missing or cannot be read."""
+    path = Path(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        target = f", a link to {path.readlink()}, which does not exist" if path.is_symlink() else ""
+        raise UserError(f"{path}: missing{target}") from None
+    except OSError as error:
+        raise UserError(f"{path}: unreadable ({error.strerror})") from None

@@ -67,7 +67,7 @@ def test_all_images_at_fault_are_listed(objects: list[ReferredObject], images: P
     frame, table, problems = index.build_index(objects, images)
     assert len(frame) == len(objects)
     assert table["file_name"].tolist() == [path.name for path in paths[4:]]
-    faults = ("missing", "damaged or truncated", "damaged or truncated", "image is 7x9 pixels")
+    faults = ("missing", "damaged or truncated", "not a JPEG", "image is 7x9 pixels")
     for path, problem, fault in zip(paths[:4], problems, faults, strict=True):
         assert problem.startswith(f"{path}: {fault}")
     report = tmp_path / "index" / "problems.txt"
@@ -87,9 +87,11 @@ def test_a_jpeg_truncated_anywhere_is_detected(images: Path) -> None:
         width, height = image.size
     for length in [0, *range(1, len(whole), 211), *range(len(whole) - 20, len(whole))]:
         path.write_bytes(whole[:length])
-        assert isinstance(index.check_image(path, width, height), str), f"{length} of {len(whole)} bytes pass"
+        assert isinstance(index.check_image(path.parent, path.name, width, height), str), (
+            f"{length} of {len(whole)} bytes pass"
+        )
     path.write_bytes(whole)
-    assert isinstance(index.check_image(path, width, height), dict)
+    assert isinstance(index.check_image(path.parent, path.name, width, height), dict)
 
 
 def test_a_file_that_is_not_an_index_is_named(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from wimfris.cli.app import app
-from wimfris.data.dataset import read_image
+from wimfris.data.images import read_image
 from wimfris.data.index import decode_mask, read_index
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.inference.predict import OVERLAY, Predictor, write_prediction
+from wimfris.inference.overlay import OVERLAY, write_prediction
+from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import load_weights, save_weights
 

@@ -5,30 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from wimfris.data.images import read_image
 from wimfris.data.index import decode_mask
 from wimfris.data.letterbox import letterbox_image, letterbox_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 
 CONTROL_SEED = 0  # of the image order in `shuffled_sentences`
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8 RGB, without EXIF rotation, which COCO's annotations ignore too.
-
-    Raises UserError if the file is missing or not an image.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise UserError(f"{path}: missing or not an image; `dvc repro -f prepare` checks all images")
-    return np.ascontiguousarray(image[..., ::-1])
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,22 @@ stay in place; later stages depend on their sizes and checksums.
 """
 
 import hashlib
-import io
-import struct
+import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from rich.progress import track
 
+from wimfris.data.images import decode_image
 from wimfris.data.refer import ReferredObject, images_folder
 from wimfris.data.rle import decode_rle, pairwise_iou
 from wimfris.errors import UserError
-from wimfris.files import replacing
+from wimfris.files import read_bytes, replacing
 
 INDEX_COLUMNS: Mapping[str, str] = {
     "dataset": "str",
@@ -49,19 +49,6 @@ IMAGE_COLUMNS: Mapping[str, str] = {
 }
 LIST_COLUMNS = ("sentences", "sent_ids", "kinds")
 
-# Pillow raises these on truncated files and on files that are not images.
-_DAMAGED_IMAGE = (
-    Image.DecompressionBombError,
-    EOFError,
-    LookupError,
-    OSError,
-    OverflowError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-
 
 def write_index(objects: Sequence[ReferredObject], root: Path, folder: Path) -> pd.DataFrame:
     """Check the images of these objects, write index.parquet and images.parquet to `folder`, and return the index.
@@ -87,39 +74,42 @@ def build_index(objects: Sequence[ReferredObject], images_dir: Path) -> tuple[pd
     names = sorted(sizes)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
-    with ThreadPoolExecutor() as pool:  # hashing and decoding release the interpreter's lock
-        results = pool.map(lambda name: check_image(Path(images_dir) / name, *sizes[name]), names)
-        for result in track(results, description="checking images", total=len(names), transient=True):
-            if isinstance(result, str):
-                problems.append(result)
-            else:
-                rows.append(result)
+    # Processes and not threads, because the decoder captures stderr, which all threads of a process share.
+    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        files = ((Path(images_dir), name, *sizes[name]) for name in names)
+        results = pool.map(check_image, *zip(*files, strict=True), chunksize=16)
+        try:
+            for result in track(results, description="checking images", total=len(names), transient=True):
+                if isinstance(result, str):
+                    problems.append(result)
+                else:
+                    rows.append(result)
+        except BrokenProcessPool:
+            raise UserError(
+                f"{images_dir}: a process that decodes images was killed, probably for lack of memory; free memory and "
+                "run the command again"
+            ) from None
     index = pd.DataFrame([_index_row(o) for o in objects], columns=list(INDEX_COLUMNS))
     images = pd.DataFrame(rows, columns=list(IMAGE_COLUMNS))
     return index.astype(dict(INDEX_COLUMNS)), images.astype(dict(IMAGE_COLUMNS)), problems
 
 
-def check_image(path: Path, width: int, height: int) -> dict[str, Any] | str:
-    """Return one row of `IMAGE_COLUMNS` for an image file, or one line that says what is wrong with it.
+def check_image(folder: Path, name: str, width: int, height: int) -> dict[str, Any] | str:
+    """Return one row of `IMAGE_COLUMNS` for the file `folder`/`name`, or one line that says what is wrong with it.
 
-    The file is decoded to its end, because a truncated download has an intact JPEG header.
+    The file is decoded to its end: a truncated or damaged JPEG has an intact header.
     """
+    path = folder / name
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return f"{path}: missing"
-    except OSError as error:
-        return f"{path}: unreadable ({error.strerror})"
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            size = image.size
-    except _DAMAGED_IMAGE as error:
-        return f"{path}: damaged or truncated ({' '.join(str(error).split())})"
+        content = read_bytes(path)
+        image = decode_image(content, path)
+    except UserError as error:
+        return str(error)
+    size = image.shape[1::-1]
     if size != (width, height):
         return f"{path}: image is {size[0]}x{size[1]} pixels, annotations say {width}x{height}"
     checksum = hashlib.sha256(content).hexdigest()
-    return {"file_name": path.name, "bytes": len(content), "sha256": checksum, "width": width, "height": height}
+    return {"file_name": name, "bytes": len(content), "sha256": checksum, "width": width, "height": height}
 
 
 def report_problems(problems: Sequence[str], path: Path) -> None:
@@ -130,8 +120,7 @@ def report_problems(problems: Sequence[str], path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(problems) + "\n", encoding="utf-8")
-    first = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-    raise UserError(f"{len(problems)} images cannot be used: {first} (full list: {path}); download these files again")
+    raise UserError(f"{len(problems)} images cannot be used, for example {problems[0]} (all of them: {path})")
 
 
 def chance_iou(target: str, image_masks: Sequence[str], height: int, width: int) -> float:

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wimfris.data.dataset import Case, read_image
+from wimfris.data.dataset import Case
+from wimfris.data.images import read_image
 from wimfris.data.index import decode_mask
 from wimfris.inference.predict import Predictor
 from wimfris.metrics import ious

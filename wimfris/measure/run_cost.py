@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from wimfris.data.counts import PUBLISHED
-from wimfris.data.dataset import read_image
+from wimfris.data.images import read_image
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
 from wimfris.data.protocol import PROTOCOLS
