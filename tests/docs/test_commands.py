@@ -38,6 +38,8 @@ VERBS: Any = typer.main.get_command(app)
 IN_PROCESS = {
     'wimfris predict --image photo.png --text "the red circle"': {0},
     "wimfris export full-0 --out exported": {0},
+    "wimfris export full-0 --out exported --encoders": {0},
+    'wimfris predict --model exported --image photo.png --text "the red circle"': {0},
     "wimfris data audit": {0},
     "wimfris data check --data all": {1},
     "wimfris ceiling": {0},
@@ -280,6 +282,8 @@ def user(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) for c in IN_PROCESS])
 def test_a_command_runs(command: str, user: Path) -> None:
     words = shlex.split(command)[1:]
+    if "--model" in words:
+        assert CliRunner().invoke(app, ["export", "full-0", "--out", "exported"]).exit_code == 0
     result = CliRunner().invoke(app, words)
     assert result.exit_code in IN_PROCESS[command], f"{result.output}\n{result.exception!r}"
 
