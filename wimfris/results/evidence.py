@@ -131,7 +131,9 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
     _write(files, _read_folders(folders))
-    metrics = {str(run): json.loads(RunFiles(folder).metrics.read_text()) for run, folder in folders.items()}
+    metrics = {
+        str(run): json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8")) for run, folder in folders.items()
+    }
     write_text(files.metrics, json.dumps(metrics, indent=1) + "\n")
     return files
 
