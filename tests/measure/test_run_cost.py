@@ -16,6 +16,8 @@ from wimfris.measure.parameters import count
 from wimfris.measure.run_cost import StepTimes, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 from wimfris.settings.schema import MIXED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,9 +13,9 @@ from matplotlib.image import imread
 
 from wimfris.errors import UserError
 from wimfris.results.figures import (
-    LABELS,
     LOSSES,
     PUBLISHED_EMPHASIS,
+    QUANTILES,
     Example,
     emphasis,
     gallery,
@@ -50,7 +50,7 @@ def log(seed: int, layers: tuple[int, ...] = (1, 3, 5), epochs: int = 3, steps: 
 def examples(**changes: Any) -> list[Example]:
     random = np.random.default_rng(0)
     made = []
-    for index, label in enumerate(LABELS):
+    for index, label in enumerate(QUANTILES):
         height, width = 16 + 4 * index, 20
         target = np.zeros((height, width), bool)
         target[3:9, 4:12] = True
@@ -167,7 +167,7 @@ def test_the_papers_ranges_are_the_published_ones() -> None:
 
 
 def test_texts_of_the_gallery_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None:
-    shown = [*examples(), *examples(label="good"), *examples(label="worst", sentence="")]
+    shown = [*examples(), *examples(label="90th percentile"), *examples(label="lowest", sentence="")]
     gallery(shown, tmp_path / "gallery.png")
     (figure,) = drawn
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -180,7 +180,7 @@ def test_texts_of_the_gallery_do_not_overlap(tmp_path: Path, drawn: list[Figure]
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
     titles = [axis.get_title() for axis in figure.axes]
     assert any("$5" in title for title in titles) and "(no sentence)" in titles
-    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == list(LABELS)
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == list(QUANTILES)
 
 
 def test_the_gallery_keeps_pixels_crisp(tmp_path: Path) -> None:

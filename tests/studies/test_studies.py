@@ -52,10 +52,10 @@ def test_a_study_names_what_exists(name: str) -> None:
         assert len({(row.block, row.label) for row in family.rows}) == len(family.rows)
 
 
-def test_every_variant_is_in_a_study_or_promoted_from_a_search() -> None:
-    params = read_params(ROOT / "params.yaml")
+def test_every_variant_is_in_a_study_or_promoted_from_a_search(committed: Path) -> None:
+    params = read_params(committed / "params.yaml")
     used = {variant for name in NAMES for variant in study(name).variants}
-    searches = [load_evidence(path) for path in (ROOT / "reports" / "search").glob("*/*.json")]
+    searches = [load_evidence(path) for path in (committed / "reports" / "search").glob("*/*.json")]
     assert used | promoted(params, searches).keys() == params.variants.keys() | params.extended.keys()
 
 

@@ -96,6 +96,8 @@ def _predict(predictor: "Predictor", image: Path, text: str, out: Path) -> None:
     from wimfris.data.images import read_image
     from wimfris.inference.overlay import write_prediction
 
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: not a folder; name another one")
     paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
     picture = read_image(image, orient=True)
     mask = predictor(picture, text)

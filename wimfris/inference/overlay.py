@@ -8,19 +8,22 @@ import numpy as np
 from wimfris.errors import UserError
 from wimfris.files import replacing
 
-OVERLAY = np.array([204, 0, 140])  # RGB colour of a prediction
+OUTLINE = (255, 64, 200)  # RGB
+DIMMED = 0.4  # brightness outside the mask
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the RGB image (H, W, 3) uint8 with the mask (H, W) bool tinted and outlined."""
-    tinted = np.where(mask[..., None], 0.5 * image + 0.5 * OVERLAY, image).astype(np.uint8)
+    """Return the RGB image (H, W, 3) uint8 with the mask (H, W) bool outlined and everything else dimmed."""
+    if not mask.any():
+        return image.copy()
+    drawn = np.where(mask[..., None], image, DIMMED * image).astype(np.uint8)
     outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(tinted, outline, -1, OVERLAY.tolist(), max(1, round(min(image.shape[:2]) / 300)))
-    return tinted
+    cv2.drawContours(drawn, outline, -1, OUTLINE, max(1, round(min(image.shape[:2]) / 150)))
+    return drawn
 
 
 def write_prediction(image: np.ndarray, mask: np.ndarray, mask_path: Path, overlay_path: Path) -> None:
-    """Write the mask as a black and white PNG, and the image with the mask tinted and outlined."""
+    """Write the mask as a black and white PNG, and the image with the mask outlined and the rest dimmed."""
     for path, picture in (
         (mask_path, mask.astype(np.uint8) * 255),
         (overlay_path, draw_overlay(image, mask)[..., ::-1]),

@@ -1,7 +1,7 @@
 """Triton's kernels against the plain loop in float64: compiled where there is a GPU, else by Triton's interpreter.
 
 The interpreter must be switched on before Triton is first imported, and torch may import it. So without a GPU the tests
-of this file run in a process of their own.
+of this file run in a process of their own: those marked `long` by `make test-slow`, the others by `make test`.
 """
 
 import importlib.util
@@ -28,7 +28,8 @@ from wimfris.model.scan import causal_conv_silu  # noqa: E402
 from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="see the last test")
-_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
+pytestmark = pytest.mark.slow
+_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).parents[1] / "kernels" / "test_fused.py")
 assert _spec and _spec.loader
 fused = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fused)
@@ -350,10 +351,10 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
             assert counted.memory < 3 * 16 * (2 * tokens + 1) * 5
 
 
-@pytest.mark.slow  # two minutes
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests above run in this process")
-def test_all_of_these_by_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize("part", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_these_by_the_interpreter(part: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, __file__]
     process = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
     assert " passed" in process.stdout
