@@ -268,19 +268,29 @@ def test_a_command_in_a_sentence_exists(command: str) -> None:
 # --- runs in this process ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a trained run and a picture, as the working directory."""
-    folder = tmp_path / "project"
-    shutil.copytree(trained_folder, folder)
-    monkeypatch.chdir(folder)
+def user_folder(source: Path, folder: Path) -> Path:
+    """Copy a project folder, and add the studies and a picture."""
+    shutil.copytree(source, folder)
     shutil.copytree(ROOT / "studies", folder / "studies", ignore=shutil.ignore_patterns("__pycache__"))
-    Image.new("RGB", (64, 48), "red").save("photo.png")
+    Image.new("RGB", (64, 48), "red").save(folder / "photo.png")
     return folder
 
 
+@pytest.fixture
+def user(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project folder with a trained run and a picture, as the working directory."""
+    monkeypatch.chdir(user_folder(trained_folder, tmp_path / "project"))
+
+
+@pytest.fixture
+def untrained(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project folder without runs, as the working directory."""
+    monkeypatch.chdir(user_folder(smoke_folder, tmp_path / "project"))
+
+
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) for c in IN_PROCESS])
-def test_a_command_runs(command: str, user: Path) -> None:
+@pytest.mark.usefixtures("user")
+def test_a_command_runs(command: str) -> None:
     words = shlex.split(command)[1:]
     if "--model" in words:
         assert CliRunner().invoke(app, ["export", "full-0", "--out", "exported"]).exit_code == 0
@@ -289,14 +299,15 @@ def test_a_command_runs(command: str, user: Path) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(DRY))
-def test_a_command_dry_runs(command: str, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("untrained")
+def test_a_command_dry_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = shlex.split(command)
     words += [] if "--dry-run" in words else ["--dry-run"]
     if program == "wimfris":
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
         return
-    assert run_study(user / words[0], words[1:]) == 0, capsys.readouterr().err
+    assert run_study(Path(words[0]), words[1:]) == 0, capsys.readouterr().err
 
 
 def run_study(path: Path, arguments: list[str]) -> int:
@@ -325,6 +336,7 @@ def clone(tmp_path: Path) -> Path:
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
     content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}}
+    content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder
 
