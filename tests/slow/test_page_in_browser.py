@@ -27,7 +27,8 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage
 RUNS_OUT = """
 const width = document.documentElement.clientWidth;
 return [...document.querySelectorAll('main *, nav *')]
-  .filter(e => e.getClientRects().length && !e.closest('.scroll, .picture') && e.getBoundingClientRect().right > width + 1)
+  .filter(e => e.getClientRects().length && !e.closest('.scroll, .picture'))
+  .filter(e => e.getBoundingClientRect().right > width + 1)
   .map(e => e.outerHTML.slice(0, 80));
 """
 REGIONS = """
