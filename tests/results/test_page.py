@@ -58,6 +58,7 @@ def test_every_table_has_a_caption_and_a_named_region(page: BeautifulSoup) -> No
     assert tables and all(table.caption and table.caption.text.strip() for table in tables)
     regions = [table.parent for table in tables]
     assert all(region["role"] == "region" and region["tabindex"] == "0" for region in regions)
+    assert len({region["aria-label"] for region in regions}) == len(regions)
     assert all(region["aria-label"] == table.caption.text for region, table in zip(regions, tables, strict=True))
     assert all(cell.get("scope") in ("row", "col", "rowgroup") for cell in page.find_all("th"))
 

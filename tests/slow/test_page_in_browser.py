@@ -27,11 +27,13 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage
 RUNS_OUT = """
 const width = document.documentElement.clientWidth;
 return [...document.querySelectorAll('main *, nav *')]
-  .filter(e => e.getClientRects().length && !e.closest('.scroll') && e.getBoundingClientRect().right > width + 1)
+  .filter(e => e.getClientRects().length && !e.closest('.scroll, .picture'))
+  .filter(e => e.getBoundingClientRect().right > width + 1)
   .map(e => e.outerHTML.slice(0, 80));
 """
 REGIONS = """
-const named = e => e.getAttribute('role') === 'region' && e.getAttribute('aria-label') && e.tabIndex === 0;
+const roles = ['region', 'group'];
+const named = e => roles.includes(e.getAttribute('role')) && e.getAttribute('aria-label') && e.tabIndex === 0;
 return [...document.querySelectorAll('body *')]
   .filter(e => e.scrollWidth > e.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
   .filter(e => !named(e)).map(e => e.outerHTML.slice(0, 80));
