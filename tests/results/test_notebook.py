@@ -49,11 +49,11 @@ def test_every_study_has_a_cell_of_its_own() -> None:
     assert max(source.count("\n") for source in cells) < 5
 
 
-def test_the_committed_notebook_has_outputs_and_is_small() -> None:
-    content = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+def test_the_committed_notebook_has_outputs_and_is_small(committed: Path) -> None:
+    content = nbformat.read(committed / NOTEBOOK, as_version=4)
     without = [cell.id for cell in content.cells if cell.cell_type == "code" and not cell.outputs]
     assert without == ["setup"]
-    assert (ROOT / NOTEBOOK).stat().st_size < 1.5e6
+    assert (committed / NOTEBOOK).stat().st_size < 1.5e6
 
 
 def test_missing_runs_are_named_by_variant() -> None:

@@ -201,7 +201,7 @@ def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + 600
     while True:
         saved = [path.name for path in (folder / ".checkpoints").glob("*/*") if path.name.isdigit()]
         if any(int(name) >= step for name in saved):
