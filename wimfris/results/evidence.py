@@ -285,6 +285,7 @@ def _is_current(params: Params, row: dict[Any, Any]) -> bool:
     try:
         values = json.loads(row["settings"])
         values["model"]["scan"] = settings.model.scan
-        return Settings.model_validate(values | {"group": settings.group}) == settings
+        recorded = Settings.model_validate(values | {"group": settings.group})
+        return recorded.model_dump() == settings.model_dump()
     except (KeyError, TypeError, ValueError):
         return False
