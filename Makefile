@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # The stages of dvc.yaml call `python` and `wimfris` by name: they must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup check test test-slow lint repro verify repository
+.PHONY: help setup demo check test test-slow lint docs repro verify repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -16,11 +16,15 @@ help: ## list the targets
 
 setup: $(STAMP) ## virtual environment in .venv and the pinned install; PYTHON=... names another interpreter (3.11 or newer)
 
+demo: setup ## try the shipped model: three scenes, its scores on val, what `make repro` adds; under 2 minutes
+	@$(BIN)/wimfris demo
+
 # `wimfris matrix` trains several runs at once and shows the table of `full` first; `dvc repro` records them and makes the report.
 repro: repository setup ## set up, train what is missing, make the report, print the results; JOBS=... sets the runs at once
 	$(BIN)/wimfris matrix $(if $(JOBS),--jobs $(JOBS))
 	$(BIN)/dvc repro
 	@$(BIN)/wimfris report
+	@$(BIN)/wimfris reproduction
 
 verify: repository setup ## train full-0 again without the store, compare it with the evidence; RUNS="full-0 none-1" names others
 	$(BIN)/wimfris verify $(foreach run,$(RUNS),--run $(run))
@@ -42,6 +46,9 @@ lint: setup ## linter, formatter check and type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup ## build the documentation site in site/, with all links checked
+	$(BIN)/mkdocs build --strict --quiet
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \

@@ -5,7 +5,7 @@ we read it). The last table is the paper's: all published figures, and beside ea
 scales gave. A dash is a gap: nobody has stated the figure, or we have not run it.
 
     python studies/comparison.py                # 7 runs at scale tiny, 3 of them the core's: 25 minutes on 2 cores
-    python studies/comparison.py --scale base   # the paper's scale: a GPU and COCO's images, see the README
+    python studies/comparison.py --scale base   # the paper's scale: a GPU and COCO's images, see docs/paper_scale.md
 """
 
 import pandas as pd
@@ -40,9 +40,9 @@ def table_2(records: pd.DataFrame, published: Published) -> Section:
         of_system = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
         of_system[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}
     rows = [
-        {"system": system, "figures": of}
-        | {f"{dataset} {split}": _cell(found.get((dataset, split), {})) for dataset, split in COLUMNS}
-        for (system, of), found in sorted(cells.items())
+        {"system": system, "figures": source}
+        | {f"{dataset} {split}": _cell(figures.get((dataset, split), {})) for dataset, split in COLUMNS}
+        for (system, source), figures in sorted(cells.items())
     ]
     note = f"mIoU / oIoU in percent. {DASH}: nothing trustworthy is known, or not run. Sources: published.csv."
     return Section("Every data set and split, published and ours", note, pd.DataFrame(rows), left=("system", "figures"))

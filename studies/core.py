@@ -1,7 +1,7 @@
 """What of the core is separated from the full model, and what stays open?
 
 Every core variant beside the full model, in one family of comparisons: the question of somebody who looks at all of
-them at once, as the README does. Each part's own study asks less at a time, and so can show smaller differences.
+them at once. Each part's own study asks less at a time, and so can show smaller differences.
 
     python studies/core.py      # 33 runs at scale tiny, all of the core: about an hour on 2 cores
 """

@@ -50,9 +50,9 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report, README, parameters and studies as committed, whatever `make repro` has made of them since."""
+    """The report, documentation, parameters and studies as committed, whatever `make repro` has made of them since."""
     folder = tmp_path_factory.mktemp("committed")
-    names = ["README.md", "params.yaml", "reports", "studies"]
+    names = ["README.md", "benchmarks", "docs", "params.yaml", "reports", "studies"]
     archive = subprocess.run(["git", "archive", "HEAD", *names], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:  # a downloaded zip is no repository
         for name in names:

@@ -32,24 +32,24 @@ def constraints() -> dict[str, str]:
 
 def imported() -> dict[str, set[str]]:
     """Top-level module, neither the standard library's nor our own -> the files of wimfris/ that import it."""
-    found: dict[str, set[str]] = {}
+    users: dict[str, set[str]] = {}
     for path in sorted((ROOT / "wimfris").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 names = [node.module]
             for module in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"wimfris"}:
-                found.setdefault(module, set()).add(str(path.relative_to(ROOT)))
-    return found
+                users.setdefault(module, set()).add(str(path.relative_to(ROOT)))
+    return users
 
 
 def files() -> list[Path]:
     """The files that git tracks or would add, relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if told.returncode:
-        pytest.skip("not a git repository, so nothing tells the project's files from others")
-    return [path for path in map(Path, filter(None, told.stdout.split("\0"))) if (ROOT / path).is_file()]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git repository, so that the project's files are not known")
+    return [path for path in map(Path, filter(None, listing.stdout.split("\0"))) if (ROOT / path).is_file()]
 
 
 def test_every_imported_package_is_a_declared_dependency() -> None:
@@ -94,16 +94,16 @@ def test_the_citation_is_the_papers() -> None:
 
 
 def test_no_file_names_a_folder_of_a_machine() -> None:
-    found = []
+    paths = []
     for path in files():
         text = (ROOT / path).read_bytes().decode("utf-8", errors="ignore")
-        found += [f"{path}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
-        found += [f"{path}: this checkout's own path"] * (len(ROOT.parts) > 2 and f"{ROOT}/" in text)
-    assert found == []
+        paths += [f"{path}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
+        paths += [f"{path}: this checkout's own path"] * (len(ROOT.parts) > 2 and f"{ROOT}/" in text)
+    assert paths == []
 
 
 @pytest.mark.parametrize("folder", ["home", "root", "work", "Users"])
-def test_a_machine_path_is_told_from_an_address(folder: str) -> None:
+def test_a_machine_path_differs_from_an_address(folder: str) -> None:
     inner = f"/{folder}/someone/file"
     assert MACHINE_PATH.search(f'open("{inner}")')
     assert MACHINE_PATH.search(f"see {inner}")

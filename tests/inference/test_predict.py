@@ -15,7 +15,8 @@ from wimfris.data.images import read_image
 from wimfris.data.index import decode_mask, read_index
 from wimfris.data.source import source_images
 from wimfris.errors import UserError
-from wimfris.inference.predict import OVERLAY, Predictor, write_prediction
+from wimfris.inference.overlay import DIMMED, OUTLINE, write_prediction
+from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import load_weights, save_weights
 
@@ -55,9 +56,9 @@ def test_written_mask_and_overlay(tmp_path: Path) -> None:
     written = cv2.imread(str(tmp_path / "new" / "m.png"), cv2.IMREAD_UNCHANGED)
     assert written is not None and ((written == 255) == mask).all() and set(np.unique(written)) == {0, 255}
     overlay = read_image(tmp_path / "new" / "o.png")
-    assert (overlay[0, 0] == 100).all()
-    assert (overlay[8, 14] == (100 + OVERLAY) // 2).all(), "tinted inside"
-    assert (overlay[5, 8] == OVERLAY).all(), "outlined"
+    assert (overlay[0, 0] == 100 * DIMMED).all(), "dimmed outside"
+    assert (overlay[8, 14] == 100).all(), "as it is inside"
+    assert (overlay[5, 8] == OUTLINE).all(), "outlined"
     assert (image == 100).all(), "the input is not changed"
 
 
@@ -138,12 +139,14 @@ def test_the_command_writes_both_files(photo: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": "absent.png"}, r"--image absent\.png: no such file"),
-        ({"image": "params.yaml"}, r"params\.yaml: .*not an image"),
+        ({"image": "absent.png"}, r"absent\.png: missing"),
+        ({"image": "params.yaml"}, r"params\.yaml: not a JPEG, PNG, WebP or BMP image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
         ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
         ({"run": "full-2"}, r"full-2/weights\.safetensors: no such weights"),
         ({"run": "half-0"}, "no variant 'half'"),
+        ({"text": "  "}, "the sentence is empty"),
+        ({"out": "photo.png"}, r"--out photo\.png: not a folder"),
     ],
 )
 def test_the_command_refuses_in_one_line(options: dict[str, str], message: str, photo: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from wimfris.matrix import local, slurm
+from wimfris.matrix.board import Failure
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.store import CHECKPOINTS, fetch, keep, progress_file, run_entry
@@ -53,11 +54,19 @@ def train(name: str) -> None:
         note("end", name)
 
 
+class StandIn(slurm.Task):
+    """A task of Slurm with this trainer. Its process imports the package anew, without what is set below."""
+
+    def __call__(self) -> Failure | None:
+        local.WIMFRIS = COMMAND
+        return super().__call__()
+
+
 def run_matrix(jobs: int, names: list[str], options: list[str] | None) -> bool:
     """Run the matrix with this trainer; options: those of Slurm, None for the local one."""
     local.WIMFRIS = COMMAND
     local.prepare = lambda params, stop: None
-    slurm.POLL, slurm.GRACE = 0.5, 5.0
+    slurm.POLL, slurm.GRACE, slurm.Task = 0.5, 5.0, StandIn  # type: ignore[misc]
     runs = [Run.parse(name) for name in names]
     if options is None:
         return bool(local.run_matrix(read_params(), runs, jobs))

@@ -4,6 +4,7 @@ Those marked `slow` are run by `make test`, those marked `long` by `make test-sl
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+matrix = runpy.run_path(str(ROOT / "tests" / "matrix" / "conftest.py"))["matrix"]  # the fixture
 
 
 def environment() -> dict[str, str]:

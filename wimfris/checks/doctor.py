@@ -34,7 +34,7 @@ REQUIRED = (
 )
 OPTIONAL = {  # package -> its use and how to install it
     "triton": "our own kernels on a GPU; torch's CUDA builds bring it",
-    "mamba-ssm": "the fast scan on a GPU: `pip install --no-build-isolation -c constraints.txt -e '.[cuda]'` (README)",
+    "mamba-ssm": "the fast GPU scan: `pip install --no-build-isolation -c constraints.txt -e '.[cuda]'` (docs/gpu.md)",
     "causal-conv1d": "as mamba-ssm",
 }
 TOLERANCE = 1e-4  # relative difference of a scan backend from the reference, float32

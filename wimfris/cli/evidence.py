@@ -106,6 +106,37 @@ def report(
     print_table(main_table(records[records["variant"].isin(wanted)]))
 
 
+def reproduction() -> None:
+    """Compare this machine's results of the core with the committed ones (runs/<set>-<scale>/reproduction.md)."""
+    from wimfris.files import write_text
+    from wimfris.results.comparison import Study
+    from wimfris.results.formats import markdown_text, print_section
+    from wimfris.results.reproduction import reproduction as compare
+    from wimfris.results.studies import load_study
+
+    params = read_params()
+    study = load_study("core")
+    assert isinstance(study, Study)
+    result = compare(params, study.at_grid(params.settings().grid))
+    if result is None:
+        print("reports/ holds the committed evidence itself: no result of this machine to compare; run `make repro`")
+        return
+    moved = result.verdict_lines() or ["none"]
+    for line in result.notes():
+        print(line)
+    print_section(result.section())
+    print("Verdicts that moved:", *moved, sep="\n  ")
+    print(f"\n{result.summary}")
+    path = params.settings().folder / "reproduction.md"
+    intro = "\n\n".join([result.summary.capitalize() + ".", *result.notes()])
+    text = markdown_text("This machine beside the committed evidence", [result.section()], intro + "\n")
+    write_text(path, text + "\n## Verdicts that moved\n\n" + "".join(f"- {line}\n" for line in moved))
+    print(
+        f"In a file: {path}. The tracked files in reports/ now hold this machine's results; "
+        "`git checkout reports` brings the committed ones back."
+    )
+
+
 def release(name: Annotated[str, typer.Argument(help="The release's name, for example results-2.")]) -> None:
     """Name the present evidence as a release (reports/releases.csv, reports/evidence.md)."""
     from wimfris.results.releases import write_release
@@ -125,4 +156,12 @@ def promote(
     print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({runs})")
 
 
-VERBS = (evidence, gather, study, tables, figures, page, report, release, promote)
+def docs() -> None:
+    """Write the generated blocks of README.md and docs/ from the committed evidence."""
+    from wimfris.results.blocks import PAGES, write_blocks
+
+    changed = write_blocks()
+    print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
+
+
+VERBS = (evidence, gather, study, tables, figures, page, report, reproduction, release, promote, docs)

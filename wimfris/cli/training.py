@@ -1,4 +1,4 @@
-"""The verbs that train, evaluate and predict."""
+"""The verbs that train and evaluate."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wimfris.cli.options import DataOption, RunOption, ScaleOption, names, numbers, params_at
+from wimfris.cli.options import DataOption, ScaleOption, names, numbers, params_at
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
@@ -194,23 +194,4 @@ def evaluate(
         print_table(main_table(records))
 
 
-def predict(
-    run: RunOption,
-    image: Annotated[Path, typer.Option(help="A picture.")],
-    text: Annotated[str, typer.Option(help="What to segment in it.")],
-    out: Annotated[Path, typer.Option(help="Where mask and overlay go.")] = Path(),
-) -> None:
-    """Write the mask of the object that the sentence names, and the picture with the mask laid over it."""
-    from wimfris.data.images import read_image
-    from wimfris.inference.predict import Predictor, write_prediction
-
-    if not image.is_file():
-        raise UserError(f"--image {image}: no such file")
-    picture = read_image(image)
-    mask = Predictor.load(read_params().settings_of(Run.parse(run)), run)(picture, text)
-    paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
-    write_prediction(picture, mask, *paths)
-    print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]}")
-
-
-VERBS = (code, train, matrix, clean, verify, evaluate, predict)
+VERBS = (code, train, matrix, clean, verify, evaluate)

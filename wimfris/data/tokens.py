@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
         A long sentence is truncated before its end-of-text token.
         """
 
+    def count(self, sentence: str) -> int:
+        """Return the number of tokens of the whole sentence, start and end included."""
+
 
 class WordTokenizer:
     """A tokenizer with one token per word of a closed vocabulary.
@@ -71,6 +74,11 @@ class WordTokenizer:
         return self.END_ID
 
     @property
+    def words(self) -> list[str]:
+        """The vocabulary, in its order."""
+        return list(self._ids)
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of ids: the words and three special tokens."""
         return self.FIRST_WORD_ID + len(self._ids)
@@ -79,6 +87,10 @@ class WordTokenizer:
         """Return token ids (length,). Raises UserError for a word that is not in the vocabulary."""
         words = [self._id(word, sentence) for word in _words(sentence)]
         return _padded([self.START_ID, *words, self.END_ID], self._length)
+
+    def count(self, sentence: str) -> int:
+        """Return the number of tokens of the whole sentence, start and end included."""
+        return len(_words(sentence)) + 2
 
     def _id(self, word: str, sentence: str) -> int:
         if word in self._ids:
@@ -133,9 +145,21 @@ class ClipTokenizer:
 
     def encode(self, sentence: str) -> NDArray[np.int64]:
         """Return token ids (length,)."""
+        return _padded(self._ids(sentence), self._length)
+
+    def count(self, sentence: str) -> int:
+        """Return the number of tokens of the whole sentence, start and end included."""
+        return len(self._ids(sentence))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, as `from_folder` reads them."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _ids(self, sentence: str) -> list[int]:
         # CLIP's cleaning of text; transformers' tokenizer does the rest (white space and lower case).
         text = html.unescape(html.unescape(ftfy.fix_text(sentence))).strip()
-        return _padded(self._tokenizer(text)["input_ids"], self._length)
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
 
 
 def _byte_pairs(path: Path) -> tuple[dict[str, int], Any]:

@@ -95,6 +95,27 @@ def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
     return backbone
 
 
+def load_saved_tokenizer(settings: Settings, folder: Path) -> Tokenizer:
+    """Return the tokenizer of an exported model that holds its encoders."""
+    if settings.encoders.text.is_public:
+        return ClipTokenizer.from_folder(folder, settings.data.length)
+    return WordTokenizer(vocabulary(), settings.data.length)
+
+
+def load_saved_encoders(
+    settings: Settings, tokenizer: Tokenizer, folder: Path
+) -> tuple[CLIPTextModelWithProjection, Dinov2WithRegistersModel]:
+    """Return the backbones of an exported model: text_encoder.safetensors and vision_encoder.safetensors, under
+    transformers' names. Raises UserError if they are missing or damaged, or do not fit the settings.
+    """
+    text, vision = settings.encoders.text, settings.encoders.vision
+    sources = [str(folder / f"{name}_encoder.safetensors") for name in ("text", "vision")]
+    return (
+        _load_text_file(text.model_copy(update={"source": sources[0]}), tokenizer),
+        _load_vision_file(vision.model_copy(update={"source": sources[1]})),
+    )
+
+
 def new_text(settings: Settings, tokenizer: WordTokenizer) -> CLIPTextModelWithProjection:
     """Return a text backbone of the settings' size, with fresh weights from torch's global random state."""
     return _sized_text(settings.encoders.text, tokenizer, tokenizer.vocabulary_size, tokenizer.length)

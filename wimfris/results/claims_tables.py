@@ -2,28 +2,46 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 from tabulate import tabulate
 
 from wimfris.files import write_text
-from wimfris.results.claims import CLAIMS, PAPER, SPLIT, Better, Falls, Verdict, judge, read_claims
+from wimfris.results.claims import CLAIMS, PAPER, SPLIT, Better, Decision, Falls, Verdict, judge, read_claims
 from wimfris.results.differences import power_line
-from wimfris.results.formats import GUIDE, interval, p_value
+from wimfris.results.differences import verdict as verdict_of
+from wimfris.results.formats import DASH, GUIDE, interval, p_value
 from wimfris.results.published import PUBLISHED, TRUST
 
 
 def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Return one row of text per claim: the claim, the paper's figures, and both verdicts."""
+    """Return one row of text per claim: the claim, its verdict and why, the paper's figures, and its own scale."""
     return pd.DataFrame(
         {
             "claim": [verdict.claim.claim for verdict in verdicts],
-            "paper": [_paper(verdict) for verdict in verdicts],
             "verdict": [verdict.at_scale for verdict in verdicts],
             "why": [verdict.reason for verdict in verdicts],
+            "paper": [_paper(verdict) for verdict in verdicts],
             "paper's own scale": [verdict.at_paper_scale for verdict in verdicts],
         }
     )
+
+
+def answer(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts in words, as Markdown: how many claims there are, then a line for each decision with them."""
+    first = verdicts[0]
+    decisions: dict[str, list[str]] = {decision: [] for decision in get_args(Decision)}
+    for verdict in verdicts:
+        decisions[verdict.decision].append(verdict.claim.claim.removesuffix("."))
+    lines = [
+        f"- **{decision[0].upper()}{decision[1:]}** ({len(claims)}): {'; '.join(claims) or 'none'}."
+        for decision, claims in decisions.items()
+    ]
+    tested = sum(verdict.at_paper_scale not in ("not tested", "true by construction") for verdict in verdicts)
+    head = f"At scale {first.scale} on data set {first.dataset}, the paper's {len(verdicts)} claims are:"
+    scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale."
+    return "\n".join([head, "", *lines, "", scale])
 
 
 def details(verdict: Verdict) -> pd.DataFrame:
@@ -92,10 +110,11 @@ def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
         gain, trust = f"{ours.value - theirs.value:+.1f}", max(ours.trust, theirs.trust, key=TRUST.index)
     return {
         "comparison": f"{verdict.claim.system} - {row['rival']}",
+        "verdict": verdict_of(row) or DASH,
         "ΔmIoU": f"{100 * row['difference']:+.1f}",
-        "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
         "any seed": interval(100 * row["any_low"], 100 * row["any_high"]),
         "p, Holm": p_value(row["p_holm"]),
+        "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
         "ΔoIoU": f"{100 * others['oiou']:+.1f}",
         "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
         "images": f"{row['images']}",

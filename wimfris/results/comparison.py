@@ -5,7 +5,7 @@ which is a family of comparisons of its own. `wimfris.results.comparison_tables`
 `wimfris.results.comparison_figure` draws them.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from wimfris.errors import UserError
-from wimfris.results.differences import compare, separated
+from wimfris.results.differences import compare, verdict
 from wimfris.results.formats import Section
 from wimfris.results.published import BUILT_IN, PAPERS_SET, TRUST, Figure, Published, read_published
 from wimfris.results.scores import COMPARED, METRICS, by_seed, check_comparable, own_sentences
@@ -141,7 +141,7 @@ class Study:
             prefix = "" if metric == COMPARED[0] else f"{metric}_"
             cells |= {prefix + name: row[name] for name in _INTERVALS}
             if not prefix:
-                cells |= {"common_seeds": row["seeds"], "verdict": _verdict(row)}
+                cells |= {"common_seeds": row["seeds"], "verdict": verdict(row) or "undecided"}
                 cells |= {name: row[name] for name in ("improvement", "images", "detectable")}
         return comparisons
 
@@ -177,12 +177,6 @@ def _values(runs: pd.DataFrame) -> dict[str, Any]:
     metrics, seeds = by_seed(runs), sorted(runs["seed"].unique())
     cells = {"seeds": len(seeds), "seed_list": " ".join(map(str, seeds)), "n": int(metrics["n"].iloc[0])}
     return cells | {name: metrics[name].mean() for name in METRICS} | {"miou_sd": metrics["miou"].std(ddof=1)}
-
-
-def _verdict(row: Mapping[Hashable, Any]) -> str:
-    if not separated(row):
-        return "undecided"
-    return "higher" if row["difference"] > 0 else "lower"
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

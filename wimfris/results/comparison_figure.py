@@ -13,20 +13,21 @@ from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
 from wimfris.results.figures import saved_figure
+from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import BUILT_IN, PAPERS_SET
 from wimfris.results.scores import own_sentences
 
 _SEPARATED, _UNDECIDED, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
-_ROW, _MARGINS = 0.3, 1.5  # inches
-_REACH = 2.5  # the longest any-seed interval drawn in full, relative to everything else; an arrow marks longer ones
+_ROW, _MARGINS = 0.3, 1.8  # inches
 
 
 def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
     """Draw a table of `Study.table` to a PNG, one line per row.
 
-    On the left are the mIoU of every run and their mean. On the right are the differences in mIoU, in points: a thick
-    line is the interval for these seeds, a thin line the interval for any seed, and an arrow marks an interval that
-    continues beyond the axes. A separated difference is coloured, an undecided one grey; a diamond is the paper's gain.
+    On the left are the mIoU of every run (dots) and their mean (a tick). On the right are the differences in mIoU, in
+    points: a thick line is the interval for these seeds, a thin line the interval for any seed, and an arrow marks an
+    interval that goes on beyond the axes. The intervals are uncorrected and the colours are verdicts after Holm's
+    correction, so a grey interval may lie clear of 0. A diamond is the paper's gain.
     """
     heights, names, blocks = _places(table)
     with saved_figure(path, (7.2, _MARGINS + _ROW * (max(heights) + 1))) as figure:
@@ -37,11 +38,12 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
             left.scatter(values, [height] * len(values), s=16, color="0.3", zorder=3, linewidth=0)
             if values:
                 left.plot([np.mean(values)] * 2, [height - 0.3, height + 0.3], color="0.3", linewidth=1.2)
-        limit = _limit(table)
+        core = table[["difference", "these_low", "these_high", "published_gain"]].to_numpy(dtype=float)
+        ends = reach(100 * core, 100 * table[["any_low", "any_high"]].to_numpy(dtype=float))
         for height, row in zip(heights, table.to_dict("records"), strict=True):
-            _draw_difference(right, height, row, limit)
+            _draw_difference(right, height, row, ends)
         right.axvline(0, color="0.3", linewidth=1, zorder=1)
-        right.set_xlim(-1.05 * limit, 1.05 * limit)
+        right.set_xlim(*padded(*ends))
         left.set_yticks(heights, names)
         for height, name in blocks:
             left.annotate(
@@ -61,7 +63,7 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
         right.set(title=title, xlabel="points of mIoU")
         first = table.iloc[0]
         figure.suptitle(f"{first['family']}: {first['dataset']}, scale {first['scale']}", fontsize=10)
-        figure.legend(handles=_legend(table), loc="outside lower center", ncols=4, fontsize=8, handlelength=1.6)
+        figure.legend(handles=_legend(table), loc="outside lower center", ncols=2, fontsize=8, handlelength=1.6)
 
 
 def _places(table: pd.DataFrame) -> tuple[list[int], list[str], list[tuple[int, str]]]:
@@ -85,27 +87,14 @@ def _scores(table: pd.DataFrame, records: pd.DataFrame) -> dict[str, list[float]
     return {str(variant): list(100 * values) for variant, values in means.groupby("variant", observed=True)}
 
 
-def _limit(table: pd.DataFrame) -> float:
-    """Return the half width of the axis in points: everything fits, except any-seed intervals that are far longer."""
-    core = table[["difference", "these_low", "these_high", "published_gain"]].abs().max().max()
-    wide = table[["any_low", "any_high"]].abs().max().max()
-    core, wide = (100 * (value if np.isfinite(value) else 0.0) for value in (core, wide))
-    return max(min(wide, _REACH * core), core, 1.0)
-
-
-def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], limit: float) -> None:
-    values = {name: 100 * row[name] for name in ("difference", "these_low", "these_high")}
-    low, high = 100 * row["any_low"], 100 * row["any_high"]
-    if np.isfinite(values["difference"]):
+def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], ends: tuple[float, float]) -> None:
+    points = {name: 100 * row[name] for name in ("difference", "these_low", "these_high", "any_low", "any_high")}
+    if np.isfinite(points["difference"]):
         colour = _UNDECIDED if row["verdict"] == "undecided" else _SEPARATED
-        if np.isfinite(low):
-            axes.plot([max(low, -limit), min(high, limit)], [height] * 2, color=colour, linewidth=1, zorder=2)
-            for end, marker in ((low, "<"), (high, ">")):
-                if abs(end) > limit:
-                    axes.plot(np.sign(end) * limit, height, marker=marker, color=colour, markersize=5, zorder=2)
-        these = [values["these_low"], values["these_high"]]
-        axes.plot(these, [height] * 2, color=colour, linewidth=3.5, solid_capstyle="butt", zorder=3)
-        axes.plot(values["difference"], height, marker="o", color=colour, markersize=4.5, zorder=4)
+        for name, width, order in (("any", 1, 2), ("these", 3.5, 3)):
+            low, high = points[f"{name}_low"], points[f"{name}_high"]
+            draw_interval(axes, height, low, high, ends, color=colour, linewidth=width, zorder=order)
+        axes.plot(points["difference"], height, marker="o", color=colour, markersize=4.5, zorder=4)
     gain = 100 * row["published_gain"]
     if np.isfinite(gain):
         axes.plot(gain, height, marker="D", markersize=5, color="white", markeredgecolor=_PAPER, zorder=5)
@@ -113,13 +102,19 @@ def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], limit: f
 
 def _legend(table: pd.DataFrame) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D([], [], color=_UNDECIDED, linewidth=3.5, label="95% interval, these seeds"),
-        Line2D([], [], color=_UNDECIDED, linewidth=1, label="95% interval, any seed"),
+        Line2D([], [], color="0.3", marker="o", linestyle="", markersize=4, label="a run"),
+        Line2D([], [], color="0.3", marker="|", linestyle="", markersize=10, label="mean of the runs"),
     ]
-    if table["verdict"].isin(("higher", "lower")).any():
-        handles.append(Line2D([], [], color=_SEPARATED, marker="o", label="separated from 0"))
-    if (table["verdict"] == "undecided").any():
-        handles.append(Line2D([], [], color=_UNDECIDED, marker="o", label="undecided"))
+    if table["difference"].notna().any():
+        handles.append(Line2D([], [], color="0.3", linewidth=3.5, label="95% interval, these seeds (uncorrected)"))
+    if table["any_low"].notna().any():
+        handles.append(Line2D([], [], color="0.3", linewidth=1, label="95% interval, any seed (uncorrected)"))
+    for verdicts, colour, words in (
+        (("higher", "lower"), _SEPARATED, "higher or lower after Holm's correction"),
+        (("undecided",), _UNDECIDED, "undecided after Holm's correction"),
+    ):
+        if table["verdict"].isin(verdicts).any():
+            handles.append(Line2D([], [], color=colour, marker="o", linewidth=3.5, markersize=4.5, label=words))
     if table["published_gain"].notna().any():
         data_set = f" ({PAPERS_SET})" if (table["dataset"] == BUILT_IN).any() else ""
         style = {"marker": "D", "linestyle": "", "color": "white", "markeredgecolor": _PAPER, "markersize": 5}

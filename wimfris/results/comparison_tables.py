@@ -59,22 +59,38 @@ def _power(table: pd.DataFrame) -> str:
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of a table: the verdict beside the name, then what it rests on, then the metrics."""
     cells = _names(table)
-    if "parameters" in table:
-        cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
-    for name in ("seeds", "n"):
-        cells[name] = [DASH if pd.isna(number) else str(number) for number in table[name]]
+    cells["verdict"] = table["verdict"].replace("", DASH)
+    cells["diff"] = percent(table["difference"], "+")
+    cells["any seed"] = _intervals(table["any_low"], table["any_high"])
+    cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
+    cells["these seeds"] = _intervals(table["these_low"], table["these_high"])
     for name, column in (("mIoU", "miou"), ("SD", "miou_sd"), ("oIoU", "oiou")):
         cells[name] = percent(table[column])
     for threshold in (50, 70, 90):
         cells[f"P@{threshold}"] = percent(table[f"pr{threshold}"])
-    cells["diff"] = percent(table["difference"], "+")
-    for name, low, high in (("these seeds", "these_low", "these_high"), ("any seed", "any_low", "any_high")):
-        cells[name] = _intervals(table[low], table[high])
-    cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
-    cells["verdict"] = table["verdict"].replace("", DASH)
     cells["better in"] = percent(table["improvement"])
+    if "parameters" in table:
+        cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
+    for name in ("seeds", "n"):
+        cells[name] = [DASH if pd.isna(number) else str(number) for number in table[name]]
     return cells
+
+
+def answer(table: pd.DataFrame) -> str:
+    """Return the verdicts of a table of `Study.table` in words; empty if it compares nothing."""
+    names = table["label"] + [f" ({block})" if block else "" for block in table["block"]]
+    listed = {verdict: ", ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
+    listed = {verdict: rows for verdict, rows in listed.items() if rows}
+    if not listed:
+        return ""
+    baselines = sorted(set(table["baseline"]))
+    other = baselines[0] if len(baselines) == 1 else "the baseline of its row"
+    text = "; ".join(f"{verdict}: {rows}" for verdict, rows in listed.items())
+    first = table.iloc[0]
+    where = f"At scale {first['scale']}, mIoU on {first['split']} compared with {other}"
+    return f"{where}. {text[0].upper()}{text[1:]}."
 
 
 def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
@@ -93,16 +109,16 @@ def _beside_paper(table: pd.DataFrame, place: str, caveat: str) -> Section:
     note = f"The paper's figures are of {PAPERS_SET} {first['split']}." if first["dataset"] == BUILT_IN else ""
     cells = _names(table)
     for name, column, sign in (
-        ("paper", "published", "-"),
-        ("ours", "miou", "-"),
         ("paper's gain", "published_gain", "+"),
         ("our gain", "difference", "+"),
+        ("any seed", "", ""),
+        ("excess", "difference_of_differences", "+"),
+        ("paper", "published", "-"),
+        ("ours", "miou", "-"),
     ):
-        cells[name] = percent(table[column], sign)
+        cells[name] = percent(table[column], sign) if column else _intervals(table["any_low"], table["any_high"])
         if name.startswith("paper"):
             cells[name] += np.where(low & table[column].notna(), "?", "")
-    cells["any seed"] = _intervals(table["any_low"], table["any_high"])
-    cells["excess"] = percent(table["difference_of_differences"], "+")
     cells["trust"] = table["trust"].replace("", DASH)
     return Section(f"{first['family']}, against the paper: {place}", note + caveat, cells, left=_LEFT, guide=True)
 

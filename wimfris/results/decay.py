@@ -77,7 +77,7 @@ def draw(curves: pd.DataFrame, labels: Mapping[str, str], kernel: int, path: Pat
     with saved_figure(path, (7.2, 3.6)) as figure:
         axes = figure.subplots(1, len(scans), sharey=True, sharex=True, squeeze=False)[0]
         for axis, scan in zip(axes, scans, strict=True):
-            axis.axvspan(0.5, kernel - 0.5, color="0.95", zorder=0, linewidth=0)
+            axis.axvspan(0.5, kernel - 0.5, color="0.9", zorder=0, linewidth=0)
             for variant in reversed(list(labels)):  # short curves lie above long ones
                 part = curves[(curves["variant"] == variant) & (curves["scan"] == scan)]
                 mean = np.exp(np.log(part.set_index("t")[["low", "high", "bound"]]).groupby("t").mean())
@@ -91,9 +91,13 @@ def draw(curves: pd.DataFrame, labels: Mapping[str, str], kernel: int, path: Pat
             axis.set(yscale="log", title=scan, xlabel="position t after the text token")
         axes[0].set_ylabel(r"$\|\partial y_t / \partial\,\mathrm{text}\|$, relative to t = 1")
         axes[0].set_ylim(curves["low"].min() / 2, curves[["bound", "high"]].max().max() * 2)
-        handles: list[Artist] = [Line2D([], [], color=colours[name], label=label) for name, label in labels.items()]
-        handles.append(Line2D([], [], color="0.3", linestyle="--", label="bound"))
-        handles.append(Patch(color="0.95", label="seen by the convolution"))
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1.4, columnspacing=1
-        )
+        lengths = curves.groupby("variant")["t"].nunique()
+        handles: list[Artist] = [
+            Line2D([], [], color=colours[name], marker="o" if lengths[name] < 5 else None, markersize=3, label=label)
+            for name, label in labels.items()
+            if name in lengths
+        ]
+        handles.append(Line2D([], [], color="0.3", linestyle="--", label="the bound"))
+        handles.append(Patch(color="0.3", alpha=0.15, label="5 to 95% of the sequences"))
+        handles.append(Patch(color="0.9", label="positions that the convolution sees"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.4, columnspacing=1)

@@ -116,6 +116,15 @@ def separated(row: Mapping[Hashable, Any] | pd.Series) -> bool:
     return bool(row["p_holm"] < SIGNIFICANCE)
 
 
+def verdict(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Return `higher`, `lower` or `undecided` for a row of `compare`; empty without a p value."""
+    if np.isnan(row["p_holm"]):
+        return ""
+    if not separated(row):
+        return "undecided"
+    return "higher" if row["difference"] > 0 else "lower"
+
+
 def power_line(comparisons: pd.DataFrame) -> str:
     """Return a sentence, for the foot of a table, that states the detectable difference.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from wimfris.results.figures import saved_figure
@@ -114,9 +116,11 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             spread = np.stack([medians - frame["latency_ms_1_q1"], frame["latency_ms_1_q3"] - medians])
             axes[1].barh(heights, medians, color="0.8", height=0.7, xerr=spread, error_kw={"linewidth": 0.8})
             axes[1].barh(heights, frame["neck_ms_1"], color=colours["neck"], height=0.7)
-            axes[1].set(title=f"scale {frame['scale'].iloc[0]}", xlabel="ms for one image, quartiles")
+            axes[1].set(title=f"scale {frame['scale'].iloc[0]}", xlabel="ms for one image")
         for axis in axes:
             axis.grid(visible=False, axis="y")
-        handles = [Patch(color=colour, label=part) for part, colour in colours.items()]
-        handles += [Patch(color="0.8", label="all else")] if timed else []
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        handles: list[Artist] = [Patch(color=colour, label=part) for part, colour in colours.items()]
+        if timed:
+            handles.append(Patch(color="0.8", label="all else"))
+            handles.append(Line2D([], [], color="0.3", linewidth=0.8, label="quartiles of the whole time"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, columnspacing=1)

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.metrics import ious
+from wimfris.results.scores import own_sentences
 from wimfris.runs.log import Event
 from wimfris.settings.run import Run
 
@@ -38,12 +42,13 @@ LOSSES = {"loss": "Total loss", "contrast": "Text-to-pixel contrast", "dice": "D
 PUBLISHED_EMPHASIS = {(1, 5): (0.6, 0.8), (9, 11): (0.2, 0.4)}
 """First and last vision layer -> the range of alpha that the paper reports for ViT-B (F6 in reports/published.csv)."""
 
-LABELS = ("good", "median", "worst")
-"""The rows of the gallery, from top to bottom."""
+QUANTILES = {"90th percentile": 0.9, "median": 0.5, "10th percentile": 0.1, "lowest": 0.0}
+"""The rows of the gallery, from top to bottom -> the quantile of the sentences' IoU that a row shows."""
 
 _PUBLISHED_SCALE = "base"
 _MARKERS = "os^DvPX"  # distinguish runs without colour
 _STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.frameon": False, "grid.color": "0.9"}
+_COLOURS = 128  # of a PNG's palette
 _POINTS = 200  # of a loss curve: more are indistinguishable on the page
 _PREDICTION = (0.8, 0.0, 0.55)  # a magenta that is rare in photographs and in the built-in scenes
 _TINT = 0.4  # the opacity of a prediction: the object's own colour, which the sentence may name, stays recognisable
@@ -60,7 +65,7 @@ class Example:
     prediction: np.ndarray  # (H, W) bool
     sentence: str
     iou: float  # a fraction
-    label: str  # one of LABELS
+    label: str  # one of QUANTILES
 
 
 def learning_curves(logs: Logs, path: Path) -> None:
@@ -90,6 +95,7 @@ def learning_curves(logs: Logs, path: Path) -> None:
         for key, (loss, title) in zip("acde", LOSSES.items(), strict=True):
             if steps[loss].notna().any():
                 sns.lineplot(steps, x="step", y=loss, ax=axes[key], **line)
+                axes[key].set_yscale("log")  # the first steps would flatten the rest
             axes[key].set(title=title, xlabel="step", ylabel="")
             axes[key].xaxis.set_major_locator(MaxNLocator(4 if key in "cde" else 6, integer=True))
         epochs = epochs.assign(percent=100 * epochs["val_miou"])
@@ -103,6 +109,26 @@ def learning_curves(logs: Logs, path: Path) -> None:
         handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
         handles.append(Line2D([], [], color="0.3", marker="o", linestyle="", markersize=5, label="best epoch"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+
+
+def draw_all_runs(records: pd.DataFrame, path: Path) -> None:
+    """Draw the mIoU on val of every run to a PNG: a row a variant, best first, a colour a seed."""
+    part = own_sentences(records[records["split"] == "val"])
+    part = part.assign(percent=100 * ious(part["intersection"], part["union"]))
+    scores = part.groupby(["variant", "seed"], as_index=False, observed=True)["percent"].mean()
+    order = scores.groupby("variant", observed=True)["percent"].mean().sort_values(ascending=False).index
+    with saved_figure(path, (7.2, 1 + 0.16 * len(order))) as figure:
+        axis = figure.subplots()
+        style = {"hue": "seed", "palette": "colorblind", "jitter": False, "size": 5}
+        sns.stripplot(scores, x="percent", y="variant", order=order, ax=axis, **style)
+        axis.axvline(scores.loc[scores["variant"] == "full", "percent"].mean(), color="0.3", linewidth=1)
+        axis.set(xlabel="mIoU on val, %", ylabel="")
+        axis.tick_params(labelsize=7)
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend_.remove()
+        handles = [*handles, Line2D([], [], color="0.3", linewidth=1)]
+        labels = [*(f"seed {label}" for label in labels), "mean of full"]
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
@@ -155,7 +181,7 @@ def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
 
 
 def gallery(examples: Sequence[Example], path: Path) -> None:
-    """Draw predictions to a PNG, a row for each label of `LABELS` in use: target outlined, prediction tinted.
+    """Draw predictions to a PNG, a row for each of `QUANTILES` in use: target outlined, prediction tinted.
 
     The sentence is above each image and its IoU below. Images may have any size; small ones are enlarged without
     smoothing. Raises `UserError` if there is no example, `ValueError` for an unknown label or a mask that has not the
@@ -165,9 +191,9 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
         raise UserError("no gallery: there is no example to show; evaluate a run first with `dvc repro`")
     for example in examples:
         shapes = {example.image.shape[:2], example.target.shape, example.prediction.shape}
-        if len(shapes) > 1 or example.label not in LABELS:
+        if len(shapes) > 1 or example.label not in QUANTILES:
             raise ValueError(f"example '{example.sentence}': label '{example.label}', sizes {sorted(shapes)}")
-    rows = [[example for example in examples if example.label == label] for label in LABELS]
+    rows = [[example for example in examples if example.label == label] for label in QUANTILES]
     rows = [row for row in rows if row]
     columns = max(map(len, rows))
     heights = [
@@ -185,7 +211,7 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
                 axis.axis("off")
             for axis, example in zip(row, drawn, strict=False):
                 _draw_example(axis, example)
-            row[0].set_ylabel(drawn[0].label, fontsize=10, fontweight="bold")
+            row[0].set_ylabel(drawn[0].label, fontsize=9, fontweight="bold")
         handles = [
             Line2D([], [], color="black", linewidth=1.6, label="target"),
             Patch(facecolor=(*_PREDICTION, _TINT), edgecolor=_PREDICTION, label="prediction"),
@@ -195,14 +221,20 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 
 @contextmanager
 def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
-    """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends."""
+    """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends.
+
+    The PNG has a palette, which takes a third of the bytes.
+    """
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
     ):
         figure = Figure(figsize=inches, dpi=200, layout="constrained")
         yield figure
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="png", optimize=True)
 
 
 def _frame(logs: Logs, *kinds: str) -> pd.DataFrame:

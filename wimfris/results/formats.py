@@ -3,8 +3,9 @@
 A CSV holds fractions with six decimals; the other formats show percent with one decimal.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,10 @@ class Section:
     def alignment(self) -> list[str]:
         """Return `left` or `right` for every column."""
         return ["left" if name in self.left else "right" for name in self.cells.columns]
+
+    def without(self, sentence: str) -> "Section":
+        """Return the table without this sentence in its note."""
+        return replace(self, note=self.note.replace(sentence, "").strip()) if sentence else self
 
 
 def print_section(section: Section, without: Sequence[str] = (), console: Console | None = None) -> None:
@@ -110,6 +115,33 @@ def markdown_text(heading: str, sections: Iterable[Section], intro: str = "") ->
         paragraphs += [body, section.foot.translate(_MARKDOWN)]
         parts.append("\n\n".join(filter(None, paragraphs)) + "\n")
     return "\n".join(parts)
+
+
+def parse_markdown(text: str) -> tuple[str, list[Section]]:
+    """Return the intro and the tables of a file that `markdown_text` wrote, without its heading and its pictures."""
+    intro, *parts = re.split(r"(?m)^## ", text)
+    intro = re.sub(r"(?m)^(# .*|!\[.*)\n", "", intro).strip()
+    return intro, [_parse_section(*part.split("\n", 1)) for part in parts]
+
+
+def _parse_section(title: str, content: str) -> Section:
+    blocks = content.strip().split("\n\n")
+    guide = blocks[0].startswith(_READ)
+    blocks = blocks[guide:]
+    table = next(number for number, block in enumerate(blocks) if block.startswith("|"))
+    header, rule, *rows = (list(_parse_row(line)) for line in blocks[table].splitlines())
+    left = tuple(name for name, dashes in zip(header, rule, strict=True) if not dashes.endswith(":"))
+    note, foot = (_unescaped("\n\n".join(part)) for part in (blocks[:table], blocks[table + 1 :]))
+    return Section(_unescaped(title), note, pd.DataFrame(rows, columns=header), foot, left, guide)
+
+
+def _parse_row(line: str) -> Iterator[str]:
+    for cell in re.split(r"(?<!\\)\|", line)[1:-1]:
+        yield _unescaped(cell.strip())
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
 
 
 def latex_text(sections: Iterable[Section]) -> str:

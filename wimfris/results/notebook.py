@@ -1,21 +1,186 @@
-"""What `reports/results.ipynb` shows its results with: the evidence at all scales, and HTML tables."""
+"""What `reports/results.ipynb` shows: a method for each part of the report, computed from the committed evidence."""
 
-import re
-from collections.abc import Collection, Iterable, Sequence
-from html import escape
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML, Image, Markdown, display
 
+from wimfris.errors import UserError
+from wimfris.results.claims import Verdict, judge, read_claims
+from wimfris.results.claims_tables import answer, details, footer, summary
+from wimfris.results.comparison import Study
+from wimfris.results.comparison_figure import draw
+from wimfris.results.comparison_tables import answer as study_answer
+from wimfris.results.comparison_tables import sections
 from wimfris.results.evidence import Evidence, evidence_names, read_evidence
-from wimfris.results.formats import GUIDE, Section
-from wimfris.settings.params import Params
+from wimfris.results.figures import draw_all_runs, emphasis
+from wimfris.results.formats import DASH, Section, parse_markdown
+from wimfris.results.html import folded, missing_html, notice, runs_html, section_html, table_html
+from wimfris.results.measured import Measured
+from wimfris.results.published import built_in_note, read_published
+from wimfris.results.releases import origin_of
+from wimfris.results.studies import load_study
+from wimfris.results.tables import main_cells, main_table
+from wimfris.runs.records import SPLITS
+from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-_LONG = 32  # characters of a row's header beyond which it is wrapped
+_ROWS = 16  # a table of more rows is folded
+_REPORTS = Path("reports")
 
 
-def evidence_of(params: Params, reports: Path = Path("reports")) -> dict[str, tuple[Params, Evidence]]:
+class Results:
+    """The results in a project folder: each method displays one part of it.
+
+    Numbers come from the evidence at the data set and scale of params.yaml, and from the evidence at other scales that
+    has the runs of a part. The project's root becomes the working directory: a notebook may lie in a folder of it.
+    """
+
+    def __init__(self) -> None:
+        root = next(
+            (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "params.yaml").is_file()), None
+        )
+        if root is None:
+            raise UserError(f"{Path.cwd()}: no params.yaml here or above; open the notebook inside the project")
+        os.chdir(root)
+        self.params, self.published = read_params(), read_published()
+        self.evidence = evidence_by_place(self.params)
+        self.place = next(iter(self.evidence))  # the data set and scale of params.yaml, for example scenes-tiny
+        self._scratch = Path(tempfile.mkdtemp())
+
+    def answer(self) -> None:
+        """Display the verdicts on the paper's claims in words."""
+        display(Markdown(answer(self._verdicts(self.place))))
+
+    def claims(self) -> None:
+        """Display the verdict on each of the paper's claims, and the comparisons behind it."""
+        for place in self.evidence:
+            verdicts = self._verdicts(place)
+            if place != self.place:
+                verdicts = [verdict for verdict in verdicts if not verdict.comparisons.empty]
+            if verdicts:
+                shown = summary(verdicts)
+                _html(section_html(Section(f"Verdicts at {place}", "", shown, left=tuple(shown.columns))))
+                tables = [_comparisons(verdict) for verdict in verdicts if not verdict.comparisons.empty]
+                title = f"The comparisons behind the verdicts at {place}"
+                _html(folded(title, "\n".join(section_html(table) for table in tables)))
+
+    def main(self) -> None:
+        """Display the mIoU of every run on val, and the main table of every split."""
+        records = self._records()
+        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.extended])))
+        path = self._scratch / "main.png"
+        draw_all_runs(records, path)
+        _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
+        table = main_table(records)
+        order = ["full", *self.params.variants, *table["system"]]
+        table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
+        cells = main_cells(table).replace("", DASH)
+        for split in (name for name in SPLITS if (cells["split"] == name).any()):
+            title = f"Every system at {self.place}, split {split}"
+            part = cells[cells["split"] == split].drop(columns="split")
+            _html(section_html(Section(title, "", part, left=("system",)), fold=True))
+        _html(runs_html(self.place, records, list(table["system"].unique())))
+
+    def study(self, study: str | Study, split: str = "val") -> None:
+        """Display a study: its name in studies/, or a `Study` of your own rows."""
+        one = load_study(study) if isinstance(study, str) else study
+        if isinstance(one, Measured):
+            self.tables(one.name, one.title)  # its committed tables hold the question
+            return
+        display(Markdown(f"### {one.title}\n\n**Question.** {one.question}\n\n**The paper.** {one.paper}"))
+        for place in self.evidence:
+            self._study_at(one, place, split)
+        if one.extra:
+            everything = pd.concat([part.records for _, part in self.evidence.values()], ignore_index=True)
+            _html(section_html(one.extra(everything, self.published), fold=True))
+
+    def tables(self, name: str, title: str) -> None:
+        """Display the committed tables and pictures of a study that needs more than records: `name` or `name`-*."""
+        display(Markdown(f"### {title}"))
+        folder = _REPORTS / "tables" / self.place
+        paths = [*folder.glob(f"{name}.md"), *sorted(folder.glob(f"{name}-*.md"))]
+        if not paths:
+            _html(notice(f"{folder} has no tables of {name}."))
+        for path in paths:
+            intro, shown = parse_markdown(path.read_text(encoding="utf-8"))
+            if path == paths[0]:
+                display(Markdown(intro))
+            if path.stem != name:
+                display(Markdown(f"#### {path.stem.removeprefix(f'{name}-').capitalize()}"))
+            picture = _REPORTS / "figures" / self.place / f"{path.stem}.png"
+            if picture.is_file():
+                _picture(picture, f"{title}: the picture of the tables {path.stem}.")
+            for number, section in enumerate(shown):
+                section = self._plain(section, self.place)
+                _html(section_html(section, fold=number > 0 or len(section.cells) > _ROWS))
+
+    def gallery(self) -> None:
+        """Display predictions, learning curves and the learned emphasis; the first two are the committed pictures."""
+        for file, alt in {
+            "gallery.png": "Predictions on val at four quantiles of IoU: sentence, outlined target, tinted prediction.",
+            "curves.png": "Learning curves of the full model: losses by step, mIoU on val by epoch.",
+        }.items():
+            path = _REPORTS / "figures" / self.place / file
+            if path.is_file():
+                _picture(path, alt)
+            else:
+                _html(notice(f"{path} has not been drawn."))
+        learned = self.evidence[self.place][1].emphasis.query("variant == 'full'")
+        if len(learned):
+            path = self._scratch / "emphasis.png"
+            emphasis(learned, path, self.params.settings().scale)
+            _picture(path, "Learned emphasis of the full model, by layer and over epochs.")
+
+    def provenance(self) -> None:
+        """Display where every run came from."""
+        for place, (_, part) in self.evidence.items():
+            table = table_html(provenance(place, part.runs), f"Runs at {place}", ("commit", "device", "scan"), ("run",))
+            _html(folded(f"The {len(part.runs)} runs at {place}", table))
+
+    def _records(self) -> pd.DataFrame:
+        return self.evidence[self.place][1].records
+
+    def _verdicts(self, place: str) -> list[Verdict]:
+        evidence = self.evidence[place][1]
+        on_val = evidence.records[evidence.records["split"] == "val"]
+        return judge(read_claims(), on_val, evidence.emphasis)
+
+    def _study_at(self, study: Study, place: str, split: str) -> None:
+        """Display a study's picture and tables at one data set and scale."""
+        params, evidence = self.evidence[place]
+        records = evidence.records[evidence.records["split"] == split]
+        study = study.at_grid(params.settings().grid)
+        if place != self.place and not set(study.variants) & set(records["variant"].unique()) - {study.baseline}:
+            return  # another scale, without runs of this study
+        _html(missing_html(missing_runs(records, params, study.variants)))
+        try:
+            tables = [one.table(records, split, self.published) for one in (study, *study.further)]
+        except UserError as error:
+            _html(notice(str(error)))
+            return
+        if words := study_answer(tables[0]):
+            display(Markdown(f"**Here.** {words}"))
+        path = self._scratch / f"{place}-{study.name}.png"
+        draw(tables[0], records, path)
+        _picture(
+            path, f"{study.title} at {place}: mIoU of every run on {split}, and the differences of the table below."
+        )
+        origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
+        for number, section in enumerate(sections(study, tables, origin)):
+            _html(section_html(self._plain(section, place), fold=number > 0))
+        _html(runs_html(place, records, study.variants))
+
+    def _plain(self, section: Section, place: str) -> Section:
+        """Return the section without the sentence about the built-in data set, which the report states once."""
+        settings = self.evidence[place][0].settings()
+        return section.without(built_in_note(settings.data.name, settings.scale))
+
+
+def evidence_by_place(params: Params, reports: Path = _REPORTS) -> Mapping[str, tuple[Params, Evidence]]:
     """Return the current evidence, that of params.yaml first: name of data set and scale -> params there, and evidence.
 
     Raises `UserError` if the evidence for the set and scale of params.yaml is missing.
@@ -30,82 +195,6 @@ def missing_runs(records: pd.DataFrame, params: Params, variants: Iterable[str])
     """Return the declared runs of these variants that have no records."""
     existing = set(records["run"].unique())
     return [run for variant in variants for run in params.runs_of(variant) if str(run) not in existing]
-
-
-def missing_html(runs: Sequence[Run]) -> str:
-    """Return a notice that the evidence lacks these runs; empty if there are none."""
-    seeds: dict[str, list[str]] = {}
-    for run in runs:
-        seeds.setdefault(run.variant, []).append(str(run.seed))
-    missing = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
-    return notice(f"Not in the evidence: {missing}. Rows that need these runs are empty below.") if runs else ""
-
-
-def notice(text: str) -> str:
-    """Return a highlighted note."""
-    return f'<p class="notice" role="note"><strong>Note.</strong> {escape(text)}</p>'
-
-
-def section_html(section: Section) -> str:
-    """Return a table as HTML, with its title and the notes before and after it; links start at the folder reports."""
-    guide = f'How to read this table: <a href="../{GUIDE}">{GUIDE}</a>' if section.guide else ""
-    parts = [
-        f'<p class="title">{escape(section.title)}</p>',
-        f'<p class="small">{guide}</p>' if guide else "",
-        f'<p class="small">{escape(section.note.strip())}</p>' if section.note else "",
-        table_html(section.cells, section.title, section.left),
-        f'<p class="small">{escape(section.foot)}</p>' if section.foot else "",
-    ]
-    return "\n".join(filter(None, parts))
-
-
-def table_html(cells: pd.DataFrame, label: str, left: Collection[str] = (), raw: Collection[str] = ()) -> str:
-    """Return cells of text as a table in a scrolling box; the columns `raw` hold HTML, `left` words.
-
-    A row's header is its cell in the column `row`, or in the first column.
-    """
-    names = list(cells.columns)
-    header = "row" if "row" in names else names[0]
-
-    def cell(name: str, value: object) -> str:
-        shown = str(value) if name in raw else escape(str(value)).replace("_", "_<wbr>")
-        if name == header:
-            kind = "long" if len(str(value)) > _LONG and name not in raw else "words"
-            return f'<th scope="row" class="{kind}">{shown}</th>'
-        return f'<td class="words">{shown}</td>' if name in left else f"<td>{shown}</td>"
-
-    words = {name: ' class="words"' if name in left or name == header else "" for name in names}
-    head = "".join(f'<th scope="col"{words[name]}>{escape(name)}</th>' for name in names)
-    body = "\n".join(
-        f"<tr>{''.join(cell(name, value) for name, value in zip(names, row, strict=True))}</tr>"
-        for row in cells.itertuples(index=False, name=None)
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> str:
-    """Return links to the runs of these variants in the provenance of this set and scale (`name`)."""
-    runs = sorted(records.loc[records["variant"].isin(list(variants)), "run"].unique())
-    links = " ".join(f'<a href="#{name}-{run}">{run}</a>' for run in runs)
-    return f"<details><summary>The {len(runs)} runs behind these numbers</summary><p>{links}</p></details>"
-
-
-def committed_tables(name: str, study: str, reports: Path = Path("reports")) -> str:
-    """Return the study's committed tables at this set and scale as Markdown with headings of level 4, without images.
-
-    They are `<study>.md` and `<study>-*.md`; empty if there are none. Links start at the folder `reports`.
-    """
-    folder = reports / "tables" / name
-    parts = []
-    for path in [*folder.glob(f"{study}.md"), *sorted(folder.glob(f"{study}-*.md"))]:
-        text = re.sub(r"(?m)^!\[.*\n", "", path.read_text(encoding="utf-8"))
-        text = re.sub(r"(?m)^# .*\n", "", text) if path.stem == study else re.sub(r"(?m)^# ", "#### ", text)
-        text = text.replace("](../../../", "](../")
-        parts.append(re.sub(r"(?m)^##+ ", "#### ", text))
-    return "\n\n".join(parts)
 
 
 def provenance(name: str, runs: pd.DataFrame) -> pd.DataFrame:
@@ -127,3 +216,17 @@ def provenance(name: str, runs: pd.DataFrame) -> pd.DataFrame:
             "epoch": runs["best_epoch"].astype(str),
         }
     )
+
+
+def _comparisons(verdict: Verdict) -> Section:
+    title = f"{verdict.claim.claim} {verdict.at_scale[0].upper()}{verdict.at_scale[1:]}"
+    return Section(title, verdict.claim.note, details(verdict), footer(verdict), ("verdict", "trust"))
+
+
+def _html(text: str) -> None:
+    if text:
+        display(HTML(text))
+
+
+def _picture(path: Path, alt: str) -> None:
+    display(Image(filename=str(path), alt=alt))

@@ -2,8 +2,11 @@
 
 import os
 import re
+import struct
 import tempfile
+from base64 import b64decode
 from collections.abc import Sequence
+from copy import deepcopy
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,18 +30,20 @@ _TIMEOUT = 600  # seconds a cell may take
 
 
 def write_page(notebook: Path = NOTEBOOK, page: Path = PAGE_PATH) -> None:
-    """Execute the notebook and write the page. The same evidence gives the same bytes on one installation.
+    """Execute the notebook, and write it with its outputs and the page made of them.
 
-    Raises `UserError` as `execute` and `to_page`.
+    The same evidence gives the same bytes on one installation. Raises `UserError` as `execute` and `to_page`.
     """
-    write_text(page, to_page(execute(notebook)))
+    executed = execute(notebook)
+    write_text(page, to_page(executed))
+    write_text(notebook, nbformat.writes(executed) + "\n")
 
 
 def execute(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
-    """Run all cells of the notebook in a fresh kernel, in the notebook's folder, and leave the file unchanged.
+    """Return the notebook with the outputs of its cells, run in a fresh kernel in the notebook's folder.
 
-    Raises `UserError` if the file is not a notebook, or with the message of a cell's own `UserError`;
-    `CellExecutionError` if a cell fails otherwise.
+    What differs between machines is left out: warnings, times and the version of Python. Raises `UserError` if the file
+    is not a notebook, or with the message of a cell's own `UserError`; `CellExecutionError` if a cell fails otherwise.
     """
     try:
         content = nbformat.read(notebook, as_version=4)
@@ -46,6 +51,7 @@ def execute(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
         raise UserError(f"{notebook}: no such notebook; run from the project's root, or restore it with git") from None
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError):
         raise UserError(f"{notebook}: not a notebook; restore it with git") from None
+    metadata = deepcopy(content.metadata)
     with tempfile.TemporaryDirectory() as folder:  # keeps the user's IPython profile and start-up files out
         client = NotebookClient(
             content,
@@ -61,6 +67,10 @@ def execute(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
             if error.ename == UserError.__name__:
                 raise UserError(error.evalue) from None
             raise
+    content.metadata = metadata
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return content
 
 
@@ -95,7 +105,9 @@ def _output(output: Any, cell: str, render: "_Markdown") -> str:
         if not alt:
             raise UserError(f"cell {cell} of the notebook shows an image without alt text; give it one: Image(alt=...)")
         code = re.sub(r"\s", "", data["image/png"])
-        return f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" loading="lazy">'
+        width, height = struct.unpack(">II", b64decode(code[:44])[16:24])  # of the PNG's header
+        # The size keeps the place of everything below, so that links land where they should.
+        return f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" width="{width}" height="{height}">'
     return f"<pre>{escape(data['text/plain'])}</pre>" if "text/plain" in data else ""
 
 
@@ -110,26 +122,31 @@ class _Markdown:
             def heading(self, text: str, level: int, **_: Any) -> str:
                 return outer.heading(text, level)
 
-        self._render = mistune.create_markdown(renderer=Renderer(escape=False), plugins=["table"])
+        self._render = mistune.create_markdown(renderer=Renderer(escape=False))
 
     def __call__(self, text: str) -> str:
-        html = str(self._render(text))
-        return html.replace(
-            "<table>", '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
-        ).replace("</table>", "</table></div>")
+        return str(self._render(text))
 
     def heading(self, text: str, level: int) -> str:
         """Return a heading whose id is the one that a notebook viewer gives it."""
         name = re.sub(r"\s+", "-", re.sub(r"<[^>]*>", "", text).strip())
+        repeated = sum(name == re.sub(r"-\d+$", "", other) for _, other, _ in self.headings)
+        name = f"{name}-{repeated + 1}" if repeated else name
         self.headings.append((level, name, text))
         return f'<h{level} id="{name}">{text}</h{level}>\n'
 
 
 def _contents(headings: Sequence[tuple[int, str, str]]) -> str:
-    """Return a list of the headings of levels 2 and 3."""
-    lines = [
-        f'<li class="level{level}"><a href="#{name}">{text}</a></li>'
-        for level, name, text in headings
-        if level in (2, 3)
-    ]
-    return "<ul>\n" + "\n".join(lines) + "\n</ul>"
+    """Return a list of the headings of level 2, those of level 3 in lists of their own."""
+    parts: list[str] = []
+    inner = False
+    for level, name, text in headings:
+        if level not in (2, 3):
+            continue
+        if (level == 3) != inner:
+            parts.append("<ul>" if level == 3 else "</ul></li>")
+        elif parts:
+            parts.append("</li>")
+        inner = level == 3
+        parts.append(f'<li><a href="#{name}">{text}</a>')
+    return "\n".join(["<ul>", *parts, "</li></ul>" * inner, "</li>" if parts else "", "</ul>"])

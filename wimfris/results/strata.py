@@ -21,9 +21,10 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
 from wimfris.errors import UserError
-from wimfris.results.differences import compare, power_line
+from wimfris.results.differences import compare, power_line, verdict
 from wimfris.results.figures import saved_figure
-from wimfris.results.formats import Section, interval, p_value, percent
+from wimfris.results.formats import DASH, Section, interval, p_value, percent
+from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import COMPARED, METRICS, by_seed, own_sentences, read_scores
 from wimfris.results.statistics import any_seed, between_seeds, holm, linearise, resample
@@ -219,25 +220,27 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
         note = "Windows are those of full." + built_in_note(str(first["dataset"]), str(first["scale"]))
         cells = pd.DataFrame({"stratum": [STRATA[name].title for name in part["stratum"]], "level": part["level"]})
         cells["stratum"] = cells["stratum"].where(~cells["stratum"].duplicated(), "")
-        cells[["sentences", "images"]] = part[["sentences", "images"]].astype(str).to_numpy()
-        cells["mIoU"], cells[baseline] = percent(part["miou"]), percent(part["baseline_miou"])
+        family = part.rename(columns={"gain_miou": "difference", "gain_miou_p_holm": "p_holm"})
+        cells["verdict"] = [verdict(row) or DASH for row in family.to_dict("records")]
         for kind in ("gain", "change"):
             column = f"{kind}_{COMPARED[0]}"
             cells[kind] = percent(part[column], "+")
-            for name, end in ((" these seeds", "_these"), (" any seed", "_any")):
+            for name, end in ((" any seed", "_any"), (" these seeds", "_these")):
                 ends = zip(100 * part[f"{column}{end}_low"], 100 * part[f"{column}{end}_high"], strict=True)
                 cells[kind + name] = [interval(*pair) for pair in ends]
             cells[f"{kind} Holm p"] = [p_value(p) for p in part[f"{column}_p_holm"]]
+        cells["mIoU"], cells[baseline] = percent(part["miou"]), percent(part["baseline_miou"])
+        cells[["sentences", "images"]] = part[["sentences", "images"]].astype(str).to_numpy()
         within = part[part["stratum"] != "all"].assign(metric=COMPARED[0])
         foot = power_line(within) if len(within) else ""
-        shown.append(Section(title, note, cells, foot, ("stratum", "level"), guide=True))
+        shown.append(Section(title, note, cells, foot, ("stratum", "level", "verdict"), guide=True))
     return shown
 
 
 def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     """Draw the gains within the strata to a PNG: a panel per stratum and system, a row per level, a colour per split.
 
-    A thick line is the interval for these seeds, a thin one that for any seed.
+    A thick line is the interval for these seeds, a thin one that for any seed, a dot the gain.
     """
     strata = [name for name in STRATA if (table["stratum"] == name).any()]
     systems, splits = list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["split"]))
@@ -246,8 +249,8 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     }
     colours = dict(zip(splits, sns.color_palette("colorblind", len(splits)), strict=True))
     heights = [len(levels[name]) + 0.3 for name in strata]
-    ends = table[["gain_miou_these_low", "gain_miou_these_high"]].abs().to_numpy()
-    reach = 250 * float(np.nanmax(ends))  # points; any-seed intervals of two or three seeds would shrink the rest
+    gains = table[["gain_miou", "gain_miou_these_low", "gain_miou_these_high"]]
+    start, stop = reach(100 * gains.to_numpy(), 100 * table[["gain_miou_any_low", "gain_miou_any_high"]].to_numpy())
     with saved_figure(path, (7.2, 1.0 + 0.33 * sum(heights) + 0.25 * len(strata))) as figure:
         axes = figure.subplots(len(strata), len(systems), sharex=True, squeeze=False, height_ratios=heights)
         for row, name in zip(axes, strata, strict=True):
@@ -259,16 +262,12 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
                     colour = colours[one["split"]]
                     for end, width in (("any", 0.8), ("these", 2.6)):
                         low, high = (100 * one[f"gain_miou_{end}_{side}"] for side in ("low", "high"))
-                        axis.plot(np.clip([low, high], -reach, reach), [height, height], color=colour, linewidth=width)
-                        if low < -reach:  # an arrow marks an interval that continues
-                            axis.plot(-reach, height, "<", color=colour, markersize=3)
-                        if high > reach:
-                            axis.plot(reach, height, ">", color=colour, markersize=3)
+                        draw_interval(axis, height, low, high, (start, stop), color=colour, linewidth=width)
                     axis.plot(
                         100 * one["gain_miou"], height, "o", color=colour, markersize=3.5, markeredgecolor="white"
                     )
                 axis.axvline(0, color="0.5", linewidth=0.8, zorder=1)
-                axis.set(ylim=(len(levels[name]) - 0.5, -0.5), xlim=(-1.02 * reach, 1.02 * reach))
+                axis.set(ylim=(len(levels[name]) - 0.5, -0.5), xlim=padded(start, stop))
                 axis.set_yticks(range(len(levels[name])), levels[name] if axis is row[0] else [""] * len(levels[name]))
                 axis.grid(visible=False, axis="y")
             row[0].set_title(STRATA[name].title, loc="left", fontsize=8)
@@ -279,6 +278,7 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
         handles: list[Artist] = [Line2D([], [], color=colours[name], marker="o", label=name) for name in splits]
         handles += [
             Line2D([], [], color="0.3", linewidth=width, label=label)
-            for width, label in ((2.6, "these seeds"), (0.8, "any seed"))
+            for width, label in ((2.6, "95% interval, these seeds"), (0.8, "95% interval, any seed"))
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.suptitle("Intervals are not corrected; the tables state the corrected verdicts", fontsize=8)

@@ -27,7 +27,7 @@ from wimfris.runs.records import read_records
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("original_tests", ROOT / "tests" / "encoders" / "test_original.py")
 assert _spec and _spec.loader
 _original = importlib.util.module_from_spec(_spec)
@@ -42,9 +42,9 @@ TRAIN = {"epochs": 12, "learning_rate": 0.02, "checkpoint_seconds": 1e-9}
 
 def environment(folder: Path) -> dict[str, str]:
     """The interpreter's own commands first, the clone's package instead of the installed one."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return kept | {"PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    values = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", "")])
+    return values | {"PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -129,8 +129,8 @@ def test_table_has_a_row_per_system_and_split(reproduced: Path) -> None:
     assert (smoke["seeds"] == len(SEEDS)).all()
     records = pd.concat(read_records(reproduced / RUNS / "core" / f"full-{seed}" / "records.parquet") for seed in SEEDS)
     for row in smoke.to_dict("records"):
-        told = records[(records["split"] == row["split"]) & (records["condition"] == "sentence")]
-        runs = [summarise(part["intersection"], part["union"]) for _, part in told.groupby("seed")]
+        real = records[(records["split"] == row["split"]) & (records["condition"] == "sentence")]
+        runs = [summarise(part["intersection"], part["union"]) for _, part in real.groupby("seed")]
         assert row["n"] == runs[0]["n"]
         for name in ("miou", "oiou", "pr50"):
             assert row[name] == pytest.approx(np.mean([run[name] for run in runs]), abs=1e-6)
@@ -149,9 +149,9 @@ def test_figures_show_something(reproduced: Path) -> None:
 
 
 def test_report_names_the_results(reproduced: Path) -> None:
-    told = done(reproduced, "wimfris", "report")
-    assert all(split in told for split in SPLITS)
-    assert "smoke" in told
+    output = done(reproduced, "wimfris", "report")
+    assert all(split in output for split in SPLITS)
+    assert "smoke" in output
 
 
 def test_what_is_committed_and_what_is_cached(reproduced: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_is_committed_and_what_is_cached(reproduced: Path) -> None:
     assert not [name for name in files if foreign.search(name)]
 
 
-def test_manifest_tells_where_the_run_comes_from(reproduced: Path) -> None:
+def test_manifest_says_where_the_run_comes_from(reproduced: Path) -> None:
     manifest = json.loads((reproduced / RUNS / "core" / "full-1" / "manifest.json").read_text())
     assert manifest["run"] == "full-1" and manifest["seed"] == 1
     assert manifest["code"]["commit"] == git(reproduced, "rev-parse", "HEAD").strip()
@@ -241,8 +241,8 @@ def test_predict_writes_mask_and_overlay(reproduced: Path, tmp_path: Path) -> No
     cv2.imwrite(str(photo), picture)
     sentence = ("--text", "the small red circle")
     command = ("wimfris", "predict", "--run", "full-0", "--image", str(photo), *sentence)
-    told = done(reproduced, *command, "--out", str(tmp_path / "out"))
-    assert "% of the picture" in told
+    output = done(reproduced, *command, "--out", str(tmp_path / "out"))
+    assert "% of the picture" in output
     mask = cv2.imread(str(tmp_path / "out" / "photo-mask.png"), cv2.IMREAD_UNCHANGED)
     overlay = cv2.imread(str(tmp_path / "out" / "photo-overlay.png"))
     assert mask is not None and mask.shape == (90, 140) and set(np.unique(mask)) <= {0, 255}
@@ -300,7 +300,7 @@ def test_wrong_parameter_stops_the_first_stage_in_one_line(cloned: Path, tmp_pat
     edit(folder, lambda params: params["scales"]["smoke"]["model"]["hmf"].update(window=99))
     result = call(folder, "dvc", "repro")
     assert result.returncode != 0
-    told = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("wimfris: ")]
-    assert len(told) == 1 and re.search(r"model\.hmf\.window must be at most the grid size \(8\), got 99", told[0])
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("wimfris: ")]
+    assert len(lines) == 1 and re.search(r"model\.hmf\.window must be at most the grid size \(8\), got 99", lines[0])
     assert "Traceback" not in result.stdout + result.stderr
     assert not (folder / RUNS / "index").exists()

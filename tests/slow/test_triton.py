@@ -28,7 +28,7 @@ from wimfris.model.scan import causal_conv_silu  # noqa: E402
 from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="see the last test")
-_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
+_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).parents[1] / "kernels" / "test_fused.py")
 assert _spec and _spec.loader
 fused = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fused)

@@ -1,0 +1,159 @@
+"""The notebook executed: the page is self-contained, accessible, complete about its gaps, and the same bytes each time.
+
+`make test` runs this file.
+"""
+
+import re
+import runpy
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from wimfris.errors import UserError
+from wimfris.results.claims import CLAIMS
+from wimfris.results.evidence import EMPHASIS_COLUMNS, EvidenceFiles
+from wimfris.results.page import NOTEBOOK, PAGE_PATH, execute, write_page
+from wimfris.results.published import PUBLISHED
+from wimfris.runs.records import SCHEMA
+from wimfris.settings.params import read_params
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+_shared = runpy.run_path(str(ROOT / "tests" / "results" / "test_notebook.py"))
+RUNS, run_rows = _shared["RUNS"], _shared["run_rows"]
+
+
+class Elements(HTMLParser):
+    """The name and attributes of every element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def named(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def simulate(images: int = 12) -> pd.DataFrame:
+    """Simulate records of `RUNS` on two splits, without the controls."""
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {"image_id": np.arange(images), "intersection": rng.integers(20, 90, images), "union": 100}
+        ).assign(
+            run=run,
+            variant=run.rpartition("-")[0],
+            seed=int(run[-1]),
+            dataset="scenes",
+            scale="tiny",
+            protocol="cris",
+            split=split,
+            condition="sentence",
+            ref_id=np.arange(images),
+            sent_id=np.arange(images),
+            sentence="thing",
+            kind="",
+            target_area=50,
+        )
+        for run in RUNS
+        for split in ("val", "testA")
+    ]
+    return pd.concat(parts)[SCHEMA.names]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project folder with the notebook, two studies and simulated evidence of three variants."""
+    folder = tmp_path_factory.mktemp("report")
+    for path in (Path("params.yaml"), NOTEBOOK, PUBLISHED, CLAIMS):
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    text = (folder / "params.yaml").read_text()
+    text = re.sub(r"(?m)^seeds: .*", "seeds: [0, 1, 2]", re.sub(r"(?m)^scale: \w+", "scale: tiny", text))
+    (folder / "params.yaml").write_text(text)
+    (folder / "studies").mkdir()
+    for name in ("window_size", "components"):
+        shutil.copy(ROOT / "studies" / f"{name}.py", folder / "studies")
+    files = EvidenceFiles("scenes-tiny", added=False, reports=folder / "reports")
+    files.records.parent.mkdir()
+    pq.write_table(pa.Table.from_pandas(simulate(), schema=SCHEMA, preserve_index=False), files.records)
+    run_rows(read_params(folder / "params.yaml")).to_csv(files.runs, index=False)
+    alphas = [(f"full-{seed}", "full", seed, 1, layer, 0.5 - 0.05 * layer) for seed in (0, 1) for layer in (1, 3)]
+    pd.DataFrame(alphas, columns=list(EMPHASIS_COLUMNS)).to_csv(files.emphasis, index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(report: Path) -> list[str]:
+    """Make the page twice."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(report)
+        for _ in range(2):
+            write_page()
+            made.append(PAGE_PATH.read_text())
+    return made
+
+
+def test_the_page_is_the_same_bytes_each_time_and_leaves_the_notebook_alone(report: Path, pages: list[str]) -> None:
+    assert pages[0] == pages[1]
+    assert (report / NOTEBOOK).read_bytes() == (ROOT / NOTEBOOK).read_bytes()
+
+
+def test_the_page_needs_nothing_but_itself(pages: list[str]) -> None:
+    elements = Elements(pages[0])
+    assert not elements.named("script", "link", "iframe", "object", "video", "audio", "embed", "source")
+    sources = [attributes.get("src") or "" for _, attributes in elements.elements if "src" in attributes]
+    assert len(sources) >= 4 and all(source.startswith("data:image/png;base64,") for source in sources)
+    style = pages[0][pages[0].index("<style>") : pages[0].index("</style>")]
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
+    assert any(attributes.get("name") == "viewport" for attributes in elements.named("meta"))
+
+
+def test_the_page_is_accessible(pages: list[str]) -> None:
+    elements = Elements(pages[0])
+    assert all(attributes.get("alt") for attributes in elements.named("img"))
+    assert all(attributes.get("scope") in ("row", "col") for attributes in elements.named("th"))
+    boxes = [attributes for attributes in elements.named("div") if attributes.get("class") == "scroll"]
+    assert len(boxes) == len(elements.named("table"))
+    assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
+    assert len(elements.named("h1")) == len(elements.named("main")) == len(elements.named("nav")) == 1
+
+
+def test_every_link_within_the_page_has_a_target(pages: list[str]) -> None:
+    elements = Elements(pages[0])
+    ids = [attributes["id"] for _, attributes in elements.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes.get("href") or "" for attributes in elements.named("a")]
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert "../docs/statistics.md" in links
+
+
+def test_the_page_has_every_section_and_names_its_gaps(pages: list[str]) -> None:
+    contents = pages[0][pages[0].index("<nav") : pages[0].index("</nav>")]
+    for part in ("Main table", "Studies", "Window size", "Components", "Claims", "Gallery", "Provenance"):
+        assert f">{part}</a>" in contents
+    assert "Not in the evidence: full (seeds 2), window_1 (seeds 0 1 2)" in pages[0]  # of window_size
+    assert "gallery.png has not been drawn" in pages[0] and "ccccccccc and changes" in pages[0]
+    assert "undecided (not run)" in pages[0] and "by construction" in pages[0]
+    assert "they say nothing about" in pages[0]
+    assert "import pandas" not in pages[0]
+
+
+def test_a_cells_user_error_is_one_line(tmp_path: Path) -> None:
+    source = "from wimfris.errors import UserError\nraise UserError('x.csv: is empty; restore it')"
+    nbformat.write(new_notebook(cells=[new_code_cell(source, id="bad")]), tmp_path / "results.ipynb")
+    with pytest.raises(UserError, match=r"^x.csv: is empty; restore it$"):
+        execute(tmp_path / "results.ipynb")

@@ -1,0 +1,41 @@
+"""Pictures of a prediction."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wimfris.errors import UserError
+from wimfris.files import replacing
+
+OUTLINE = (255, 64, 200)  # RGB
+DIMMED = 0.4  # brightness outside the mask
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the RGB image (H, W, 3) uint8 with the mask (H, W) bool outlined and everything else dimmed."""
+    if not mask.any():
+        return image.copy()
+    drawn = np.where(mask[..., None], image, DIMMED * image).astype(np.uint8)
+    outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outline, -1, OUTLINE, max(1, round(min(image.shape[:2]) / 150)))
+    return drawn
+
+
+def write_prediction(image: np.ndarray, mask: np.ndarray, mask_path: Path, overlay_path: Path) -> None:
+    """Write the mask as a black and white PNG, and the image with the mask outlined and the rest dimmed."""
+    for path, picture in (
+        (mask_path, mask.astype(np.uint8) * 255),
+        (overlay_path, draw_overlay(image, mask)[..., ::-1]),
+    ):
+        write_png(picture, path)
+
+
+def write_png(picture: np.ndarray, path: Path) -> None:
+    """Write a grey (H, W) or BGR (H, W, 3) uint8 picture. Raises UserError where the path cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(cv2.imencode(".png", np.ascontiguousarray(picture))[1].tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name a writable folder with --out") from None
