@@ -111,7 +111,8 @@ def check_image(folder: Path, name: str, width: int, height: int) -> dict[str, A
     except UserError as error:
         return str(error)
     if size != (width, height):
-        return f"{path}: image is {size[0]}x{size[1]} pixels, annotations say {width}x{height}"
+        turned = "; a photo's EXIF orientation is ignored" if size == (height, width) else ""
+        return f"{path}: image is {size[0]}x{size[1]} pixels, annotations say {width}x{height}{turned}"
     return {"file_name": name, "bytes": len(content), "sha256": digest(content), "width": width, "height": height}
 
 
@@ -138,7 +139,8 @@ def report_problems(problems: Sequence[str], path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     write_text(path, "\n".join(problems) + "\n")
-    raise UserError(f"{len(problems)} images cannot be used, for example {problems[0]} (all of them: {path})")
+    first = problems[0] if len(problems) == 1 else f"{len(problems)} images cannot be used, for example {problems[0]}"
+    raise UserError(f"{first} (all of them: {path})" if len(problems) > 1 else first)
 
 
 def chance_iou(target: str, image_masks: Sequence[str], height: int, width: int) -> float:

@@ -52,7 +52,7 @@ def load_plain_pickle(path: Path) -> Any:
             f"{path}: unsafe pickle, it asks for {error}; get the file from a source that you trust"
         ) from None
     except _DAMAGED as error:
-        raise UserError(f"{path}: not a readable pickle ({one_line(error)}); download it again") from None
+        raise UserError(f"{path}: not a readable pickle ({one_line(error)}); get the file again") from None
     return _decode_strings(content)
 
 

@@ -201,7 +201,7 @@ def _notes(
         notes.append(
             f"{source.instances}: polygons with fewer than three points are left out of {_named('annotation', short)}"
         )
-    empty = [ann_id for o in objects if o.ann_ids and not o.area for ann_id in o.ann_ids]
+    empty = list(dict.fromkeys(ann_id for o in objects if o.ann_ids and not o.area for ann_id in o.ann_ids))
     if empty:
         notes.append(
             f"{source.instances}: the mask of {_named('annotation', empty)} has no pixel in its image, so that every "
@@ -217,9 +217,7 @@ def _named(kind: str, ids: Sequence[int]) -> str:
 def _check_unique(path: Path, kind: str, ids: Iterable[int]) -> None:
     repeated = [str(number) for number, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise UserError(
-            f"{path}: {kind} id {_first_few(repeated, ', ')} occurs twice; give every {kind} an id of its own"
-        )
+        raise UserError(f"{path}: {kind} id {_first_few(repeated, ', ')} occurs twice; give each an id of its own")
 
 
 def _as_ann_ids(value: Any) -> Any:
@@ -304,7 +302,7 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable JSON ({one_line(error)}); download it again") from None
+        raise UserError(f"{path}: not readable JSON ({one_line(error)}); get the file again") from None
 
 
 def _validate(adapter: TypeAdapter[T], content: Any, path: Path) -> T:

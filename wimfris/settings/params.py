@@ -150,9 +150,10 @@ class Params(Section):
             return settings
         if run.seed in self.extra_seeds.get(run.variant, ()):
             return settings.model_copy(update={"group": "extra"})
-        raise UserError(
-            f"params.yaml: run {run}: {run.seed} is not a seed of {run.variant}; declare it as "
-            f"extra_seeds: {{{run.variant}: [{run.seed}]}}"
+        raise self._error(
+            "extra_seeds",
+            f"run {run}: {run.seed} is not a seed of {run.variant}; declare it as extra_seeds: "
+            f"{{{run.variant}: [{run.seed}]}}",
         )
 
     def at_name(self, name: str) -> "Params":
