@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wimfris.metrics import PRECISION_THRESHOLDS, ious, summarise
+from wimfris.metrics import NO_TARGET_PIXELS, PRECISION_THRESHOLDS, ious, summarise, summarise_generalised
 
 GOLDEN = Path(__file__).parent / "golden" / "protocol.npz"
 # The golden IoUs add this to the union, to avoid division by 0.
@@ -83,3 +83,24 @@ def test_impossible_areas_are_refused() -> None:
         ious([3], [2])
     with pytest.raises(ValueError, match="one length"):
         ious([1, 2], [2])
+
+
+def test_sentences_without_a_target_are_scored_as_in_gres() -> None:
+    """Each line: (intersection, union, target), whose prediction has union + intersection - target pixels."""
+    hit, missed, silent = (60, 100, 80), (0, 160, 80), (20, 100, 100)  # the last predicts 20 pixels
+    quiet, wrong = (0, 49, 0), (0, NO_TARGET_PIXELS, 0)
+    cases = np.array([hit, missed, silent, quiet, wrong])
+    scores = summarise_generalised(*cases.T)
+    assert scores["giou"] == pytest.approx((0.6 + 0 + 0 + 1 + 0) / 5)
+    assert scores["ciou"] == pytest.approx((60 + 0 + 0) / (100 + 160 + 100 + 0 + 50))
+    assert scores["n_acc"] == 0.5 and scores["t_acc"] == pytest.approx(2 / 3)
+    assert np.isnan(summarise_generalised(*cases[:3].T)["n_acc"]) and np.isnan(
+        summarise_generalised(*cases[3:].T)["t_acc"]
+    )
+
+
+def test_gres_measures_are_the_usual_ones_where_every_target_is_predicted() -> None:
+    inside, around, target = np.array([60, 70]), np.array([100, 200]), np.array([80, 90])
+    usual, scores = summarise(inside, around), summarise_generalised(inside, around, target)
+    assert scores["giou"] == pytest.approx(usual["miou"]) and scores["ciou"] == pytest.approx(usual["oiou"])
+    assert scores["t_acc"] == 1

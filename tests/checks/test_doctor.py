@@ -42,7 +42,6 @@ def test_what_a_paper_scale_lacks_is_named_with_its_fix(
     assert text.works is False and "`wimfris encoders fetch --scale base`" in text.message
     for name in ("refcoco", "refcoco+", "refcocog-umd"):
         assert findings[f"data {name}"].works is False and "missing data/" in findings[f"data {name}"].message
-    assert findings["data refcocog-google"].works is None, "not in use"
     with pytest.raises(typer.Exit) as stop:
         command()
     assert stop.value.exit_code == 1

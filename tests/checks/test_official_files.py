@@ -9,12 +9,25 @@ import typer
 
 from wimfris.checks import official_files as check
 from wimfris.cli.prepare import data_check
-from wimfris.data.counts import Counts, count
-from wimfris.data.refer import read_refer
+from wimfris.data.counts import count
+from wimfris.data.refer import declared_source, read_refer
 from wimfris.errors import UserError
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Files
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-RIGHT = {name: count(read_refer(FIXTURE, name)) for name in ("refcoco", "refcocog-umd")}
+SHIPPED = read_params(Path(__file__).parents[2] / "params.yaml").datasets
+
+
+def declared(name: str, **counts: tuple[int, int, int]) -> Files:
+    """Return a shipped declaration with the fixture's counts, and others of some splits."""
+    files = SHIPPED[name]
+    assert isinstance(files, Files)
+    right = count(read_refer(declared_source(name, files, FIXTURE)))
+    return files.model_copy(update={"counts": right | counts})
+
+
+RIGHT = {name: declared(name) for name in ("refcoco", "refcocog-umd")}
 
 
 @pytest.fixture
@@ -23,19 +36,19 @@ def root(tmp_path: Path) -> Path:
 
 
 def problems(root: Path, *names: str) -> list[str]:
-    return check.check(root, names or list(RIGHT), RIGHT).problems
+    return check.check(root, {name: RIGHT[name] for name in names or RIGHT}).problems
 
 
 def test_right_files_pass_and_their_hashes_are_recorded(root: Path) -> None:
-    report = check.check(root, list(RIGHT), RIGHT)
-    assert report.problems == [] and report.counts == RIGHT
+    report = check.check(root, RIGHT)
+    assert report.problems == [] and report.counts == {name: files.counts for name, files in RIGHT.items()}
     assert all("first time" in note for note in report.notes) and len(report.notes) == 4
     seen = json.loads((root / check.SEEN).read_text())
     assert set(seen) == {f"{folder}/{file}" for folder, file in (
         ("refcoco", "refs(unc).p"), ("refcoco", "instances.json"),
         ("refcocog", "refs(umd).p"), ("refcocog", "instances.json"),
     )}  # fmt: skip
-    again = check.check(root, list(RIGHT), RIGHT)
+    again = check.check(root, RIGHT)
     assert again.problems == [] and all(note.endswith("as first seen") for note in again.notes)
 
 
@@ -44,14 +57,16 @@ def test_every_missing_file_is_named_with_the_counts_of_the_right_one(root: Path
     (root / "refcocog" / "instances.json").unlink()
     (root / "images" / "train2014" / "COCO_train2014_000000000003.jpg").unlink()
     first, second = problems(root)
-    assert f"missing {root}/refcoco/refs(unc).p" in first and "offline" in first
-    assert f"train {RIGHT['refcoco']['train'].objects}/" in first
+    assert f"missing {root}/refcoco/refs(unc).p" in first
+    assert f"train {RIGHT['refcoco'].counts['train'][0]}/" in first
     assert f"missing {root}/refcocog/instances.json" in second
     shutil.copy(FIXTURE / "refcoco" / "refs(unc).p", root / "refcoco")
     assert any("1 of the 8 annotated images are missing, for example COCO_train2014_000000000003.jpg" in line
                for line in problems(root))  # fmt: skip
     shutil.rmtree(root / "images")
-    assert any("train2014: missing; unpack http" in line for line in problems(root))
+    assert any(
+        "train2014: no such folder of images; for COCO's train2014 unpack http" in line for line in problems(root)
+    )
 
 
 def test_an_empty_image_file_is_reported(root: Path) -> None:
@@ -61,11 +76,10 @@ def test_an_empty_image_file_is_reported(root: Path) -> None:
 
 
 def test_every_wrong_count_is_named_and_a_wrong_file_is_not_recorded(root: Path) -> None:
-    right = RIGHT["refcoco"]
-    other = {"refcoco": right | {"val": Counts(right["val"].objects, right["val"].sentences + 1, 9)}}
-    report = check.check(root, ["refcoco"], other)
+    objects, sentences, _ = RIGHT["refcoco"].counts["val"]
+    report = check.check(root, {"refcoco": declared("refcoco", val=(objects, sentences + 1, 9))})
     (line,) = report.problems
-    assert f"val has {right['val'].sentences} sentences, expected {right['val'].sentences + 1}" in line
+    assert f"val has {sentences} sentences, expected {sentences + 1}" in line
     assert "images, expected 9" in line and "objects, expected" not in line
     assert not (root / check.SEEN).exists()
 
@@ -87,9 +101,16 @@ def test_damaged_files_are_problems_not_tracebacks(root: Path) -> None:
     (root / check.SEEN).write_text("{")
     with pytest.raises(UserError, match=r"seen\.json: not readable as JSON; delete it"):
         problems(root)
-    (root / check.SEEN).unlink()
-    with pytest.raises(UserError, match=r"data set must be one with published counts .*, got scenes"):
-        check.check(root, ["scenes"])
+
+
+def test_what_a_declaration_lacks_is_named(root: Path, project: object) -> None:
+    files = RIGHT["refcoco"].model_copy(update={"counts": {}, "splits": ("val", "test")})
+    (line,) = check.check(root, {"refcoco": files}).problems
+    assert "no reference has the split test; get the right file, or correct datasets.refcoco" in line
+    files = RIGHT["refcoco"].model_copy(update={"counts": {}})
+    assert any("declares no datasets.refcoco.counts" in note for note in check.check(root, {"refcoco": files}).notes)
+    with pytest.raises(UserError, match=r"--data must be one of refcoco, .*, got mine; declare it in datasets .*refs"):
+        data_check(sets="mine", root=root)
 
 
 def test_the_command_exits_with_1_on_problems(root: Path, project: object, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +118,6 @@ def test_the_command_exits_with_1_on_problems(root: Path, project: object, capsy
         data_check(sets="refcoco", root=root)
     assert stop.value.exit_code == 1
     out = capsys.readouterr().out
-    assert "expected 42404" in out and out.endswith("1 problems\n")
+    assert "expected 42404" in out and out.endswith("1 problem\n")
     data_check()
     assert "nothing to check" in capsys.readouterr().out

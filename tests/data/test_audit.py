@@ -7,14 +7,24 @@ import pytest
 
 from wimfris.data.audit import audit, random_object_miou, shared_images_note
 from wimfris.data.index import build_index
-from wimfris.data.refer import images_folder, read_refer
+from wimfris.data.refer import Source, declared_source, read_refer
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Files
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
+SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
+
+
+def official(root: Path, name: str) -> Source:
+    """Return the files of an official data set under a root."""
+    files = SETS[name]
+    assert isinstance(files, Files)
+    return declared_source(name, files, root)
 
 
 def build(name: str) -> pd.DataFrame:
     """Return the index of one of the fixture's data sets."""
-    return build_index(read_refer(FIXTURE, name), images_folder(FIXTURE))[0]
+    return build_index(read_refer(official(FIXTURE, name)), FIXTURE / "images" / "train2014")[0]
 
 
 def test_random_object_miou_weighs_objects_by_their_sentences() -> None:
@@ -24,12 +34,16 @@ def test_random_object_miou_weighs_objects_by_their_sentences() -> None:
 
 def test_counts_of_several_data_sets() -> None:
     refcoco, umd = build("refcoco"), build("refcocog-umd")
-    scenes = refcoco.assign(dataset="scenes", kinds=refcoco["kinds"].map(lambda kinds: ["relation"] * len(kinds)))
+    scenes = refcoco.assign(
+        dataset="scenes",
+        sha256="0" + refcoco["sha256"],
+        kinds=refcoco["kinds"].map(lambda kinds: ["relation"] * len(kinds)),
+    )
     text = audit({"refcoco": refcoco, "refcocog-umd": umd, "scenes": scenes})
     assert "| refcoco train | 20 | 42 | 5 | 4.0 |" in text
     assert "| refcoco testA | refcocog-umd test | 1 |" in text
     assert "| refcoco | refcocog-umd | 8 |" in text
-    assert "| refcoco | scenes |" not in text  # ids of drawn images are not COCO's
+    assert "| refcoco | scenes |" not in text  # the same ids, other images
     assert "| scenes train | 42 |" in text
     assert f"| refcoco val | {random_object_miou(refcoco[refcoco['split'] == 'val']):.3f} |" in text
     assert "Sentence kinds" not in audit({"refcoco": refcoco})

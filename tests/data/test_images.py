@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,15 +76,17 @@ def test_a_jpeg_damaged_in_its_middle_is_refused(tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_truncated_image_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     content = encoded(kind=kind)
     for part in (0.3, 0.7, 0.95):
         assert refused(tmp_path / "a", content[: int(part * len(content))]).startswith("damaged or truncated")
+    assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", encoded(kind="GIF"), encoded(kind="TIFF")])
+@pytest.mark.parametrize("content", [b"<html>not found</html>", encoded(kind="GIF"), encoded(kind="TIFF")])
 def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> None:
-    assert refused(tmp_path / "a.jpg", content).startswith("not a JPEG, PNG, WebP or BMP image; convert")
+    assert refused(tmp_path / "a.jpg", content).startswith("not a JPEG, PNG, WebP or BMP image; get the file again")
+    assert refused(tmp_path / "a.jpg", b"").startswith("empty; get the file again")
 
 
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -101,8 +104,16 @@ def test_a_missing_a_dangling_and_an_unreadable_file_are_named(tmp_path: Path) -
             read_image(tmp_path / name)
 
 
-def test_other_messages_on_stderr_pass_the_decoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    messages: list[str] = []
-    with images._captured_stderr(messages):
+def test_other_lines_on_stderr_pass_the_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    decode = cv2.imdecode
+
+    def noisy(*arguments: Any) -> Any:
         os.write(2, b"a line of another thread\n")
+        return decode(*arguments)
+
+    monkeypatch.setattr(cv2, "imdecode", noisy)
+    (tmp_path / "a.png").write_bytes(encoded())
+    read_image(tmp_path / "a.png")
     assert capfd.readouterr().err == "a line of another thread\n"

@@ -10,25 +10,35 @@ import pytest
 from PIL import Image
 
 from wimfris.data import index
-from wimfris.data.refer import ReferredObject, images_folder, read_refer
+from wimfris.data.refer import ReferredObject, Source, declared_source, read_refer
 from wimfris.data.rle import decode_rle
 from wimfris.errors import UserError
+from wimfris.settings.params import read_params
+from wimfris.settings.schema import Files
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
+SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
+
+
+def official(root: Path, name: str) -> Source:
+    """Return the files of an official data set under a root."""
+    files = SETS[name]
+    assert isinstance(files, Files)
+    return declared_source(name, files, root)
 
 
 @pytest.fixture(scope="module")
 def objects() -> list[ReferredObject]:
-    return read_refer(FIXTURE, "refcoco")
+    return read_refer(official(FIXTURE, "refcoco"))
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(images_folder(FIXTURE), tmp_path / "images"))
+    return Path(shutil.copytree(FIXTURE / "images" / "train2014", tmp_path / "images"))
 
 
 def test_the_written_index_is_the_returned_one(tmp_path: Path, objects: list[ReferredObject]) -> None:
-    frame = index.write_index(objects, FIXTURE, tmp_path)
+    frame = index.write_index(objects, FIXTURE / "images" / "train2014", tmp_path)
     assert list(frame.columns) == list(index.INDEX_COLUMNS)
     again = index.read_index(tmp_path / "index.parquet")
     pd.testing.assert_frame_equal(again, frame)
@@ -42,7 +52,7 @@ def test_the_written_index_is_the_returned_one(tmp_path: Path, objects: list[Ref
         assert mask.sum() == row["area"] == referred.area
     assert np.array_equal(index.decode_mask(again.iloc[0]), index.decode_mask(again.to_dict("records")[0]))
     first = (tmp_path / "index.parquet").read_bytes()
-    index.write_index(objects, FIXTURE, tmp_path)
+    index.write_index(objects, FIXTURE / "images" / "train2014", tmp_path)
     assert (tmp_path / "index.parquet").read_bytes() == first
 
 

@@ -10,18 +10,27 @@ import pytest
 import yaml
 
 from wimfris.cli.prepare import data_make, data_prepare
-from wimfris.data import counts
 from wimfris.data.index import build_index
 from wimfris.data.mixed import count_shared, dataset_label, drop_shared, summary
 from wimfris.data.prepare import prepare_index
-from wimfris.data.refer import ReferredObject, images_folder, read_refer
-from wimfris.data.source import make_source, source_root
+from wimfris.data.refer import ReferredObject, Source, declared_source, read_refer
+from wimfris.data.source import make_source, sources
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import MIXED, Settings
+from wimfris.settings.schema import Files, Settings
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
+MIXED = ("refcoco", "refcoco+", "refcocog-umd")
+
+SETS = read_params(ROOT / "params.yaml").datasets
+
+
+def source(root: Path, name: str) -> Source:
+    """Return the files of an official data set under a root."""
+    files = SETS[name]
+    assert isinstance(files, Files)
+    return declared_source(name, files, root)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +50,15 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def objects(official: Path) -> list[ReferredObject]:
-    return [referred for name in MIXED for referred in read_refer(official, name)]
+    return [referred for name in MIXED for referred in read_refer(source(official, name))]
 
 
-def project(folder: Path, name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def project(folder: Path, name: str, root: Path, monkeypatch: pytest.MonkeyPatch, *, counts: bool = False) -> Settings:
     """Change to a project folder at scale base with this data set, and return its settings."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content |= {"scale": "base", "data": {"name": name, "root": str(root)}}
+    for declared in content["datasets"].values() if not counts else ():
+        declared.pop("counts", None)  # the fixture is an excerpt
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(folder)
     return read_params().settings()
@@ -59,7 +70,7 @@ def images(frame: pd.DataFrame, split: str) -> set[int]:
 
 
 def test_strict_trains_on_no_image_that_is_evaluated(official: Path, objects: list[ReferredObject]) -> None:
-    folder = images_folder(official)
+    folder = official / "images" / "train2014"
     strict, published = build_index(drop_shared(objects), folder)[0], build_index(objects, folder)[0]
     assert images(strict, "train") and not images(strict, "train") & images(strict, "held out")
     assert images(published, "train") & images(published, "held out")
@@ -69,13 +80,13 @@ def test_strict_trains_on_no_image_that_is_evaluated(official: Path, objects: li
     pd.testing.assert_frame_equal(strict, rest.reset_index(drop=True))
     assert list(published["dataset"].unique()) == list(MIXED)
     for name in MIXED:
-        own = build_index(read_refer(official, name), folder)[0]
+        own = build_index(read_refer(source(official, name)), folder)[0]
         part = published[published["dataset"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(part, own)
 
 
 def test_shared_images_are_counted(official: Path, objects: list[ReferredObject]) -> None:
-    folder = images_folder(official)
+    folder = official / "images" / "train2014"
     strict, published = build_index(drop_shared(objects), folder)[0], build_index(objects, folder)[0]
     frame = count_shared(objects)
     shared = frame.set_index("dataset")
@@ -94,12 +105,14 @@ def test_shared_images_are_counted(official: Path, objects: list[ReferredObject]
     assert "leaking" in summary(frame, strict=False) and "leaking" not in summary(frame, strict=True)
 
 
-def test_each_set_must_have_the_published_counts(
+def test_each_set_must_have_the_declared_counts(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = project(tmp_path, "mixed_strict", official, monkeypatch)
+    settings = project(tmp_path, "mixed_strict", official, monkeypatch, counts=True)
     make_source(settings)
-    with pytest.raises(UserError, match=r"^refcoco: refs\(unc\)\.p is not the published split"):
+    with pytest.raises(
+        UserError, match=r"refs\(unc\)\.p: not the split that datasets\.refcoco\.counts declares: testA has"
+    ):
         prepare_index(settings)
 
 
@@ -113,12 +126,11 @@ def test_stages_accept_mixed_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = project(tmp_path, name, official, monkeypatch)
-    assert settings.data.length == 22 and settings.data.splits == ("val", "testA", "testB", "test")
+    assert settings.data.length == 17 and settings.data.splits == ("val", "testA", "testB", "test")
     data_make()
     pointer = json.loads((settings.folder / "refer" / "source.json").read_text())
     assert len(pointer["sha256"]) == 6, "all files have different names"
-    assert source_root(settings) == official
-    monkeypatch.setattr(counts, "PUBLISHED", {})
+    assert [one.refs.parent.parent for one in sources(settings)] == [official] * 3
     data_prepare()
     folder = settings.folder / "index"
     audit = (folder / "audit.md").read_text()
@@ -132,7 +144,7 @@ def test_a_missing_set_is_named(official: Path, tmp_path: Path, monkeypatch: pyt
     copy = Path(shutil.copytree(official, tmp_path / "data"))
     (copy / "refcocog" / "refs(umd).p").unlink()
     settings = project(tmp_path, "mixed_strict", Path("data"), monkeypatch)
-    with pytest.raises(UserError, match=r"refcocog-umd: missing data/refcocog/refs\(umd\)\.p; unpack"):
+    with pytest.raises(UserError, match=r"refcocog-umd: missing data/refcocog/refs\(umd\)\.p; put it there"):
         make_source(settings)
 
 

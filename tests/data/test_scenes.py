@@ -14,7 +14,7 @@ import pytest
 from wimfris.data.audit import random_object_miou
 from wimfris.data.index import build_index
 from wimfris.data.letterbox import CLIP_MEAN
-from wimfris.data.refer import images_folder, read_refer
+from wimfris.data.refer import read_refer, scenes_source
 from wimfris.data.rle import decode_rle
 from wimfris.data.scenes import RADII, RGB, SPLITS, SPLITS_WRITTEN, Scene, draw_scene, write_scenes
 
@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, list[Scene]]
 
 @pytest.fixture(scope="module")
 def index(root: Path) -> Any:
-    index, _, problems = build_index(read_refer(root, "scenes"), images_folder(root))
+    index, _, problems = build_index(read_refer(scenes_source(root)), scenes_source(root).images)
     assert not problems
     return index
 
@@ -122,7 +122,7 @@ def test_sizes_scale_with_the_canvas() -> None:
 
 
 def test_the_written_layout_is_read_back(root: Path, drawn: dict[str, list[Scene]]) -> None:
-    objects = read_refer(root, "scenes")
+    objects = read_refer(scenes_source(root))
     written = [(split, scene, ref) for split in SPLITS_WRITTEN for scene in drawn[split] for ref in scene.refs]
     assert len(objects) == len(written)
     assert [o.ref_id for o in objects] == list(range(1, len(objects) + 1))
@@ -135,7 +135,7 @@ def test_the_written_layout_is_read_back(root: Path, drawn: dict[str, list[Scene
         assert (mask == scene.masks[target]).all() and referred.area == mask.sum()
         assert [(s.text, s.kind) for s in referred.sentences] == [(text, d.kind) for d, text in sentences]
         assert len(referred.image_masks) == len(scene.things)
-        image = cv2.imread(str(images_folder(root) / referred.file_name))
+        image = cv2.imread(str(scenes_source(root).images / referred.file_name))
         assert image is not None and image.shape == scene.image.shape
         error = np.abs(image[..., ::-1].astype(int) - scene.image).mean()
         assert error < 4, "the JPEG quality must preserve small things"

@@ -21,7 +21,7 @@ from wimfris.encoders.vision import vision_backbone
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import MIXED, Settings
+from wimfris.settings.schema import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -242,11 +242,12 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     shutil.copytree(tmp_path / "data" / "refcoco", tmp_path / "data" / "refcoco+")
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     content["data"]["name"] = "mixed_strict"
-    content["scales"]["smoke"]["data"]["tokens"]["mixed_strict"] = 20
+    for declared in content["datasets"].values():
+        declared |= {"tokens": 20}
+        declared.pop("counts", None)  # the fixture is an excerpt
     content["scales"]["smoke"]["train"] |= {"epochs": 1, "batch_size": 4}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("wimfris.data.counts.PUBLISHED", {})  # the fixture is an excerpt
     # It is also too small for the controls.
     monkeypatch.setattr("wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence})
     prepare.data_make()
@@ -255,7 +256,7 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     prepare.encoders_record()
     training.train("full-0")
     records = read_records(Path("runs/mixed_strict-smoke/core/full-0/records.parquet"))
-    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in MIXED}
+    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in content["datasets"]["mixed_strict"]["mix"]}
     assert set(records["split"]) == {"val", "testA", "testB", "test"}
     train, held_out = splits(Path("runs/mixed_strict-smoke/index/index.parquet"))
     assert train and not train & held_out

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wimfris.encoders.vision import Guidance, VisionEncoder
+from wimfris.encoders.vision import Guidance, VisionEncoder, interpolate_positions, set_positions, vision_backbone
 
 TAPS = (1, 2)
 PREFIX = 3  # the class token and two register tokens
@@ -137,3 +137,18 @@ def test_a_failed_pass_does_not_change_the_next(
         encoder(image.double(), text[0][..., :3], text[1])  # words of a wrong width
     for one, other in zip(encoder(image.double(), *text), before, strict=True):
         assert torch.equal(one, other)
+
+
+def test_positions_of_another_grid_are_set_as_given() -> None:
+    """DETRIS's interpolation is another function of the image than that of transformers."""
+    own = vision_backbone(width=16, layers=1, heads=2, patch=4, registers=1, image_size=24).eval()
+    embeddings: Any = own.embeddings
+    torch.nn.init.normal_(embeddings.position_embeddings)
+    image = torch.randn(1, 3, 32, 32)
+    before = own(pixel_values=image).last_hidden_state
+    positions = interpolate_positions(embeddings.position_embeddings, 8)
+    set_positions(own, positions)
+    assert embeddings.position_embeddings.shape == (1, 1 + 64, 16)
+    assert torch.equal(embeddings.interpolate_pos_encoding(torch.zeros(1, 65, 16), 32, 32), positions)
+    after = own(pixel_values=image).last_hidden_state
+    assert after.shape == before.shape and not torch.allclose(after, before)

@@ -101,3 +101,18 @@ def test_the_table_shows_n_intervals_and_power(labels: pd.DataFrame, rng: np.ran
     text = markdown_text("x", sections(table, {"full": "window 4", "no_window": "no window"}))
     assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, seeds 0, 1, 2" in text
     assert "say nothing about the figures in the paper" in text and "the detectable difference in mIoU is" in text
+
+
+def test_labels_are_joined_by_data_set_object_and_sentence(labels: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Sentence ids that start again in every object, beside the labels of another data set with the same ids."""
+    table = records(labels, rng, 0.1)
+    expected = strata_table(table, labels, ["full"], "no_window", resamples=20)
+    again = labels.groupby("ref_id").cumcount()
+    places = dict(zip(zip(labels["ref_id"], labels["sent_id"], strict=True), again, strict=True))
+    table["sent_id"] = [places[key] for key in zip(table["ref_id"], table["sent_id"], strict=True)]
+    own = labels.assign(sent_id=again, dataset="scenes")
+    other = own.assign(dataset="other", windows=1, share=0.5)
+    both = pd.concat([other, own], ignore_index=True)
+    pd.testing.assert_frame_equal(strata_table(table, both, ["full"], "no_window", resamples=20), expected)
+    with pytest.raises(UserError, match=r"sentence 0 of object \d+ has two labels; label the sentences again"):
+        strata_table(table, pd.concat([own, own.iloc[:1]]), ["full"], "no_window", resamples=20)

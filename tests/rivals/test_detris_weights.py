@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wimfris.encoders.vision import interpolate_positions
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import (
     ONLY_THEIRS,
-    interpolate_positions,
     load_detris,
     our_name,
     read_detris,

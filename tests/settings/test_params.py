@@ -16,7 +16,7 @@ from wimfris.settings.schema import CosineSchedule, Settings, StepSchedule, plac
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SCALES = ("smoke", "tiny", "small", "base", "large")
-NAMES = ("scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")
+NAMES = ("scenes", *SHIPPED["datasets"])
 
 
 def changed(path: Path, shipped_variants: bool = False, **values: Any) -> Path:
@@ -42,13 +42,14 @@ def settings(path: Path, **values: Any) -> Settings:
     return read_params(changed(path, **values)).settings()
 
 
-def message_of(path: Path, **values: Any) -> str:
+def message_of(path: Path, *, line: bool = False, **values: Any) -> str:
+    """Return the message of the error, without the line of the key unless `line` is true."""
     with pytest.raises(UserError) as error:
         settings(path, **values)
     message = str(error.value)
     assert "\n" not in message, "one line"
     assert message.startswith("params.yaml: ")
-    return message
+    return message if line else re.sub(r" \(line \d+\)$|(?<=\()line \d+, ", "", message)
 
 
 # --- the shipped file -------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def test_scales_are_the_documented_ones() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_paper_scales_take_every_data_set(scale: str, name: str, tmp_path: Path) -> None:
     resolved = settings(tmp_path, scale=scale, data__name=name)
-    assert resolved.data.length == (22 if name.startswith(("refcocog", "mixed")) else 17)
+    assert resolved.data.length == (22 if name == "refcocog-umd" else 17)
     assert resolved.folder == Path(f"runs/{name}-{scale}")
     assert resolved.data.splits[0] == "val"
     tests = {"refcocog-umd": ("test",), "refcocog-google": ()}.get(name, ("testA", "testB"))
@@ -102,11 +103,56 @@ def test_numbers_of_the_paper(tmp_path: Path) -> None:
     assert large.model.msa.layers == (2, 6, 10, 14, 18, 22)
 
 
-def test_scale_tiny_has_only_the_built_in_data_set(tmp_path: Path) -> None:
-    message = message_of(tmp_path, scale="tiny", data__name="refcoco")
-    assert re.match(
-        r"params\.yaml: data\.name must be a key of data\.tokens \(scenes\), got refcoco \(scale tiny, ", message
-    )
+def test_published_settings_of_a_data_set(tmp_path: Path) -> None:
+    """Those of DETRIS's configurations: epochs on google, and the adapters of its mixed model."""
+    google = settings(tmp_path, scale="base", data__name="refcocog-google").train
+    assert google.epochs == 50 and google.schedule == StepSchedule(kind="step", milestones=(35,), factor=0.1)
+    assert settings(tmp_path, scale="base", data__name="refcocog-umd").train.epochs == 65
+    for name in ("mixed_strict", "mixed_as_published"):
+        params = read_params(changed(tmp_path, shipped_variants=True, scale="large", data__name=name))
+        model = params.settings("detris_adapters_detris_neck").model
+        assert model.mta.layers == tuple(range(1, 12)) and model.msa.layers == tuple(range(1, 24))
+        assert model.rivals is not None and model.rivals.detris.width == model.rivals.detris.text_width == 384
+        assert params.settings().model == settings(tmp_path, scale="large").model, "no other variant's"
+        assert settings(tmp_path, scale="large", data__name=name).data.drop_shared == (name == "mixed_strict")
+
+
+OWN = {"refs": "own/refs.json", "instances": "own/i.json", "images": "own/images", "splits": ["val"], "tokens": 20}
+
+
+def test_a_declared_data_set_is_used_by_its_name(tmp_path: Path) -> None:
+    overrides = {"smoke": {"train": {"epochs": 3}, "variants": {"wide": {"model": {"msa": {"width": 32}}}}}}
+    declared = SHIPPED["datasets"] | {"own-2": OWN | {"overrides": overrides}}
+    variants = {"full": {}, "wide": {"model": {"msa": {"width": 16}}}}
+    params = read_params(changed(tmp_path, datasets=declared, data__name="own-2", variants=variants))
+    resolved, wide = params.settings(), params.settings("wide")
+    assert resolved.folder == Path("runs/own-2-smoke") and params.at_name("own-2-smoke").settings() == resolved
+    assert (resolved.data.length, resolved.data.splits, resolved.data.sets) == (20, ("val",), ("own-2",))
+    assert resolved.train.epochs == 3 and (resolved.model.msa.width, wide.model.msa.width) == (8, 32)
+    assert "files" not in resolved.model_dump(mode="json")["data"], "where the files lie decides no result"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({}, "datasets.own.tokens is missing"),
+        (OWN | {"refs": 3}, "datasets.own.refs must be a valid string, got 3"),
+        ({key: value for key, value in OWN.items() if key != "images"}, "datasets.own.images is missing"),
+        (OWN | {"splits": ["test", "val"]}, "datasets.own.splits must be different splits, val first"),
+        (OWN | {"splits": ["val", "valid"]}, "datasets.own.splits.1 must be one of val, testA, testB, test, got valid"),
+        (OWN | {"tokens": 2}, "datasets.own.tokens must be greater than or equal to 3, got 2"),
+        (OWN | {"tokns": 2}, "unknown key datasets.own.tokns; did you mean tokens?"),
+        (OWN | {"counts": {"val": [1, 2]}}, "datasets.own.counts.val.2 is missing"),
+        (OWN | {"overrides": {"huge": {}}}, "datasets.own.overrides must be by scale (smoke, "),
+        (OWN | {"overrides": {"base": {"data": {}}}}, "datasets.own.overrides.base must be model, loss, train or"),
+        ({"mix": ["refcoco"], "tokens": 9, "drop_shared": True}, "datasets.own.mix must have at least 2 items"),
+        ({"mix": ["refcoco", "x"], "tokens": 9, "drop_shared": True}, "datasets.own.mix must be of refcoco, "),
+    ],
+)
+def test_a_wrong_declaration_is_named(entry: Any, reason: str, tmp_path: Path) -> None:
+    message = message_of(tmp_path, datasets=SHIPPED["datasets"] | {"own": entry}, line=True)
+    assert message.startswith(f"params.yaml: {reason}"), message
+    assert re.search(r"\(line \d+\)$", message), message
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -274,53 +320,63 @@ def test_missing_key(tmp_path: Path) -> None:
         read_params(path)
 
 
-WRONG = {
-    "scales__smoke__train__epochs": ("many", "train.epochs must be a valid integer, got 'many'"),
-    "scales__smoke__train__batch_size": (1, "train.batch_size must be greater than or equal to 2, got 1"),
-    "scales__smoke__train__weight_decay": (-1.0, "train.weight_decay must be greater than or equal to 0, got -1.0"),
-    "scales__smoke__train__optimizer": ("sgd", "train.optimizer must be one of adam, adamw, got sgd"),
-    "scales__smoke__train__precision": ("fp8", "train.precision must be one of fp32, bf16, fp16, got fp8"),
-    "scales__smoke__train__device": ("tpu", "train.device must be one of cpu, cuda, got tpu"),
-    "scales__smoke__train__schedule": (
+WRONG = [
+    ("scales__smoke__train__epochs", "many", "train.epochs must be a valid integer, got 'many'"),
+    ("scales__smoke__train__batch_size", 1, "train.batch_size must be greater than or equal to 2, got 1"),
+    ("scales__smoke__train__weight_decay", -1.0, "train.weight_decay must be greater than or equal to 0, got -1.0"),
+    ("scales__smoke__train__optimizer", "sgd", "train.optimizer must be one of adam, adamw, got sgd"),
+    ("scales__smoke__train__precision", "fp8", "train.precision must be one of fp32, bf16, fp16, got fp8"),
+    ("scales__smoke__train__device", "tpu", "train.device must be one of cpu, cuda, got tpu"),
+    (
+        "scales__smoke__train__schedule",
         {"kind": "linear"},
         "train.schedule.kind must be one of cosine, step, got linear",
     ),
-    "scales__smoke__data__tokens": ({"scenes": 2}, "data.tokens.scenes must be greater than or equal to 3, got 2"),
-    "scales__smoke__encoders__vision__taps": ([1], "encoders.vision.taps.1 is missing"),
-    "data__name": (
+    ("scales__smoke__data__tokens", {"scenes": 2}, "data.tokens.scenes must be greater than or equal to 3, got 2"),
+    ("scales__smoke__encoders__vision__taps", [1], "encoders.vision.taps.1 is missing"),
+    (
+        "data__name",
         "coco",
         "data.name must be one of scenes, refcoco, refcoco+, refcocog-umd, refcocog-google, "
-        "mixed_strict, mixed_as_published, got coco",
+        "mixed_strict, mixed_as_published, got coco; declare others in datasets",
     ),
-    "model__neck": ("fpn", "model.neck must be one of hmf, none, detris, etris, got fpn"),
-    "model__adapters": (
+    ("scales__smoke__train__batch_size", True, "train.batch_size must not be a boolean, got True"),
+    ("model__msa__kernels", [3, True], "model.msa.kernels must not be a boolean, got [3, True]"),
+    ("seeds", [True], "seeds must not be a boolean, got [True]"),
+    ("extra_seeds", {"full": [True]}, "extra_seeds.full must not be a boolean, got [True]"),
+    ("scales__smoke__data__image_size", 10**9, "data.image_size must be less than or equal to 8192, got 1000000000"),
+    ("scales__smoke__model__hmf__width", 10**9, "model.hmf.width must be less than or equal to 65536, got 1000000000"),
+    ("scales__smoke__train__epochs", 10**12, "train.epochs must be less than or equal to 1000000, got 10000000000"),
+    ("scales__smoke__train__schedule", {"knd": "cosine"}, "unknown key train.schedule.knd; did you mean kind?"),
+    ("model__neck", "fpn", "model.neck must be one of hmf, none, detris, etris, got fpn"),
+    (
+        "model__adapters",
         "prompt",
         "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, finetune, got prompt",
     ),
-    "model__placement": ("even", "model.placement must be one of spread, early, middle, late, got even"),
-    "extended_seeds": ([], "extended_seeds must have at least 1 item, got []"),
-    "scales__smoke__model__hmf": (3, "model.hmf must be a valid dictionary, got 3"),
-    "model__hmf__window": ("all", "model.hmf.window must be grid or a valid integer, got all"),
-    "model__hmf__gate": ("max", "model.hmf.gate must be one of attention, text, none, got max"),
-    "model__msa__emphasis": ("some", "model.msa.emphasis must be learned or a valid number, got some"),
-    "model__msa__emphasis_initial": (1.0, "model.msa.emphasis_initial must be less than 1, got 1.0"),
-    "model__mta__init": ("ones", "model.mta.init must be one of zero, kaiming, got ones"),
-    "model__decoder__dropout": (1.5, "model.decoder.dropout must be less than or equal to 1, got 1.5"),
-    "model__scan": ("cuda", "model.scan must be one of auto, reference, cpu, triton, mamba_ssm, got cuda"),
-    "loss__dice": (-0.1, "loss.dice must be greater than or equal to 0, got -0.1"),
-    "loss__align_target": ("most", "loss.align_target must be one of any, fraction, got most"),
-    "loss__align_window": (0, "loss.align_window must be scan or greater than 0, got 0"),
-    "evaluate__protocol": ("mine", "evaluate.protocol must be one of cris, lavt, remamber, got mine"),
-    "seeds": ("0", "seeds must be a valid list, got '0'"),
-    "scales__smoke__train__learning_rate": (float("inf"), "train.learning_rate must be a finite number, got inf"),
-    "variants": ({"full": None}, "variants.full must be a valid dictionary, got None"),
-    "pretrain__seed": (-1, "pretrain.seed must be greater than or equal to 0, got -1"),
-}
+    ("model__placement", "even", "model.placement must be one of spread, early, middle, late, got even"),
+    ("extended_seeds", [], "extended_seeds must have at least 1 item, got []"),
+    ("scales__smoke__model__hmf", 3, "model.hmf must be a valid dictionary, got 3"),
+    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer, got all"),
+    ("model__hmf__gate", "max", "model.hmf.gate must be one of attention, text, none, got max"),
+    ("model__msa__emphasis", "some", "model.msa.emphasis must be learned or a valid number, got some"),
+    ("model__msa__emphasis_initial", 1.0, "model.msa.emphasis_initial must be less than 1, got 1.0"),
+    ("model__mta__init", "ones", "model.mta.init must be one of zero, kaiming, got ones"),
+    ("model__decoder__dropout", 1.5, "model.decoder.dropout must be less than or equal to 1, got 1.5"),
+    ("model__scan", "cuda", "model.scan must be one of auto, reference, cpu, triton, mamba_ssm, got cuda"),
+    ("loss__dice", -0.1, "loss.dice must be greater than or equal to 0, got -0.1"),
+    ("loss__align_target", "most", "loss.align_target must be one of any, fraction, got most"),
+    ("loss__align_window", 0, "loss.align_window must be scan or greater than 0, got 0"),
+    ("evaluate__protocol", "mine", "evaluate.protocol must be one of cris, lavt, remamber, got mine"),
+    ("seeds", "0", "seeds must be a valid list, got '0'"),
+    ("scales__smoke__train__learning_rate", float("inf"), "train.learning_rate must be a finite number, got inf"),
+    ("variants", {"full": None}, "variants.full must be a valid dictionary, got None"),
+    ("pretrain__seed", -1, "pretrain.seed must be greater than or equal to 0, got -1"),
+]
 
 
-@pytest.mark.parametrize("key", WRONG)
-def test_wrong_value(key: str, tmp_path: Path) -> None:
-    value, reason = WRONG[key]
+@pytest.mark.parametrize(("key", "value", "reason"), WRONG)
+def test_wrong_value(key: str, value: Any, reason: str, tmp_path: Path) -> None:
     message = message_of(tmp_path, **{key: value})
     assert message.startswith(f"params.yaml: {reason}"), message
 
@@ -359,6 +415,14 @@ IMPOSSIBLE = {
     ),
     "scales__smoke__encoders__vision__taps": ([1, 6], "encoders.vision.taps must be layers from 0 to 1, got [1, 6]"),
     "model__msa__kernels": ([3, 4], "model.msa.kernels must be odd numbers, got [3, 4]"),
+    "loss": (
+        {"contrast": 0, "dice": 0.0, "align": 0, "align_window": "scan", "align_target": "any"},
+        "loss must be a section with a weight above 0 (contrast, dice or align), got [0.0, 0.0, 0.0]",
+    ),
+    "scales__smoke__encoders__vision": (
+        SHIPPED["scales"]["smoke"]["encoders"]["vision"] | {"width": 65536, "layers": 1024},
+        "encoders.vision.width must be smaller: with the other sizes it needs 192 TiB of memory, got 65536",
+    ),
     "scales__smoke__train__precision": ("fp16", "train.precision must be fp32 or bf16 on a CPU, got fp16"),
     "scales__smoke__train__schedule": (
         {"kind": "step", "milestones": [1, 2], "factor": 0.1},
@@ -489,14 +553,61 @@ def test_a_scale_cannot_rename_a_run(key: str, tmp_path: Path) -> None:
 
 
 def test_path_of_a_key_that_is_not_an_identifier(tmp_path: Path) -> None:
-    tokens = SHIPPED["scales"]["base"]["data"]["tokens"] | {"refcoco+": 1}
-    message = message_of(tmp_path, scale="base", scales__base__data__tokens=tokens)
+    message = message_of(tmp_path, scale="base", data__name="refcoco+", scales__base__data__tokens={"refcoco+": 1})
     assert re.match(r"params\.yaml: data\.tokens\.refcoco\+ must be greater than or equal to 3, got 1", message)
 
 
-def test_only_scenes_may_use_the_random_text_encoder(tmp_path: Path) -> None:
-    message = message_of(tmp_path, data__name="refcoco", scales__smoke__data__tokens={"refcoco": 17})
-    assert re.match(r"params\.yaml: encoders\.text\.source must be a hub id or a weight file .*, got random", message)
+@pytest.mark.parametrize(("kernels", "reason"), [([], "at least one number, got []"), ([3, 17], "at most 15, which ")])
+def test_kernels_must_meet_the_grid(kernels: list[int], reason: str, tmp_path: Path) -> None:
+    message = message_of(tmp_path, model__msa__kernels=kernels)
+    assert message.startswith(f"params.yaml: model.msa.kernels must be {reason}")
+    assert settings(tmp_path, model__msa__kernels=[15]).model.msa.kernels == (15,)
+
+
+def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = changed(tmp_path)
+    text = path.read_text().replace("      epochs: 2\n", "      epochs: 2\n      epochs: 3\n", 1)
+    path.write_text(text)
+    line = text.splitlines().index("      epochs: 3") + 1
+    with pytest.raises(UserError, match=rf"^\S+params\.yaml: line {line}: key \S+epochs is given twice; remove one"):
+        read_params(path)
+
+
+def test_the_line_is_that_of_the_section_that_gives_the_key(tmp_path: Path) -> None:
+    """A variant's, before the scale's, before the shared one; of a merged mapping (`<<`) that of the original."""
+    for text, line in (
+        (ROOT.joinpath("params.yaml").read_text(), None),
+        (
+            ROOT.joinpath("params.yaml")
+            .read_text()
+            .replace("window_1: {model: {hmf: {window: 1}}}", "window_1: {model: {hmf: {window: 99}}}", 1),
+            "window: 99",
+        ),
+        (
+            ROOT.joinpath("params.yaml")
+            .read_text()
+            .replace("      checkpoint_seconds: 20", "      checkpoint_seconds: no", 1),
+            "checkpoint_seconds: no",
+        ),
+    ):
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        if line is None:
+            read_params(path)
+            continue
+        number = next(k for k, row in enumerate(text.splitlines(), 1) if line in row)
+        with pytest.raises(UserError, match=rf"\(line {number}, scale tiny, variant "):
+            read_params(path)
+
+
+def test_a_file_in_another_encoding_and_one_with_conflict_markers_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes("scale: tiny # für\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"params\.yaml: not UTF-8 text \(byte 15\); save it as UTF-8"):
+        read_params(path)
+    path.write_text("a: 1\n<<<<<<< HEAD\nscale: tiny\n=======\nscale: base\n>>>>>>> other\n")
+    with pytest.raises(UserError, match="conflict markers; resolve the conflict"):
+        read_params(path)
 
 
 def test_width_must_suit_two_dimensional_positions(tmp_path: Path) -> None:

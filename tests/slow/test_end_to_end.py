@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from wimfris.data.refer import annotation_files, images_folder, read_refer
+from wimfris.data.refer import read_refer, scenes_source
 from wimfris.metrics import summarise
 from wimfris.runs.records import read_records
 
@@ -269,20 +269,18 @@ def test_the_paper_s_command_on_official_files(reproduced: Path, tmp_path: Path,
     folder = tmp_path / "wimfris"
     done(reproduced, "git", "clone", "--quiet", str(reproduced), str(folder))
     drawn, data = reproduced / RUNS / "refer", folder / "data"
-    files = annotation_files(drawn, "scenes")
-    shutil.copytree(images_folder(drawn), images_folder(data))
+    files = scenes_source(drawn)
+    shutil.copytree(files.images, data / "images" / "train2014")
     (data / "refcoco").mkdir()
-    for name, official in ("refs", "refs(unc).p"), ("instances", "instances.json"):
-        shutil.copy(files[name], data / "refcoco" / official)
-    objects = Counter(one.split for one in read_refer(data, "refcoco"))
-    with (folder / "wimfris" / "data" / "counts.py").open("a") as file:
-        file.write(f'\nPUBLISHED["refcoco"] = {{name: Counts(n, 0, 0) for name, n in {dict(objects)}.items()}}\n')
+    shutil.copy(files.refs, data / "refcoco" / "refs(unc).p")
+    shutil.copy(files.instances, data / "refcoco" / "instances.json")
+    objects = Counter(one.split for one in read_refer(files))
     (data / "weights").mkdir()
     _original.write_files(data / "weights", clip, dino)
 
     def small(params: Any) -> None:
         base = params["scales"]["base"] = copy.deepcopy(params["scales"]["smoke"])
-        base["data"]["tokens"] = {"scenes": 16, "refcoco": 17}
+        params["datasets"]["refcoco"]["counts"] = {split: [number, 0, 0] for split, number in objects.items()}
         base["encoders"]["text"]["source"] = "data/weights/ViT.pt"
         base["encoders"]["vision"]["source"] = "data/weights/dino.pth"
         base["train"]["epochs"] = 2

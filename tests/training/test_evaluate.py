@@ -100,7 +100,7 @@ def test_records_describe_their_case(model: TrainedModel, records: pd.DataFrame)
 
 def test_records_equal_an_independent_computation(trained: Any, model: TrainedModel, records: pd.DataFrame) -> None:
     """Each case starts from the official files, and runs through the model alone."""
-    objects = {referred.ref_id: referred for referred in refer.read_refer(trained.runs / "refer", "scenes")}
+    objects = {referred.ref_id: referred for referred in refer.read_refer(refer.scenes_source(trained.runs / "refer"))}
     sample = records[records["condition"] != "shuffled"].iloc[::3]
     assert len(sample) > 10 and (sample["intersection"] > 0).any()
     for record in sample.to_dict("records"):

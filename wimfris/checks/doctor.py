@@ -12,8 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from wimfris.data.counts import PUBLISHED
-from wimfris.data.refer import annotation_files, images_folder
+from wimfris.data.refer import Source, declared_source, missing_annotations
 from wimfris.encoders.hub_cache import find_encoder
 from wimfris.encoders.load import BUILTIN
 from wimfris.encoders.original import read_tensors
@@ -150,10 +149,8 @@ def disk(settings: Settings) -> Iterator[Finding]:
     """Report the free space for runs and DVC's cache, for missing images, and for the hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    images = images_folder(Path(settings.data.root))
     places = [("here", Path(), ROOM), ("hub cache", Path(HF_HUB_CACHE), ROOM)]
-    if settings.data.name != "scenes" and not images.is_dir():
-        places.append(("images", images, IMAGES))
+    places += [("images", folder, IMAGES) for folder in _image_folders(settings) if not folder.is_dir()]
     for name, place, room in places:
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free / GIGABYTE
@@ -188,23 +185,24 @@ def encoders(settings: Settings) -> Iterator[Finding]:
 
 
 def data(settings: Settings) -> Iterator[Finding]:
-    """Report which files of the data sets exist. `wimfris data check` reads them."""
-    root = Path(settings.data.root)
-    for name in PUBLISHED:
-        used = name in settings.data.sets
-        try:
-            annotation_files(root, name)
-        except UserError as error:
-            message = str(error).removeprefix(f"{name}: ") if used else "not there and not in use"
-            yield Finding("data", name, False if used else None, message)
-        else:
-            yield Finding("data", name, True, "annotations there; run `wimfris data check` to count them")
-    folder = images_folder(root)
-    if folder.is_dir():
-        yield Finding("data", str(folder), True, f"{sum(1 for _ in folder.iterdir()):,} files")
-    else:
-        needed = settings.data.name != "scenes"
-        yield Finding("data", str(folder), False if needed else None, "not there; COCO's train2014.zip, 13 GB")
+    """Report which files of the data sets in use exist. `wimfris data check` reads them."""
+    for source in _sources(settings):
+        missing = missing_annotations(source)
+        message = f"missing {', '.join(map(str, missing))}" if missing else "there; `wimfris data check` counts them"
+        yield Finding("data", source.name, not missing, message)
+    for folder in _image_folders(settings):
+        exists = folder.is_dir()
+        message = f"{sum(1 for _ in folder.iterdir()):,} files" if exists else "not there; COCO's train2014.zip, 13 GB"
+        yield Finding("data", str(folder), exists, message)
     indexed = (settings.folder / "index" / "index.parquet").is_file()
     message = "indexed" if indexed else "not indexed; run `dvc repro prepare`"
     yield Finding("data", settings.folder.name, indexed or None, message)
+
+
+def _sources(settings: Settings) -> list[Source]:
+    data = settings.data
+    return [declared_source(name, files, Path(data.root)) for name, files in data.files.items()]
+
+
+def _image_folders(settings: Settings) -> list[Path]:
+    return sorted({source.images for source in _sources(settings)})

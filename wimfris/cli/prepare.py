@@ -11,6 +11,7 @@ from rich.table import Table
 from wimfris.cli.options import DataOption, ScaleOption, names, params_at
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
+from wimfris.settings.schema import SCENES, Files, Mixture
 
 data_app = typer.Typer(help="The data set: make or locate it, index it, audit it.", no_args_is_help=True)
 encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.", no_args_is_help=True)
@@ -18,10 +19,12 @@ encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.",
 
 @data_app.command("make")
 def data_make(scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Draw the built-in set, or note where the official files of the data set lie."""
+    """Draw the built-in set, or note where the declared files of the data set lie."""
     from wimfris.data.source import make_source
 
-    print(f"{make_source(params_at(scale, data).settings())}: the data set in the official layout")
+    settings = params_at(scale, data).settings()
+    what = "the data set in REFER's layout" if settings.data.name == SCENES else f"where {settings.data.name} lies"
+    print(f"{make_source(settings)}: {what}")
 
 
 @data_app.command("prepare")
@@ -30,8 +33,8 @@ def data_prepare(scale: ScaleOption = None, data: DataOption = None) -> None:
     from wimfris.data.prepare import prepare_index
 
     settings = params_at(scale, data).settings()
-    index, note = prepare_index(settings)
-    if note:
+    index, notes = prepare_index(settings)
+    for note in notes:
         print(f"{settings.data.name}: {note}")
     sentences = int(index["sentences"].map(len).sum())
     print(f"{settings.folder / 'index'}: {len(index)} referred objects, {sentences} sentences")
@@ -42,18 +45,26 @@ def data_check(
     sets: Annotated[
         str | None, typer.Option("--data", help="These sets, separated by commas, or `all`; by default that in use.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder of the official files; by default data.root.")] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of the declared files; by default data.root.")] = None,
 ) -> None:
-    """Say which official file is missing, which count is wrong, and what to do about it; exit code 1 then."""
+    """Say which file is missing, which count is wrong, and what to do about it; exit code 1 then."""
     from wimfris.checks.official_files import check
-    from wimfris.data.counts import PUBLISHED
 
-    data = read_params().settings().data
-    wanted = list(PUBLISHED) if sets == "all" else names(sets) if sets else [n for n in data.sets if n in PUBLISHED]
+    params = read_params()
+    declared = {name: files for name, files in params.datasets.items() if isinstance(files, Files)}
+    in_use = params.datasets.get(params.data["name"])
+    used = in_use.mix if isinstance(in_use, Mixture) else (params.data["name"],)
+    wanted = list(declared) if sets == "all" else names(sets) if sets else [name for name in used if name != SCENES]
     if not wanted:
-        print(f"data set {data.name} is drawn by `dvc repro data`: nothing to check; name others with --data")
+        print(f"data set {SCENES} is drawn by `dvc repro data`: nothing to check; name others with --data")
         return
-    report = check(root or Path(data.root), wanted)
+    for name in wanted:
+        if name not in declared:
+            raise UserError(
+                f"--data must be one of {', '.join(declared)}, got {name}; declare it in datasets of params.yaml: "
+                f"{{{name}: {{refs: ..., instances: ..., images: ..., splits: [val], tokens: 17}}}}"
+            )
+    report = check(root or Path(params.data["root"]), {name: declared[name] for name in wanted})
     table = Table("data set", "split", "objects", "sentences", "images")
     for name, counts in report.counts.items():
         for split, (objects, sentences, images) in counts.items():
@@ -64,7 +75,8 @@ def data_check(
         print(line)
     for line in report.problems:
         print(f"wrong: {line}")
-    print(f"{len(report.problems)} problems" if report.problems else "all there, all counts right")
+    summary = f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)}"
+    print(summary if report.problems else "all there, all counts right")
     raise typer.Exit(1 if report.problems else 0)
 
 

@@ -116,10 +116,9 @@ def _shared(named: Sequence[tuple[str, pd.DataFrame]]) -> str:
     return _table(["one", "other", "images"], shared) if shared else "None."
 
 
-def _images(part: pd.DataFrame) -> set[tuple[str, int]]:
-    """Return the images as (source, id). All sets but the built-in one use COCO images, which share their ids."""
-    sources = np.where(part["dataset"] == "scenes", "scenes", "coco")
-    return set(zip(sources.tolist(), part["image_id"].tolist(), strict=True))
+def _images(part: pd.DataFrame) -> set[str]:
+    """Return the images by their content: ids and file names of two data sets may name different images."""
+    return set(part["sha256"])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wimfris.data.images import read_image
-from wimfris.data.index import decode_mask
+from wimfris.data.index import decode_mask, read_checked
 from wimfris.data.letterbox import letterbox_image, letterbox_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
@@ -88,20 +87,16 @@ class ReferDataset(Dataset[dict[str, Any]]):
         """`fit` turns an RGB image into the input. Masks are always letterboxed, so training must use the default."""
         self.cases, self.images, self.tokenizer = cases, images, tokenizer
         self.size, self.with_mask, self.fit = size, with_mask, fit
-        self._rows = index[["file_name", "height", "width", "rle_counts"]].to_dict("records")
+        self._rows = index[["file_name", "height", "width", "rle_counts", "bytes", "sha256"]].to_dict("records")
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return one item. Raises UserError if its image is missing or has another size than in the index."""
+        """Return one item. Raises UserError if its image is missing or changed since `prepare`."""
         case = self.cases[number]
         row = self._rows[case.row]
-        image = read_image(self.images / row["file_name"])
-        if image.shape[:2] != (row["height"], row["width"]):
-            raise UserError(
-                f"{self.images / row['file_name']}: size changed since `prepare`; run `dvc repro -f prepare`"
-            )
+        image = read_checked(self.images / row["file_name"], row)
         item: dict[str, Any] = {
             "image": torch.from_numpy(self.fit(image, self.size)),
             "token_ids": torch.from_numpy(self.tokenizer.encode(case.text)),

@@ -43,8 +43,7 @@ def decode_image(content: bytes, path: Path, *, orient: bool = False) -> np.ndar
     if width * height > MAX_PIXELS:
         raise _too_large(path, f"{width} x {height}")
     flags = cv2.IMREAD_COLOR_RGB | (0 if orient else cv2.IMREAD_IGNORE_ORIENTATION)
-    messages: list[str] = []
-    with _captured_stderr(messages):
+    with _captured_stderr() as messages:
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error:
@@ -53,6 +52,7 @@ def decode_image(content: bytes, path: Path, *, orient: bool = False) -> np.ndar
     if image is None or damage:
         reason = damage[0].strip() if damage else "its data ends early or makes no sense"
         raise UserError(f"{path}: damaged or truncated ({reason}); {RESAVE}")
+    os.write(2, messages[0].encode())
     return np.asarray(image)
 
 
@@ -63,7 +63,8 @@ def _header_size(content: bytes, path: Path) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise _too_large(path, "far too many") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: not a JPEG, PNG, WebP or BMP image; convert it to PNG") from None
+        fault = "not a JPEG, PNG, WebP or BMP image" if content else "empty"
+        raise UserError(f"{path}: {fault}; get the file again, or convert it to PNG") from None
     except _BAD_HEADER as error:
         raise UserError(f"{path}: damaged or truncated ({' '.join(str(error).split())}); {RESAVE}") from None
 
@@ -73,11 +74,12 @@ def _too_large(path: Path, size: str) -> UserError:
 
 
 @contextmanager
-def _captured_stderr(messages: list[str]) -> Iterator[None]:
-    """Append to `messages` what C code writes to stderr inside the block, and pass the rest on to stderr.
+def _captured_stderr() -> Iterator[list[str]]:
+    """Yield a list to which the end of the block appends what was written to stderr, C code's lines included.
 
     One thread at a time: the file descriptor belongs to the whole process.
     """
+    messages: list[str] = []
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)  # a codec that writes more than the pipe holds must not wait
@@ -85,14 +87,10 @@ def _captured_stderr(messages: list[str]) -> Iterator[None]:
         saved = os.dup(2)
         os.dup2(writer, 2)
         try:
-            yield
+            yield messages
         finally:
             os.dup2(saved, 2)
             os.close(writer)
             os.close(saved)
     with os.fdopen(reader, "rb") as file:
-        text = (file.read() or b"").decode("utf-8", "replace")
-    messages.append(text)
-    rest = _DAMAGE.sub("", text)
-    if rest.strip() and not _DAMAGE.search(text):
-        os.write(2, rest.encode())
+        messages.append((file.read() or b"").decode("utf-8", "replace"))

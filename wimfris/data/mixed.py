@@ -1,8 +1,8 @@
-"""Mixed training data: RefCOCO, RefCOCO+ and RefCOCOg (umd) together, and the images that their splits share.
+"""Mixed training data: several data sets together, and the images that their splits share.
 
-The three sets use the same COCO images and were split independently, so one set's train split holds images of
-another's val and test splits. `mixed_strict` drops those objects from training. `mixed_as_published` keeps them, as
-published mixed training does, and its results are labelled as leaking. Both keep the val and test splits of each set.
+RefCOCO, RefCOCO+ and RefCOCOg use the same COCO images and were split independently, so one set's train split holds
+images of another's val and test splits. With `drop_shared` those objects are dropped from training. Without it they
+stay, as in published mixed training, and results are labelled as leaking. The val and test splits of each set stay.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from wimfris.settings.schema import Data
 
 def dataset_label(data: Data, dataset: str) -> str:
     """Return how records name one of `data.sets`: by its name, after mixed training with how the sets were mixed."""
-    mixing = {"mixed_strict": " (mixed_strict)", "mixed_as_published": " (mixed_as_published: leaking)"}
-    return dataset + mixing.get(data.name, "")
+    return f"{dataset} ({data.name}{'' if data.drop_shared else ': leaking'})" if data.mix else dataset
 
 
 def drop_shared(objects: Sequence[ReferredObject]) -> list[ReferredObject]:
@@ -65,10 +64,10 @@ def summary(counts: pd.DataFrame, *, strict: bool) -> str:
     )
 
 
-def _held_out_images(objects: Sequence[ReferredObject]) -> set[int]:
-    """Return the ids of the images in any set's val or test split."""
-    return {referred.image_id for referred in objects if referred.split != "train"}
+def _held_out_images(objects: Sequence[ReferredObject]) -> set[str]:
+    """Return the files of the images in any set's val or test split. Ids of different sets may name other images."""
+    return {referred.file_name for referred in objects if referred.split != "train"}
 
 
-def _is_shared(referred: ReferredObject, held_out: set[int]) -> bool:
-    return referred.split == "train" and referred.image_id in held_out
+def _is_shared(referred: ReferredObject, held_out: set[str]) -> bool:
+    return referred.split == "train" and referred.file_name in held_out

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wimfris.errors import UserError, one_line
+from wimfris.files import read_bytes
 
 # Unpickling raises any of these on truncated or invalid bytes (the `pickle` documentation: "other exceptions may also
 # be raised").
@@ -45,13 +46,13 @@ def load_plain_pickle(path: Path) -> Any:
     try:
         # "bytes" leaves Python 2 strings undecoded: copies of the annotations mix encodings, so each string is
         # decoded on its own.
-        content = _PlainUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="bytes").load()
+        content = _PlainUnpickler(io.BytesIO(read_bytes(path)), encoding="bytes").load()
     except _UnsafePickle as error:
         raise UserError(
             f"{path}: unsafe pickle, it asks for {error}; get the file from a source that you trust"
         ) from None
     except _DAMAGED as error:
-        raise UserError(f"{path}: not a readable pickle ({one_line(error)}); download it again") from None
+        raise UserError(f"{path}: not a readable pickle ({one_line(error)}); get the file again") from None
     return _decode_strings(content)
 
 

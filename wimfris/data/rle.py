@@ -3,6 +3,7 @@
 A mask of a (height, width) image is a string of compressed run lengths, counted column by column (pycocotools' format).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +25,12 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> str:
         return _encode_polygons(segmentation, height, width)
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
         raise SegmentationError("neither polygons nor run lengths")
-    if list(segmentation.get("size", ())) != [height, width]:
+    if segmentation.get("size") != [height, width]:
         raise SegmentationError(f"run lengths have size {segmentation.get('size')}, the image {[height, width]}")
     counts = segmentation["counts"]
     runs: list[Any] = _decompress(counts) if isinstance(counts, str) else counts
     # pycocotools leaves pixels that no run covers uninitialised.
-    if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != height * width:
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise SegmentationError(f"run lengths do not cover the {height * width} pixels of the image")
     if isinstance(counts, str):
         return counts
@@ -54,16 +55,41 @@ def pairwise_iou(left: Sequence[str], right: Sequence[str], height: int, width: 
     return np.asarray(coco_mask.iou(*rles, [0] * len(right)), dtype=np.float64)
 
 
+def merge_masks(masks: Sequence[str], height: int, width: int) -> str:
+    """Return the union of masks of one image as compressed run lengths; without masks, the empty mask."""
+    if len(masks) == 1:
+        return masks[0]
+    empty = {"size": [height, width], "counts": [height * width]}
+    rles = [_as_coco(counts, height, width) for counts in masks]
+    return _as_text((coco_mask.merge(rles) if rles else coco_mask.frPyObjects(empty, height, width))["counts"])
+
+
+def short_polygons(segmentation: Any) -> int:
+    """Return how many polygons have fewer than three points, so that `encode_segmentation` leaves them out."""
+    return sum(len(polygon) < 6 for polygon in segmentation) if isinstance(segmentation, list) else 0
+
+
 def _encode_polygons(segmentation: list[Any], height: int, width: int) -> str:
+    if not all(isinstance(polygon, list) for polygon in segmentation):
+        raise SegmentationError("a polygon is no list of coordinates")
+    for polygon in segmentation:
+        _check_polygon(polygon, height, width)
     # Fewer than three points enclose nothing, and pycocotools would read a first polygon of four numbers as a box.
-    polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and len(polygon) >= 6]
+    polygons = [[float(x) for x in polygon] for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
         raise SegmentationError("no polygon has three points")
-    try:
-        parts = coco_mask.frPyObjects([[float(x) for x in polygon] for polygon in polygons], height, width)
-    except (TypeError, ValueError):
-        raise SegmentationError("a polygon holds something other than numbers") from None
-    return _as_text(coco_mask.merge(parts)["counts"])
+    return _as_text(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"])
+
+
+def _check_polygon(polygon: list[Any], height: int, width: int) -> None:
+    """Raise SegmentationError for coordinates that pycocotools does not survive, or reads as something else."""
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in polygon):
+        raise SegmentationError("a polygon holds something other than numbers")
+    if len(polygon) % 2:
+        raise SegmentationError(f"a polygon has an odd number of coordinates ({len(polygon)})")
+    for x, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
+        if not math.isfinite(x) or not -side <= x <= 2 * side:
+            raise SegmentationError(f"coordinate {x:g} lies far outside the image of {width} x {height} pixels")
 
 
 def _decompress(counts: str) -> list[int]:

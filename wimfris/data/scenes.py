@@ -127,9 +127,8 @@ def write_scenes(root: Path, counts: dict[str, int], size: int = 64) -> None:
                     }
                 )
     categories = [{"id": i, "name": name} for name, i in CATEGORY_IDS.items()]
-    (root / "scenes" / "instances.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    instances = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "scenes" / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
     (root / "scenes" / "refs(seed).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 

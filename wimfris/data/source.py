@@ -1,71 +1,79 @@
-"""The official files of the data set in use: drawn here for the built-in set, otherwise the user's own."""
+"""The files of the data set in use: drawn here for the built-in set, otherwise where params.yaml declares them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from wimfris.data.refer import annotation_files, images_folder
+from wimfris.data.refer import Source, check_annotations, declared_source, scenes_source
 from wimfris.data.scenes import write_scenes
 from wimfris.errors import UserError
-from wimfris.files import file_hash
-from wimfris.settings.schema import Settings
+from wimfris.files import file_hash, read_bytes, write_text
+from wimfris.settings.schema import SCENES, Settings
 
-POINTER = "source.json"  # root and hashes of the user's annotation files
+POINTER = "source.json"  # folder of the images, and hashes of the user's annotation files
 
 
 def make_source(settings: Settings) -> Path:
-    """Stage `data`: draw the built-in set, or record location and hashes of the user's annotation files.
+    """Stage `data`: draw the built-in set, or record where the declared files lie and the annotations' hashes.
 
-    Returns the folder it wrote. Raises UserError if an official file is missing.
+    Returns the folder it wrote. Raises UserError if an annotation file is missing.
     """
     folder = settings.folder / "refer"
     folder.mkdir(parents=True, exist_ok=True)
-    if settings.data.name == "scenes":
+    if settings.data.name == SCENES:
         write_scenes(folder, settings.data.scenes.model_dump(), settings.data.image_size)
     else:
-        hashes = {_key(path): file_hash(path) for path in _annotations(settings, Path(settings.data.root))}
-        pointer = {"root": settings.data.root, "sha256": hashes}
-        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
+        sources = _declared(settings)
+        for source in sources:
+            check_annotations(source)
+        hashes = {path: file_hash(Path(path)) for path in _annotations(sources)}
+        pointer = {"images": str(sources[0].images), "sha256": hashes}
+        write_text(folder / POINTER, json.dumps(pointer, indent=2) + "\n")
     return folder
 
 
-def source_root(settings: Settings) -> Path:
-    """Return the root of the official layout.
+def sources(settings: Settings) -> list[Source]:
+    """Return the files of every data set in use.
 
     Raises UserError if stage `data` has not run, or if the user's annotation files have changed since it did.
     """
-    if settings.data.name == "scenes":
-        return _existing(settings.folder / "refer")
-    pointer = _read_pointer(settings)
-    root = Path(pointer["root"])
-    for path in _annotations(settings, root):
-        if file_hash(path) != pointer["sha256"].get(_key(path)):
+    if settings.data.name == SCENES:
+        return [scenes_source(_existing(settings.folder / "refer"))]
+    declared, recorded = _declared(settings), _read_pointer(settings)["sha256"]
+    for source in declared:
+        check_annotations(source)
+    for path in _annotations(declared):
+        if file_hash(Path(path)) != recorded.get(path):
             raise UserError(
                 f"{path}: changed since stage `data`; restore it, or accept the new file with `dvc repro -f data`"
             )
-    return root
+    return declared
 
 
 def source_images(settings: Settings) -> Path:
     """Return the folder of the images. Raises UserError if stage `data` has not run."""
-    if settings.data.name == "scenes":
-        return images_folder(_existing(settings.folder / "refer"))
-    return images_folder(Path(_read_pointer(settings)["root"]))
+    if settings.data.name == SCENES:
+        return scenes_source(_existing(settings.folder / "refer")).images
+    return Path(_read_pointer(settings)["images"])
 
 
-def _annotations(settings: Settings, root: Path) -> list[Path]:
-    """Return the annotation files of every data set in use."""
-    return [path for name in settings.data.sets for path in annotation_files(root, name).values()]
+def _declared(settings: Settings) -> list[Source]:
+    data = settings.data
+    return [declared_source(name, data.files[name], Path(data.root)) for name in data.sets]
 
 
-def _key(path: Path) -> str:
-    """Return an annotation file's path under the root, which does not depend on where the root is."""
-    return f"{path.parent.name}/{path.name}"
+def _annotations(declared: list[Source]) -> list[str]:
+    """Return the annotation files of the sets, each once: sets may share one."""
+    return list(dict.fromkeys(str(path) for source in declared for path in source.annotations))
 
 
 def _read_pointer(settings: Settings) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(_existing(settings.folder / "refer" / POINTER).read_text())
-    return content
+    path = _existing(settings.folder / "refer" / POINTER)
+    try:
+        content: dict[str, Any] = json.loads(read_bytes(path))
+        return {"images": str(content["images"]), "sha256": dict(content["sha256"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; run `dvc repro -f data`") from None
 
 
 def _existing(path: Path) -> Path:

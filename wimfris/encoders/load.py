@@ -26,7 +26,7 @@ from wimfris.data.tokens import ClipTokenizer, Tokenizer, WordTokenizer
 from wimfris.encoders.hub_cache import find_encoder
 from wimfris.encoders.original import text_state, vision_state
 from wimfris.encoders.text import ATTENTION, text_backbone
-from wimfris.encoders.vision import vision_backbone
+from wimfris.encoders.vision import interpolate_positions, set_positions, vision_backbone
 from wimfris.errors import UserError
 from wimfris.settings.schema import Settings, TextBackbone, VisionBackbone
 
@@ -74,46 +74,15 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
 
 
 def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
-    """Return the vision backbone.
+    """Return the vision backbone, with its positions interpolated as the settings say.
 
     Raises UserError if the weights are missing or damaged, or do not fit the settings.
     """
-    vision = settings.encoders.vision
-    if vision.is_hub:
-        folder = find_encoder(vision, settings.scale)
-        config = Dinov2WithRegistersConfig.from_pretrained(folder)
-        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
-        _check_sizes("vision", vision, actual | {"patch": config.patch_size, "registers": config.num_register_tokens})
-        return _load_snapshot(Dinov2WithRegistersModel, vision, folder)
-    if vision.is_file:
-        return _load_vision_file(vision)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        backbone = new_vision(settings)
-    if vision.source != "random":
-        _load_builtin(backbone, vision.source.replace("builtin", "vision"), "")
+    backbone = _load_vision(settings)
+    if settings.encoders.vision.positions == "detris":  # transformers interpolates in every pass
+        embeddings: Any = backbone.embeddings
+        set_positions(backbone, interpolate_positions(embeddings.position_embeddings, settings.grid))
     return backbone
-
-
-def load_saved_tokenizer(settings: Settings, folder: Path) -> Tokenizer:
-    """Return the tokenizer of an exported model that holds its encoders."""
-    if settings.encoders.text.is_public:
-        return ClipTokenizer.from_folder(folder, settings.data.length)
-    return WordTokenizer(vocabulary(), settings.data.length)
-
-
-def load_saved_encoders(
-    settings: Settings, tokenizer: Tokenizer, folder: Path
-) -> tuple[CLIPTextModelWithProjection, Dinov2WithRegistersModel]:
-    """Return the backbones of an exported model: text_encoder.safetensors and vision_encoder.safetensors, under
-    transformers' names. Raises UserError if they are missing or damaged, or do not fit the settings.
-    """
-    text, vision = settings.encoders.text, settings.encoders.vision
-    sources = [str(folder / f"{name}_encoder.safetensors") for name in ("text", "vision")]
-    return (
-        _load_text_file(text.model_copy(update={"source": sources[0]}), tokenizer),
-        _load_vision_file(vision.model_copy(update={"source": sources[1]})),
-    )
 
 
 def new_text(settings: Settings, tokenizer: WordTokenizer) -> CLIPTextModelWithProjection:
@@ -195,6 +164,45 @@ def _load_snapshot(kind: type[M], backbone: TextBackbone, folder: Path, **option
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"encoder {backbone.source}: its checkpoint lacks {missing}; name another encoder")
     return model
+
+
+def _load_vision(settings: Settings) -> Dinov2WithRegistersModel:
+    vision = settings.encoders.vision
+    if vision.is_hub:
+        folder = find_encoder(vision, settings.scale)
+        config = Dinov2WithRegistersConfig.from_pretrained(folder)
+        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+        _check_sizes("vision", vision, actual | {"patch": config.patch_size, "registers": config.num_register_tokens})
+        return _load_snapshot(Dinov2WithRegistersModel, vision, folder)
+    if vision.is_file:
+        return _load_vision_file(vision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        backbone = new_vision(settings)
+    if vision.source != "random":
+        _load_builtin(backbone, vision.source.replace("builtin", "vision"), "")
+    return backbone
+
+
+def load_saved_tokenizer(settings: Settings, folder: Path) -> Tokenizer:
+    """Return the tokenizer of an exported model that holds its encoders."""
+    if settings.encoders.text.is_public:
+        return ClipTokenizer.from_folder(folder, settings.data.length)
+    return WordTokenizer(vocabulary(), settings.data.length)
+
+
+def load_saved_encoders(
+    settings: Settings, tokenizer: Tokenizer, folder: Path
+) -> tuple[CLIPTextModelWithProjection, Dinov2WithRegistersModel]:
+    """Return the backbones of an exported model: text_encoder.safetensors and vision_encoder.safetensors, under
+    transformers' names. Raises UserError if they are missing or damaged, or do not fit the settings.
+    """
+    text, vision = settings.encoders.text, settings.encoders.vision
+    sources = [str(folder / f"{name}_encoder.safetensors") for name in ("text", "vision")]
+    return (
+        _load_text_file(text.model_copy(update={"source": sources[0]}), tokenizer),
+        _load_vision_file(vision.model_copy(update={"source": sources[1]})),
+    )
 
 
 def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:

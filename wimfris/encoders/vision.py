@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from wimfris.encoders.recompute import frozen_statistics, recompute
 from wimfris.encoders.text import ATTENTION
+
+INTERPOLATION_OFFSET = 0.1  # cells that DETRIS adds to the grid's side when it interpolates positions
 
 
 def vision_backbone(
@@ -37,6 +40,28 @@ def patch_size(backbone: Dinov2WithRegistersModel) -> int:
     size = backbone.config.patch_size
     assert isinstance(size, int)
     return size
+
+
+def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
+    """Interpolate position embeddings as DETRIS does: (1, 1 + M * M, D) -> (1, 1 + grid * grid, D), class token first.
+
+    DETRIS interpolates bicubically at the scale (grid + 0.1) / M without antialiasing. The released DINOv2 with
+    registers and transformers use the size and antialiasing. A grid of the same size stays as it is.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if side == grid:
+        return positions
+    patches = positions[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+    scale = (grid + INTERPOLATION_OFFSET) / side
+    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
+def set_positions(backbone: Dinov2WithRegistersModel, positions: Tensor) -> None:
+    """Give the backbone these position embeddings, (1, 1 + grid * grid, D), in place."""
+    embeddings: Any = backbone.embeddings
+    old = embeddings.position_embeddings
+    embeddings.position_embeddings = nn.Parameter(positions.detach().to(old).clone(), requires_grad=old.requires_grad)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from wimfris.data.images import read_image
 from wimfris.data.index import write_index
-from wimfris.data.refer import images_folder, read_refer
+from wimfris.data.refer import read_refer, scenes_source
 from wimfris.data.scenes import draw_scene, write_scenes
 from wimfris.inference.overlay import draw_overlay
 from wimfris.inference.predict import Predictor
@@ -62,8 +62,9 @@ def val_evaluator(predictor: Predictor, folder: Path) -> Evaluator:
     write_scenes(
         folder, {"train": 0, "val": settings.data.scenes.val, "testA": 0, "testB": 0}, settings.data.image_size
     )
-    index = write_index(read_refer(folder, "scenes"), folder, folder / "index")
-    return Evaluator(settings, index, images_folder(folder), predictor.tokenizer, torch.device("cpu"))
+    drawn = scenes_source(folder)
+    index = write_index(read_refer(drawn), drawn.images, folder / "index")
+    return Evaluator(settings, index, drawn.images, predictor.tokenizer, torch.device("cpu"))
 
 
 def score_val(predictor: Predictor, evaluator: Evaluator, advance: Callable[[], None]) -> pd.DataFrame:

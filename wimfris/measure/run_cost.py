@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from wimfris.data.counts import PUBLISHED
+from wimfris.data.counts import Counts
 from wimfris.data.images import read_image
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import letterbox_mask
@@ -81,7 +81,7 @@ class Cost:
 
 
 def volume(settings: Settings) -> Volume:
-    """Count the index where there is one, else take the published counts. Raises UserError without either."""
+    """Count the index where there is one, else take the declared counts. Raises UserError without either."""
     path = settings.folder / "index" / "index.parquet"
     if path.is_file():
         index = read_index(path)
@@ -89,15 +89,16 @@ def volume(settings: Settings) -> Volume:
         evaluated = int(sum(sentences.get(split, 0) for split in settings.data.splits))
         train = int((index["split"] == "train").sum())
         return Volume(train, int(sentences["val"]), evaluated, len(index), "the index")
-    if not set(settings.data.sets) <= PUBLISHED.keys():
+    parts = [(split, Counts(*n)) for files in settings.data.files.values() for split, n in files.counts.items()]
+    if not parts or not all(files.counts for files in settings.data.files.values()):
         raise UserError(
-            f"{path}: missing, and {settings.data.name} has no published counts; write it with `dvc repro prepare`"
+            f"{path}: missing, and params.yaml declares no counts of {settings.data.name}; write the index with "
+            "`dvc repro prepare`"
         )
-    parts = [counts for name in settings.data.sets for counts in PUBLISHED[name].items()]
     train = sum(counts.objects for split, counts in parts if split == "train")
     val = sum(counts.sentences for split, counts in parts if split == "val")
     evaluated = sum(counts.sentences for split, counts in parts if split != "train")
-    source = "the published counts" + (", shared images included" if settings.data.name == "mixed_strict" else "")
+    source = "the declared counts" + (", shared images included" if settings.data.drop_shared else "")
     return Volume(train, val, evaluated, sum(counts.objects for _, counts in parts), source)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wimfris.data.index import decode_mask, read_index
 from wimfris.data.letterbox import letterbox_mask
+from wimfris.data.mixed import dataset_label
 from wimfris.data.scenes import CANVAS, SPLITS_WRITTEN, Description, World, draw_scene
 from wimfris.errors import UserError
 from wimfris.results.measured import write_measure
@@ -30,6 +31,7 @@ def measure_strata_labels(params: Params) -> None:
     if settings.data.name == "scenes":
         landmarks = scene_landmarks(index, settings.data.scenes.model_dump(), settings.data.image_size)
     window = (settings.scan_window or settings.grid) * settings.encoders.vision.patch
+    index["dataset"] = [dataset_label(settings.data, name) for name in index["dataset"]]
     labels = strata_labels(index, partial(letterbox_mask, size=settings.data.image_size), window, landmarks)
     write_measure(labels, settings.folder.name, "strata-labels.parquet")
 
@@ -38,14 +40,14 @@ def strata_labels(
     index: pd.DataFrame,
     box: Callable[[NDArray[np.uint8]], NDArray[np.floating]],
     window: int,
-    landmarks: Mapping[int, NDArray[np.bool_]],
+    landmarks: Mapping[tuple[int, int], NDArray[np.bool_]],
 ) -> pd.DataFrame:
     """Return one row a sentence of these rows of the index.
 
-    box: mask (H, W) -> letterboxed mask (S, S); window: a window's side in pixels of the letterbox; landmarks: sent_id
-    -> mask (H, W) of the landmark, for the sentences that name one.
+    box: mask (H, W) -> letterboxed mask (S, S); window: a window's side in pixels of the letterbox; landmarks:
+    (ref_id, sent_id) -> mask (H, W) of the landmark, for the sentences that name one.
 
-    Columns: split, ref_id, sent_id; share, of the image's pixels; windows, how many the target touches;
+    Columns: dataset, split, ref_id, sent_id; share, of the image's pixels; windows, how many the target touches;
     context_windows, the steps between windows from the target to the landmark, a diagonal one step, 0 where one window
     holds a part of both; context_distance, from centre to centre in sides of a window. The last two are empty for a
     sentence without a landmark.
@@ -57,6 +59,7 @@ def strata_labels(
         touched = touched_windows(boxed, window)
         for sent_id in row["sent_ids"]:
             label = {
+                "dataset": row["dataset"],
                 "split": row["split"],
                 "ref_id": row["ref_id"],
                 "sent_id": sent_id,
@@ -65,8 +68,8 @@ def strata_labels(
                 "context_windows": np.nan,
                 "context_distance": np.nan,
             }
-            if sent_id in landmarks:
-                other = box(landmarks[sent_id].astype(np.uint8))
+            if (row["ref_id"], sent_id) in landmarks:
+                other = box(landmarks[row["ref_id"], sent_id].astype(np.uint8))
                 away = np.abs(touched[:, None] - touched_windows(other, window)[None]).max(axis=2)
                 label["context_windows"] = float(away.min())
                 label["context_distance"] = float(np.linalg.norm(_centre(boxed) - _centre(other)) / window)
@@ -92,8 +95,10 @@ def landmark(world: World, description: Description) -> int | None:
     return world.matching(description.landmark).bit_length() - 1 if description.relation else None
 
 
-def scene_landmarks(index: pd.DataFrame, counts: Mapping[str, int], size: int) -> dict[int, NDArray[np.bool_]]:
-    """Return sent_id -> mask (H, W) of the landmark, for the relations among these rows of the built-in set's index.
+def scene_landmarks(
+    index: pd.DataFrame, counts: Mapping[str, int], size: int
+) -> dict[tuple[int, int], NDArray[np.bool_]]:
+    """Return (ref_id, sent_id) -> mask (H, W) of the landmark, for the relations in these rows of the built-in index.
 
     The scenes are drawn again: image ids number them from 1 in the order of `SPLITS_WRITTEN`, `counts` of them in each
     split; `size` is the images' side. Raises UserError where the index and a scene have other sentences.
@@ -105,15 +110,18 @@ def scene_landmarks(index: pd.DataFrame, counts: Mapping[str, int], size: int) -
         scene = draw_scene(split, image_id - before[split] - 1, size)
         world = World(scene.things, size / CANVAS)
         described = [sentence for _, sentences in scene.refs for sentence in sentences]
-        sentences = (objects.sort_values("ref_id")[column] for column in ("sent_ids", "sentences"))
-        written = [case for row in zip(*sentences, strict=True) for case in zip(*row, strict=True)]
-        if [text for _, text in described] != [text for _, text in written]:
+        written = [
+            (row["ref_id"], sent_id, text)
+            for row in objects.sort_values("ref_id").to_dict("records")
+            for sent_id, text in zip(row["sent_ids"], row["sentences"], strict=True)
+        ]
+        if [text for _, text in described] != [text for *_, text in written]:
             raise UserError(
                 f"image {image_id} ({split}): its sentences are not those of its scene; draw the set again: "
                 "`dvc repro data`"
             )
-        for (description, _), (sent_id, _) in zip(described, written, strict=True):
+        for (description, _), (ref_id, sent_id, _) in zip(described, written, strict=True):
             thing = landmark(world, description)
             if thing is not None:
-                masks[int(sent_id)] = scene.masks[thing]
+                masks[ref_id, sent_id] = scene.masks[thing]
     return masks

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wimfris.errors import UserError
-from wimfris.metrics import ious, summarise
+from wimfris.metrics import ious, summarise, summarise_generalised
 from wimfris.results.statistics import Floats
 from wimfris.runs.records import CONDITIONS
 
@@ -17,6 +17,9 @@ METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 
 COMPARED = ("miou", "oiou", "pr70")
 """The metrics in which systems are compared; the first is the primary one."""
+
+GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
+"""The further metrics of data whose sentences may name nothing, as in `wimfris.metrics.summarise_generalised`."""
 
 _HIT = 0.7  # the IoU threshold of pr70
 _MIXABLE = {
@@ -64,18 +67,31 @@ def check_comparable(part: pd.DataFrame, where: str) -> None:
 
 
 def by_seed(part: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a seed: n, `METRICS`, and the mIoU of each control (NaN if the run has no records of it)."""
+    """Return one row a seed: n, `METRICS`, the mIoU of each control (NaN if the run has no records of it), and
+    `GENERALISED` if a sentence names nothing.
+    """
     rows = []
     for _, run in part.groupby("seed"):
         summaries = {
             str(condition): summarise(cases["intersection"].to_numpy(), cases["union"].to_numpy())
             for condition, cases in run.groupby("condition")
         }
-        row = {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)}
+        row = {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)} | generalised(run)
         rows.append(
             row | {f"miou_{name}": summaries[name]["miou"] if name in summaries else np.nan for name in CONDITIONS[1:]}
         )
     return pd.DataFrame(rows)
+
+
+def generalised(records: pd.DataFrame) -> dict[str, float]:
+    """Return `GENERALISED` of one run, {} if each of its sentences names something.
+
+    It is also {} under protocol lavt, whose scored size is not that of `target_area`.
+    """
+    own = own_sentences(records)
+    if (own["target_area"] > 0).all() or "lavt" in set(own["protocol"]):
+        return {}
+    return summarise_generalised(*(own[name].to_numpy() for name in ("intersection", "union", "target_area")))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from wimfris.results.statistics import any_seed, between_seeds, holm, linearise,
 from wimfris.runs.records import SPLITS
 
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
-CASE = ["split", "ref_id", "sent_id"]
+CASE = ["dataset", "split", "ref_id", "sent_id"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,14 @@ def strata_table(
     Strata with a single level are left out. Raises `UserError` as `compare`, or if a sentence of the records has no
     labels.
     """
+    if "dataset" not in labels:  # those of one data set may have been written without its name
+        labels = labels.assign(dataset=records["dataset"].iloc[0])
+    if labels.duplicated(CASE).any():
+        case = labels[labels.duplicated(CASE)].iloc[0]
+        raise UserError(
+            f"{case['split']}: sentence {case['sent_id']} of object {case['ref_id']} has two labels; "
+            "label the sentences again with `wimfris measure failure_modes`"
+        )
     joined = records.merge(labels.assign(everything="all"), on=CASE, how="left", validate="many_to_one")
     if joined["windows"].isna().any():
         case = joined[joined["windows"].isna()].iloc[0]

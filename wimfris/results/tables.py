@@ -13,7 +13,7 @@ from rich.console import Console
 from wimfris.files import write_text
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.published import built_in_note
-from wimfris.results.scores import METRICS, by_seed, check_comparable
+from wimfris.results.scores import GENERALISED, METRICS, by_seed, check_comparable
 from wimfris.runs.records import CONDITIONS, SPLITS
 
 _ROW = ("dataset", "scale", "protocol", "system", "split")
@@ -28,6 +28,10 @@ _PERCENT = {
     "pr90": "P@90",
     "miou_shuffled": "shuffled",
     "miou_empty": "empty",
+    "giou": "gIoU",
+    "ciou": "cIoU",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
 }
 
 
@@ -36,8 +40,8 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
 
     Columns: dataset, scale, protocol, system, split, seeds (how many), n (sentences per seed); miou, oiou, pr50 .. pr90
     (means over seeds, fractions); miou_sd (standard deviation over seeds, ddof 1, NaN for one seed); miou_shuffled and
-    miou_empty (mIoU of the controls, NaN unless every seed has them). Rows are ordered by data set, scale, system
-    (`full` first) and split.
+    miou_empty (mIoU of the controls, NaN unless every seed has them); `GENERALISED` if a sentence names nothing. Rows
+    are ordered by data set, scale, system (`full` first) and split.
 
     Raises `UserError` as `check_comparable` for the runs of one data set, scale and split.
     """
@@ -47,7 +51,7 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
     for key, part in records.groupby(["dataset", "scale", "protocol", "variant", "split"]):
         seeds = by_seed(part)
         row = dict(zip(_ROW, key, strict=True)) | {"seeds": len(seeds), "n": int(seeds["n"].iloc[0])}
-        row |= {metric: seeds[metric].mean() for metric in METRICS}
+        row |= {metric: seeds[metric].mean() for metric in (*METRICS, *GENERALISED) if metric in seeds}
         row |= {"miou_sd": seeds["miou"].std(ddof=1)}
         row |= {f"miou_{control}": seeds[f"miou_{control}"].mean(skipna=False) for control in CONDITIONS[1:]}
         rows.append(row)
@@ -67,7 +71,7 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
 def main_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a main table's columns from `system` on as text, metrics in percent; empty where unknown."""
     cells = table[["system", "split", "seeds", "n"]].astype(str)
-    for column, name in _PERCENT.items():
+    for column, name in ((column, name) for column, name in _PERCENT.items() if column in table):
         cells[name] = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in table[column]]
     return cells
 

@@ -8,17 +8,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from wimfris.encoders.original import QKV, clip_name, dino_name, rename
+from wimfris.encoders.vision import interpolate_positions, set_positions
 from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 
-INTERPOLATION_OFFSET = 0.1  # cells that DETRIS adds to the grid's side when it interpolates positions
 ONLY_OURS = "alignment."  # the alignment loss's projection; DETRIS has none, so ours stays as it is
 ONLY_THEIRS = ("txt_backbone.logit_scale",)  # of CLIP's contrastive loss; no output depends on it
 
@@ -90,21 +88,6 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
-    """Interpolate position embeddings as DETRIS does: (1, 1 + M * M, D) -> (1, 1 + grid * grid, D), class token first.
-
-    DETRIS interpolates bicubically at the scale (grid + 0.1) / M without antialiasing. The released DINOv2 with
-    registers and transformers use the size and antialiasing. A grid of the same size stays as it is.
-    """
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if side == grid:
-        return positions
-    patches = positions[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
-    scale = (grid + INTERPOLATION_OFFSET) / side
-    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
-    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
-
-
 def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) -> None:
     """Load a DETRIS state dict, backbones included, into a Segmenter with DETRIS's adapters and neck.
 
@@ -135,10 +118,7 @@ def load_detris(segmenter: Segmenter, state: Mapping[str, Tensor], grid: int) ->
             f"{tuple(shape)}; build the model with the checkpoint's sizes"
         )
     resampled = interpolate_positions(ours[positions], grid)
-    embeddings: Any = segmenter.vision.backbone.embeddings
-    embeddings.position_embeddings = nn.Parameter(
-        resampled.to(expected[positions]).clone(), requires_grad=embeddings.position_embeddings.requires_grad
-    )
+    set_positions(segmenter.vision.backbone, resampled)
     segmenter.load_state_dict(ours | {positions: resampled}, strict=False)
 
 

@@ -1,14 +1,16 @@
-"""Checks of settings, and a validation error as one line that names the key."""
+"""Checks of settings, and a validation error as one line that names the key and its line in params.yaml."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from wimfris.errors import UserError
+from wimfris.settings.lines import Lines, line_of
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -32,32 +34,65 @@ def require_known(keys: Iterable[object], known: Sequence[str]) -> None:
             raise PydanticCustomError("unknown_key", "unknown key {key}; {advice}", {"key": key, "advice": advice})
 
 
-def validated(kind: type[T], content: dict[str, Any], scale: str = "", variant: str = "") -> T:
-    """Return the content as an instance of this model. Raises UserError, in one line, if it is invalid."""
+def require_numbers(content: Mapping[str, Any], key: str = "") -> None:
+    """Raise an error for a boolean among the values, or in a list or table of them. Call it in a validator.
+
+    Python counts True as 1, and YAML reads yes, no, on and off as booleans. `key` is that of the table.
+    """
+    for name, value in content.items():
+        if any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])):
+            context = {"key": f"{key}.{name}".lstrip("."), "value": str(value)}
+            raise PydanticCustomError("boolean", "{key} must not be a boolean, got {value}", context)
+
+
+def validated(
+    kind: type[T],
+    content: dict[str, Any],
+    lines: Lines = MappingProxyType({}),
+    sections: Sequence[Sequence[str]] = ((),),
+    *,
+    scale: str = "",
+    variant: str = "",
+) -> T:
+    """Return the content of params.yaml, merged from these sections of it, as an instance of this model.
+
+    Raises UserError, in one line with the key and its line in the file, if it is invalid.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        place = f" (scale {scale}, variant {variant})" if scale else ""
-        raise UserError(f"params.yaml: {_message(error.errors(), content)}{place}") from None
+        key, message = _message(error.errors(), content)
+        line = line_of(lines, key, sections)
+        place = [f"line {line}"] * (line is not None) + [f"scale {scale}, variant {variant}"] * bool(scale)
+        raise UserError(f"params.yaml: {message}" + (f" ({', '.join(place)})" if place else "")) from None
 
 
-def _message(errors: Sequence[Any], content: Any) -> str:
-    """Return the first error in one line. For a union, name what each of its branches expects."""
+def _message(errors: Sequence[Any], content: Any) -> tuple[list[str], str]:
+    """Return the path of the first error's key, and the error in one line.
+
+    For a union, the line names what each of its branches expects.
+    """
     first, path = errors[0], _path(errors[0], content)
-    key, context = ".".join(path), first.get("ctx", {})
+    context = first.get("ctx", {})
     match first["type"]:
         case "impossible_setting":
-            return str(first["msg"])
+            return context["key"].split("."), str(first["msg"])
         case "unknown_key":
-            return f"unknown key {'.'.join([*path, context['key']])}; {context['advice']}"
+            return [*path, context["key"]], f"unknown key {'.'.join([*path, context['key']])}; {context['advice']}"
+        case "boolean":
+            path += context["key"].split(".")
+            return path, f"{'.'.join(path)} must not be a boolean, got {context['value']}"
+        case "union_tag_not_found" if typo := get_close_matches(path[-1], map(str, first["input"]), n=1):
+            unknown = [*path[:-1], typo[0]]
+            return unknown, f"unknown key {'.'.join(unknown)}; did you mean {path[-1]}?"
         case "missing" | "union_tag_not_found":
-            return f"{key} is missing and has no default"
+            return path, f"{'.'.join(path)} is missing and has no default"
         case "literal_error" | "union_tag_invalid":
             value = context.get("tag", first["input"])
         case _:
             value = repr(first["input"])  # the quotes show a number that YAML read as text
     expected = [_expectation(error) for error in errors if _path(error, content) == path]
-    return f"{key} must {' or '.join(expected).replace(' or be ', ' or ')}, got {value}"
+    return path, f"{'.'.join(path)} must {' or '.join(expected).replace(' or be ', ' or ')}, got {value}"
 
 
 def _expectation(error: Any) -> str:

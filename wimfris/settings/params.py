@@ -1,22 +1,37 @@
 """Read params.yaml, and merge a scale and a variant into the settings of one run.
 
-The settings of a run are the shared sections, overridden by `scales.<scale>`, overridden by `variants.<variant>` or
-`extended.<variant>`. Invalid settings raise an error before anything runs.
+The settings of a run are the shared sections, overridden by `scales.<scale>`, by the data set's overrides at this
+scale, by `variants.<variant>` or `extended.<variant>`, and by the data set's overrides of that variant. Invalid
+settings raise an error before anything runs.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-import yaml
-from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from wimfris.errors import UserError
+from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
 from wimfris.settings.run import Run
-from wimfris.settings.schema import RIVALS, Name, Pretrain, Section, Settings
+from wimfris.settings.schema import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Settings, Split
 
-Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+Declared = Annotated[
+    Annotated[Files, Tag("files")] | Annotated[Mixture, Tag("mixture")],
+    Discriminator(lambda content: "mixture" if "mix" in content else "files"),
+]
+DataName = Annotated[str, Field(pattern=r"^\w[\w+.-]*$")]  # part of folder names
+OVERRIDES = {"model", "loss", "train"}  # sections that a variant or a data set may override
 
 
 class Params(Section):
@@ -24,6 +39,7 @@ class Params(Section):
 
     scale: str
     data: dict[str, Any]
+    datasets: dict[DataName, Declared] = Field(default_factory=dict)
     seeds: Seeds
     variants: dict[Name, dict[str, Any]]
     extended_seeds: Seeds
@@ -37,12 +53,35 @@ class Params(Section):
     pretrain: Pretrain
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
+    _lines: Lines = PrivateAttr(default_factory=dict)
 
     @field_validator("seeds", "extended_seeds")
     @classmethod
     def _check_seeds(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
         require(len(set(seeds)) == len(seeds), str(info.field_name), "distinct", seeds)
         return seeds
+
+    @model_validator(mode="after")
+    def _check_datasets(self) -> "Params":
+        require(SCENES not in self.datasets, "datasets", f"without {SCENES}, which is built in", SCENES)
+        for name, declared in self.datasets.items():
+            for scale, overrides in declared.overrides.items():
+                key = f"datasets.{name}.overrides"
+                require(scale in self.scales, key, f"by scale ({', '.join(self.scales)})", scale)
+                foreign = sorted(set(overrides) - OVERRIDES - {"variants"})
+                require(not foreign, f"{key}.{scale}", "model, loss, train or variants", ", ".join(foreign))
+            if isinstance(declared, Files):
+                first, distinct = declared.splits[0], len(set(declared.splits)) == len(declared.splits)
+                allowed = "different splits, val first: it chooses the best epoch"
+                require(first == "val" and distinct, f"datasets.{name}.splits", allowed, list(declared.splits))
+            else:
+                known = [other for other, files in self.datasets.items() if isinstance(files, Files)]
+                unknown = [other for other in declared.mix if other not in known]
+                require(not unknown, f"datasets.{name}.mix", f"of {', '.join(known)}", ", ".join(unknown))
+                folders = sorted({self._files(other).images for other in declared.mix})
+                allowed = "of sets with one folder of images"
+                require(len(folders) == 1, f"datasets.{name}.mix", allowed, " and ".join(folders))
+        return self
 
     @model_validator(mode="after")
     def _check_variant_names(self) -> "Params":
@@ -111,9 +150,10 @@ class Params(Section):
             return settings
         if run.seed in self.extra_seeds.get(run.variant, ()):
             return settings.model_copy(update={"group": "extra"})
-        raise UserError(
-            f"params.yaml: run {run}: {run.seed} is not a seed of {run.variant}; declare it as "
-            f"extra_seeds: {{{run.variant}: [{run.seed}]}}"
+        raise self._error(
+            "extra_seeds",
+            f"run {run}: {run.seed} is not a seed of {run.variant}; declare it as extra_seeds: "
+            f"{{{run.variant}: [{run.seed}]}}",
         )
 
     def at_name(self, name: str) -> "Params":
@@ -124,24 +164,26 @@ class Params(Section):
     def settings(self, variant: str = "full") -> Settings:
         """Return the settings of a variant at the current scale. Raises UserError, in one line, if they are invalid."""
         if self.scale not in self.scales:
-            raise UserError(f"params.yaml: scale must be one of {', '.join(self.scales)}, got {self.scale}")
+            raise self._error("scale", f"scale must be one of {', '.join(self.scales)}, got {self.scale}")
         section = "extended" if variant in self.extended else "variants"
         known: dict[str, dict[str, Any]] = getattr(self, section)
         if variant not in known:
             names = ", ".join([*self.variants, *self.extended])
             raise UserError(f"params.yaml: no variant '{variant}'; the variants are {names}")
         overrides = known[variant]
-        foreign = sorted(set(overrides) - {"model", "loss", "train"})
+        foreign = sorted(set(overrides) - OVERRIDES)
         if foreign:
-            raise UserError(
-                f"params.yaml: the keys of {section}.{variant} must be model, loss or train, got {foreign[0]}"
+            key = f"{section}.{variant}"
+            raise self._error(
+                f"{key}.{foreign[0]}", f"the keys of {key} must be model, loss or train, got {foreign[0]}"
             )
         settings = self.resolve(variant, overrides, group="extended" if section == "extended" else "core")
         model = settings.model
         if section == "variants" and (model.adapters in (*RIVALS, "finetune") or model.neck in RIVALS):
-            raise UserError(
-                f"params.yaml: variants.{variant} uses the adapters or the neck of a rival; move it to extended, "
-                "because no core run may depend on the rivals' code"
+            raise self._error(
+                f"variants.{variant}",
+                f"variants.{variant} uses the adapters or the neck of a rival; move it to extended, because no core "
+                "run may depend on the rivals' code",
             )
         return settings
 
@@ -151,14 +193,61 @@ class Params(Section):
         Raises UserError, in one line, if they are invalid.
         """
         for reserved in {"scale", "variant", "group"} & self.scales[self.scale].keys():
-            raise UserError(f"params.yaml: unknown key scales.{self.scale}.{reserved}; remove it")
+            key = f"scales.{self.scale}.{reserved}"
+            raise self._error(key, f"unknown key {key}; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
-        merged = merge(merge(shared, self.scales[self.scale]), overrides)
+        declared = self.datasets.get(str(self.data.get("name")))
+        own = dict(declared.overrides.get(self.scale, {})) if declared else {}
+        own_variants = own.pop("variants", {})
+        merged: dict[str, Any] = shared
+        for part in (self.scales[self.scale], own, overrides, own_variants.get(name, {})):
+            merged = merge(merged, part)
+        merged["data"] = self._with_declaration(merged["data"])
         rival = merged["model"].get("adapters") in RIVALS
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
         merged["model"] = merged["model"] | {"rivals": sizes}
         merged |= {"scale": self.scale, "variant": name, "group": group}
-        return validated(Settings, merged, scale=self.scale, variant=name)
+        in_set = ("datasets", str(self.data.get("name")), "overrides", self.scale)
+        sections = [(*in_set, "variants", name), ("variants", name), ("extended", name), in_set]
+        sections += [("scales", self.scale), ()]
+        return validated(Settings, merged, self._lines, sections, scale=self.scale, variant=name)
+
+    def _files(self, name: str) -> Files:
+        """Return the files of a declared set. `_check_datasets` sees to it that it is no mixture."""
+        files = self.datasets[name]
+        assert isinstance(files, Files)
+        return files
+
+    def _with_declaration(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the section `data` with the declaration of the data set in use.
+
+        Raises UserError if there is none.
+        """
+        name = data.get("name")
+        if name is None:
+            return data  # the schema reports it
+        if name == SCENES:
+            if SCENES not in data.get("tokens", {}):
+                key = f"scales.{self.scale}.data.tokens"
+                raise self._error(key, f"{key} must have the key {SCENES}, the data set in use")
+            return data
+        declared = self.datasets.get(str(name))
+        if declared is None:
+            known = ", ".join([SCENES, *self.datasets])
+            raise self._error("data.name", f"data.name must be one of {known}, got {name}; declare others in datasets")
+        tokens = data.get("tokens", {}).get(name, declared.tokens)
+        if isinstance(declared, Files):
+            return data | {"tokens": {name: tokens}, "splits": declared.splits, "files": {name: declared}}
+        files = {other: self._files(other) for other in declared.mix}
+        used = {split for part in files.values() for split in part.splits}
+        splits = [split for split in get_args(Split) if split in used]
+        mixing = {"mix": declared.mix, "drop_shared": declared.drop_shared}
+        return data | {"tokens": {name: tokens}, "splits": splits, "files": files} | mixing
+
+    def _error(self, key: str, message: str) -> UserError:
+        """Return an error about a key of the file, with its line."""
+        line = line_of(self._lines, key.split("."))
+        return UserError(f"params.yaml: {message}" + (f" (line {line})" if line else ""))
 
 
 def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -178,17 +267,13 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 def read_params(path: Path = Path("params.yaml")) -> Params:
     """Return the params of a file. Raises UserError, in one line, if a variant is invalid at the file's scale."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's root") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {line}not YAML ({getattr(error, 'problem', error)})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run from the project's root")
+    content, lines = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping of settings; restore it with git")
-    params = validated(Params, content)
+    params = validated(Params, content, lines)
+    params._lines = lines
     _check_variants(params)
     return params
 

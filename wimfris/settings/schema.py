@@ -4,7 +4,7 @@ params.yaml holds every number of an experiment; few keys have a default here.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import (
     BaseModel,
@@ -17,13 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from wimfris.settings.messages import require, require_known
+from wimfris.settings.messages import require, require_known, require_numbers
 from wimfris.settings.placement import placed
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # part of file and stage names
 Init = Literal["zero", "kaiming"]
-MIXED = ("refcoco", "refcoco+", "refcocog-umd")  # the data sets of mixed training
+Split = Literal["val", "testA", "testB", "test"]  # of evaluation; training is on `train`
+Size = Annotated[int, Field(gt=0, le=2**16)]  # of a part of the model; the limits refuse slips of the keyboard
+Number = Annotated[int, Field(gt=0, le=2**10)]
+Tokens = Annotated[int, Field(ge=3, le=2**10)]  # of a sentence, with start and end
+SCENES = "scenes"  # the built-in data set, which is drawn and not declared
+MEMORY = 2**43  # bytes: no machine has more
 RIVALS = ("detris", "etris", "lora", "bottleneck")  # adapter families whose sizes are in `rivals`
 BUILT_IN = ("builtin", "builtin-small", "random")  # encoders that know only the words of the built-in data set
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # suffixes of original weight files
@@ -39,27 +44,63 @@ class Section(BaseModel):
     def _check_keys(cls, content: Any) -> Any:
         if isinstance(content, dict):
             require_known(content, [field.alias or name for name, field in cls.model_fields.items()])
+            fields = {name: field.annotation for name, field in cls.model_fields.items() if name in content}
+            require_numbers({name: content[name] for name, kind in fields.items() if kind is not bool})
+            for name, kind in fields.items():
+                if get_origin(kind) is dict and isinstance(content[name], dict):
+                    require_numbers(content[name], name)
         return content
 
 
 class Scenes(Section):
     """Number of scenes in each split of the built-in data set."""
 
-    train: PositiveInt
-    val: PositiveInt
-    testA: PositiveInt
-    testB: PositiveInt
+    train: Annotated[int, Field(gt=0, le=10**7)]
+    val: Annotated[int, Field(gt=0, le=10**7)]
+    testA: Annotated[int, Field(gt=0, le=10**7)]
+    testB: Annotated[int, Field(gt=0, le=10**7)]
+
+
+class DataSet(Section):
+    """A data set of `datasets`: where its files lie, or which other sets it mixes."""
+
+    tokens: Tokens
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict
+    )  # scale -> overrides of model, loss and train, and `variants` of them
+
+
+class Files(DataSet):
+    """Files in REFER's layout. Paths are relative to data.root."""
+
+    refs: str  # references: a pickle, or JSON
+    instances: str  # COCO's images, annotations and categories
+    images: str  # folder
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; val chooses the best epoch
+    counts: dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]] = Field(
+        default_factory=dict
+    )  # split -> objects, sentences, images
+
+
+class Mixture(DataSet):
+    """Several sets of files, trained on together and evaluated each on its own splits."""
+
+    mix: Annotated[tuple[str, ...], Field(min_length=2)]
+    drop_shared: bool  # leave out training images that are in any val or test split; without it results leak
 
 
 class Data(Section):
-    # mixed_strict is MIXED without training images that are in any val or test split; mixed_as_published leaks them
-    name: Literal[
-        "scenes", "refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published"
-    ]
-    root: str  # folder of the official files
-    image_size: PositiveInt  # side of the letterboxed image, pixels
-    tokens: dict[str, Annotated[int, Field(ge=3)]]  # data set -> text tokens, with start and end
+    """The data set in use. The fields with a default are those of its declaration in `datasets`."""
+
+    name: str
+    root: str  # folder of the declared files
+    image_size: Annotated[int, Field(gt=0, le=2**13)]  # side of the letterboxed image, pixels
+    tokens: dict[str, Tokens]  # data set -> text tokens, with start and end
     scenes: Scenes
+    splits: tuple[Split, ...] = ("val", "testA", "testB")  # of evaluation
+    mix: tuple[str, ...] = ()
+    drop_shared: bool = False
+    files: dict[str, Files] = Field(default_factory=dict, exclude=True)  # of `sets`; where they lie decides no result
 
     @property
     def length(self) -> int:
@@ -67,28 +108,17 @@ class Data(Section):
         return self.tokens[self.name]
 
     @property
-    def is_mixed(self) -> bool:
-        """Return whether training mixes several data sets."""
-        return self.name.startswith("mixed_")
-
-    @property
     def sets(self) -> tuple[str, ...]:
         """Return the data sets that this one consists of."""
-        return MIXED if self.is_mixed else (self.name,)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Return the evaluation splits, `val` first. Each split of mixed data joins those of its data sets."""
-        tests = {"refcocog-umd": ("test",), "refcocog-google": ()}
-        return ("val", *tests.get(self.name, ("testA", "testB", *(["test"] if self.is_mixed else []))))
+        return self.mix or (self.name,)
 
 
 class TextBackbone(Section):
     source: str  # builtin | builtin-small | random | a hub id | an original weight file
     revision: str | None = None  # commit of the hub id
-    width: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
+    width: Size
+    layers: Number
+    heads: Number
 
     @property
     def is_hub(self) -> bool:
@@ -107,9 +137,11 @@ class TextBackbone(Section):
 
 
 class VisionBackbone(TextBackbone):
-    patch: PositiveInt
-    registers: NonNegativeInt
+    patch: Size
+    registers: Annotated[int, Field(ge=0, le=2**10)]
     taps: tuple[NonNegativeInt, NonNegativeInt]  # zero-based blocks whose outputs are the first two stages
+    # How positions come to the grid of the images: as transformers and the released DINOv2 do, or as DETRIS does.
+    positions: Literal["transformers", "detris"] = "transformers"
 
 
 class Encoders(Section):
@@ -119,18 +151,18 @@ class Encoders(Section):
 
 class Mta(Section):
     layers: tuple[NonNegativeInt, ...]
-    width: PositiveInt
-    state: PositiveInt
-    conv: PositiveInt
-    expand: PositiveInt
+    width: Size
+    state: Size
+    conv: Number
+    expand: Number
     scale: float
     init: Init
 
 
 class Msa(Section):
     layers: tuple[NonNegativeInt, ...]
-    width: PositiveInt
-    heads: PositiveInt
+    width: Size
+    heads: Number
     mixer: Literal["rfmixer", "depthwise", "dilated", "none"]  # how the receptive fields are mixed
     kernels: tuple[PositiveInt, ...]
     init: Init
@@ -139,55 +171,55 @@ class Msa(Section):
 
 
 class Hmf(Section):
-    width: PositiveInt
+    width: Size
     window: Literal["grid"] | PositiveInt  # grid: no windows, one sequence over the whole map
     text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
     direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
     mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
     gate: Literal["attention", "text", "none"]
-    heads: PositiveInt
+    heads: Number
     norm: bool
-    state: PositiveInt
-    conv: PositiveInt
-    expand: PositiveInt
+    state: Size
+    conv: Number
+    expand: Number
 
 
 class Decoder(Section):
-    layers: PositiveInt
-    heads: PositiveInt
-    ffn: PositiveInt
+    layers: Number
+    heads: Number
+    ffn: Size
     dropout: Fraction
 
 
 class Detris(Section):
     """DETRIS's dense aligner in the layers of `msa`, and its text adapter in the layers of `mta`."""
 
-    width: PositiveInt  # width of the vision aligner
-    attention_width: PositiveInt  # width of its attention to the words
-    heads: PositiveInt
-    text_width: PositiveInt
+    width: Size  # width of the vision aligner
+    attention_width: Size  # width of its attention to the words
+    heads: Number
+    text_width: Size
     scale: float
 
 
 class Etris(Section):
     """ETRIS's bridger between the encoders, as we read the paper: there are no reference outputs to compare with."""
 
-    width: PositiveInt
-    heads: PositiveInt
+    width: Size
+    heads: Number
 
 
 class Lora(Section):
     """LoRA on the queries and values of all attention layers of both encoders."""
 
-    rank: PositiveInt
+    rank: Size
     alpha: PositiveFloat
 
 
 class Bottleneck(Section):
     """Bottleneck adapters Up(ReLU(Down(x))) in the layers of `msa` and `mta`."""
 
-    width: PositiveInt
-    text_width: PositiveInt
+    width: Size
+    text_width: Size
     scale: float
 
 
@@ -232,9 +264,9 @@ class StepSchedule(Section):
 
 
 class Train(Section):
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(gt=0, le=10**6)]
     epoch_steps: PositiveInt | None = None  # at most; None: the whole training split
-    batch_size: Annotated[int, Field(ge=2)]  # batch norm needs two
+    batch_size: Annotated[int, Field(ge=2, le=2**16)]  # batch norm needs two
     optimizer: Literal["adam", "adamw"]
     learning_rate: PositiveFloat
     backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
@@ -243,8 +275,8 @@ class Train(Section):
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
-    threads: PositiveInt  # CPU threads: their number changes rounding
-    workers: NonNegativeInt
+    threads: Size  # CPU threads: their number changes rounding
+    workers: Annotated[int, Field(ge=0, le=2**10)]
     checkpoint_seconds: PositiveFloat
     gradient_checkpointing: bool = False  # less memory, more time, same gradients
     compile: bool = False  # use torch.compile where possible: faster after some minutes, other rounding
@@ -256,7 +288,7 @@ class Train(Section):
 
 class Evaluate(Section):
     protocol: Literal["cris", "lavt", "remamber"]  # see wimfris.data.protocol
-    batch_size: PositiveInt
+    batch_size: Size
 
 
 class PretrainText(Section):
@@ -329,7 +361,6 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_data(self) -> "Settings":
         data, patch = self.data, self.encoders.vision.patch
-        require(data.name in data.tokens, "data.name", f"a key of data.tokens ({', '.join(data.tokens)})", data.name)
         allowed = f"a multiple of {patch} (encoders.vision.patch)"
         require(data.image_size % patch == 0, "data.image_size", allowed, data.image_size)
         return self
@@ -374,7 +405,33 @@ class Settings(Section):
             require(all(layer < depth for layer in layers), key, f"layers from 0 to {depth - 1}", list(layers))
             require(list(layers) == sorted(set(layers)), key, "in increasing order, each layer once", list(layers))
         kernels = list(model.msa.kernels)
+        require(bool(kernels) or model.msa.mixer == "none", "model.msa.kernels", "at least one number", kernels)
         require(all(size % 2 == 1 for size in kernels), "model.msa.kernels", "odd numbers", kernels)
+        reach = 2 * self.grid - 1  # the outer weights of a larger kernel never meet a pixel
+        allowed = f"at most {reach}, which covers the grid of {self.grid} from every cell"
+        require(all(size <= reach for size in kernels), "model.msa.kernels", allowed, kernels)
+        return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> "Settings":
+        """Refuse sizes that no machine holds: the weights of the vision encoder, and its activations of one batch."""
+        vision, batch = self.encoders.vision, max(self.train.batch_size, self.evaluate.batch_size)
+        tokens = self.grid**2 + 1 + vision.registers
+        needs = {
+            "encoders.vision.width": 48 * vision.layers * vision.width**2,
+            "train.batch_size": 4 * batch * tokens * vision.width,
+            "data.image_size": 4 * vision.heads * tokens**2,
+        }
+        for key, need in needs.items():
+            allowed = f"smaller: with the other sizes it needs {need / 2**40:,.0f} TiB of memory"
+            value = {"data": self.data.image_size, "train": batch, "encoders": vision.width}[key.split(".")[0]]
+            require(need <= MEMORY, key, allowed, value)
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "Settings":
+        weights = [self.loss.contrast, self.loss.dice, self.loss.align]
+        require(any(weights), "loss", "a section with a weight above 0 (contrast, dice or align)", weights)
         return self
 
     @model_validator(mode="after")
@@ -390,8 +447,6 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_sources(self) -> "Settings":
         text, vision = self.encoders.text, self.encoders.vision
-        allowed = "a hub id or a weight file (built-in and random encoders know only the words of data set scenes)"
-        require(self.data.name == "scenes" or text.is_public, "encoders.text.source", allowed, text.source)
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
             allowed = "a commit if source is a hub id, null otherwise"
             require(backbone.is_hub == (backbone.revision is not None), f"{key}.revision", allowed, backbone.revision)

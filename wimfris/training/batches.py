@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
-from wimfris.settings.schema import Settings
+from wimfris.settings.schema import CosineSchedule, Settings
 from wimfris.training.distributed import Processes
 
 SHARED = Path("/dev/shm")  # where loader processes hand over their batches
@@ -60,6 +60,11 @@ class TrainBatches:
             raise UserError(
                 f"train.batch_size must be at most the size of the train split ({len(rows)} objects), "
                 f"got {settings.train.batch_size}"
+            )
+        schedule, steps = settings.train.schedule, settings.train.epochs * self.steps_per_epoch
+        if isinstance(schedule, CosineSchedule) and schedule.warmup >= steps:
+            raise UserError(
+                f"train.schedule.warmup must be less than the steps of the training ({steps}), got {schedule.warmup}"
             )
 
     def epoch(self, epoch: int, position: int) -> Iterator[tuple[dict[str, Tensor], list[Case]]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -17,7 +18,7 @@ from wimfris.data.source import source_images
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.metrics import summarise
+from wimfris.metrics import summarise, summarise_generalised
 from wimfris.model.scan import choose_backend
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.files import RunFiles
@@ -198,9 +199,12 @@ def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:
 
 
 def _metrics(records: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Return split -> condition -> mIoU, oIoU, Pr@0.5 to 0.9."""
+    """Return split -> condition -> mIoU, oIoU, Pr@0.5 to 0.9, and gRefCOCO's where sentences name nothing."""
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for (split, condition), part in records.groupby(["split", "condition"], sort=False):
         scores = summarise(part["intersection"].to_numpy(), part["union"].to_numpy())
+        if not (part["target_area"] > 0).all():  # some sentences name nothing
+            areas = (part[name].to_numpy() for name in ("intersection", "union", "target_area"))
+            scores |= {name: value for name, value in summarise_generalised(*areas).items() if np.isfinite(value)}
         metrics.setdefault(str(split), {})[str(condition)] = scores
     return metrics
