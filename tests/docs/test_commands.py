@@ -298,6 +298,7 @@ def test_a_command_runs(command: str) -> None:
     assert result.exit_code in IN_PROCESS[command], f"{result.output}\n{result.exception!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(DRY))
 @pytest.mark.usefixtures("untrained")
 def test_a_command_dry_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from wimfris.settings.run import Run
 from wimfris.settings.same import differences
 from wimfris.training.outs import own_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(project: Any, trained_folder: Path) -> Any:
