@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from wimfris.errors import UserError
 from wimfris.results.figures import (
@@ -20,6 +22,7 @@ from wimfris.results.figures import (
     emphasis,
     gallery,
     learning_curves,
+    saved_figure,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -222,3 +225,30 @@ def test_a_wrong_example_is_refused(tmp_path: Path) -> None:
         gallery(examples(label="fair"), tmp_path / "a.png")
     with pytest.raises(ValueError, match="sizes"):
         gallery(examples(target=np.zeros((2, 2), bool)), tmp_path / "a.png")
+
+
+def test_a_picture_with_the_same_content_is_left_alone(tmp_path: Path) -> None:
+    """Another machine's font renderer changes bytes, and nothing that a reader sees."""
+    path = tmp_path / "figure.png"
+
+    def draw(height: float, title: str = "Scores") -> None:
+        with saved_figure(path, (3, 2)) as figure:
+            figure.subplots().set(title=title, ylim=(0, height))
+
+    draw(1.0)
+    with Image.open(path) as picture:
+        content = picture.info["Content"]
+    chunks = PngInfo()
+    chunks.add_text("Content", content)
+    Image.new("RGB", (30, 20)).save(path, pnginfo=chunks)  # as another renderer would draw it
+    other = path.read_bytes()
+    draw(1.0)
+    assert path.read_bytes() == other
+    draw(1.5)
+    changed = path.read_bytes()
+    assert changed != other
+    draw(1.5, "Other scores")
+    assert path.read_bytes() != changed
+    path.write_bytes(b"not a picture")
+    draw(1.0)
+    assert Image.open(path).info["Content"] == content
