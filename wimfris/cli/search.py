@@ -51,7 +51,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--storage", help="the URL of a database that several machines share; default: a journal file")
     parser.add_argument("--scale", help="use another scale than params.yaml's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be searched, and how long it takes")
-    parser.add_argument("--no-train", action="store_true", help="only report on the searches so far")
+    parser.add_argument("--no-train", action="store_true", help="print the tables of the searches so far")
     return parser.parse_args(arguments)
 
 
@@ -71,11 +71,11 @@ def _run(options: argparse.Namespace) -> None:
             with interruptible() as stop:
                 prepare(params, stop)
         run_search(Plan(space, options.sampler, options.against, options.storage), trials, jobs)
-    _report(params, space.name)
+    _report(params, space.name, write=not options.no_train)
 
 
-def _report(params: Params, space: str) -> None:
-    """Write the tables and the figure of all searches of a space at the data set and scale in use."""
+def _report(params: Params, space: str, *, write: bool) -> None:
+    """Print the tables of all searches of a space at the data set and scale in use, and write them with the figure."""
     folder = params.settings().folder.name
     searches = read_searches(folder, space)
     variants = promoted(params, searches)
@@ -87,10 +87,11 @@ def _report(params: Params, space: str) -> None:
         lambda path: draw(searches, path),
         f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}",
     )
-    paths = write_report(f"search-{space}", f"Search: {space}", folder, report)
     for section in report.sections:
         print_section(section, ONLY_IN_FILES)
-    print(f"search-{space}: {', '.join(map(str, paths))}")
+    if write:
+        paths = write_report(f"search-{space}", f"Search: {space}", folder, report)
+        print(f"search-{space}: {', '.join(map(str, paths))}")
 
 
 def _print_plan(space: Space, sampler: str, trials: int, jobs: int) -> None:
