@@ -39,7 +39,7 @@ check: setup ## lint and the fast tests, golden smoke runs among them: at most 9
 test: setup ## the test suite: at most 15 minutes on 2 cores
 	$(PYTEST) -m "not long"
 
-test-slow: setup ## the rest: long simulations, encoders of real size, many kills
+test-slow: setup ## the rest: the pipeline by DVC, kills, long simulations, browsers
 	$(PYTEST) -m long
 
 lint: setup ## linter, formatter check and type checker

@@ -30,15 +30,15 @@ def table_2(records: pd.DataFrame, published: Published) -> Section:
     cells: dict[tuple[str, str], dict[tuple[str, str], dict[str, float]]] = {}
     for figure in published.values():
         if figure.table == "T2" and (figure.dataset, figure.split) in COLUMNS:
-            of_system = cells.setdefault((figure.system, figure.variant), {})
-            of_system.setdefault((figure.dataset, figure.split), {})[figure.metric] = figure.value
+            own = cells.setdefault((figure.system, figure.variant), {})
+            own.setdefault((figure.dataset, figure.split), {})[figure.metric] = figure.value
     for system in SYSTEMS.values():
         for size in SIZES.values():
             cells.setdefault((f"{system}-{size}", "ours"), {})
     natural = records[(records["dataset"] != BUILT_IN) & records["scale"].isin(SIZES)]
     for row in main_table(natural).to_dict("records") if len(natural) else ():
-        of_system = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
-        of_system[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}
+        own = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
+        own[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}
     rows = [
         {"system": system, "figures": source}
         | {f"{dataset} {split}": _cell(figures.get((dataset, split), {})) for dataset, split in COLUMNS}

@@ -1,7 +1,7 @@
-"""What of the core is separated from the full model, and what stays open?
+"""Which core variants differ from the full model?
 
-Every core variant beside the full model, in one family of comparisons: the question of somebody who looks at all of
-them at once. Each part's own study asks less at a time, and so can show smaller differences.
+Every core variant is compared with the full model in one family of comparisons, as in the README. The study of a single
+part has a smaller family, so it can show smaller differences.
 
     python studies/core.py      # 33 runs at scale tiny, all of the core: about an hour on 2 cores
 """
@@ -12,8 +12,8 @@ from wimfris.results.comparison import Row, Study
 STUDY = Study(
     name="core",
     title="The core at a glance",
-    question="Which of the core's variants can be told from the full model, all of them looked at together?",
-    paper="Each part and the window help (Tables 3a, 3b), by what the studies of the parts and of the window tell.",
+    question="Which core variants differ from the full model, all compared in one family?",
+    paper="Each part and the window help (Tables 3a, 3b).",
     rows=(
         Row("full", "full"),
         Row("no adapters", "none"),

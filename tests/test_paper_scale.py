@@ -17,6 +17,8 @@ from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SETS = ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "mixed_strict", "mixed_as_published")
 SCALES = ("base", "large")  # WIMFRIS-B and WIMFRIS-L; WIMFRIS-L* is `large` on a mixed set

@@ -1,5 +1,6 @@
 """Atomic file writes and hashes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -8,18 +9,55 @@ from pathlib import Path
 
 from wimfris.errors import UserError
 
+UNWRITABLE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "EEXIST", "EIO", "ENAMETOOLONG")
+}
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, delete it when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, delete it when it fails.
+
+    Raises UserError where the file cannot be written: a full disk, a folder that is read-only or none.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            to_disk(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system within the block, which writes `path`, into a UserError that names it."""
     try:
-        yield temporary
-        to_disk(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        # Libraries wrap the system's error: safetensors and torch in errors of their own, which hold its text.
+        code = error.errno if isinstance(error, OSError) else None
+        full = f"{os.strerror(errno.ENOSPC)}" in str(error)
+        if code not in UNWRITABLE and not full:
+            raise
+        reason = os.strerror(errno.ENOSPC if full or code is None else code)
+        raise UserError(f"{path}: cannot be written ({reason}); free some disk space, or check the folder") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where a file cannot be written, before hours are spent on its content."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def to_disk(path: Path) -> None:

@@ -13,6 +13,8 @@ from wimfris.cli.inspect import doctor as command
 from wimfris.errors import UserError
 from wimfris.model import scan
 
+pytestmark = pytest.mark.slow
+
 
 def by_name(findings: Any) -> dict[str, Finding]:
     return {f"{finding.part} {finding.name}": finding for finding in findings}

@@ -12,6 +12,8 @@ from wimfris.results.comparison import Row, Study
 from wimfris.results.evidence import EvidenceFiles
 from wimfris.settings.run import Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STUDY = Study("example", "Example", "Does it matter?", "It does.", (Row("full", "full"), Row("none", "none")))
 

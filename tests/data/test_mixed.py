@@ -69,6 +69,7 @@ def images(frame: pd.DataFrame, split: str) -> set[int]:
     return set(frame.loc[rows, "image_id"])
 
 
+@pytest.mark.slow
 def test_strict_trains_on_no_image_that_is_evaluated(official: Path, objects: list[ReferredObject]) -> None:
     folder = official / "images" / "train2014"
     strict, published = build_index(drop_shared(objects), folder)[0], build_index(objects, folder)[0]
@@ -116,6 +117,7 @@ def test_each_set_must_have_the_declared_counts(
         prepare_index(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "word"), [("mixed_strict", "left out"), ("mixed_as_published", "leaking")])
 def test_stages_accept_mixed_data(
     name: str,

@@ -21,6 +21,7 @@ from wimfris.data.scenes import RADII, RGB, SPLITS, SPLITS_WRITTEN, Scene, draw_
 SIDE, PATCH, WINDOW = 64, 8, 4  # scale tiny: pixels, pixels, patches
 
 
+@pytest.mark.slow
 def test_splits_hold_their_kinds_and_sizes(every: list[Any]) -> None:
     kinds = {split: Counter(d.kind for s, _, _, d, _ in every if s == split) for split in SPLITS_WRITTEN}
     assert set(kinds["testA"]) == {"relation"}
@@ -63,6 +64,7 @@ def index(root: Path) -> Any:
     return index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS_WRITTEN)
 def test_guessing_scores_low(split: str, index: Any) -> None:
     assert 0.15 <= random_object_miou(index[index["split"] == split]) <= 0.25

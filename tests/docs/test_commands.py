@@ -31,7 +31,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^ *```(\w+)[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:wimfris|make|dvc|python) [^`<]+)`")
 VERBS: Any = typer.main.get_command(app)
-NEW = {"demo", "export", "reproduction"} - set(VERBS.commands)  # verbs that are documented before they are merged
 
 # --- the tables -------------------------------------------------------------------------------------------------------
 
@@ -39,6 +38,8 @@ NEW = {"demo", "export", "reproduction"} - set(VERBS.commands)  # verbs that are
 IN_PROCESS = {
     'wimfris predict --image photo.png --text "the red circle"': {0},
     "wimfris export full-0 --out exported": {0},
+    "wimfris export full-0 --out exported --encoders": {0},
+    'wimfris predict --model exported --image photo.png --text "the red circle"': {0},
     "wimfris data audit": {0},
     "wimfris data check --data all": {1},
     "wimfris ceiling": {0},
@@ -175,22 +176,16 @@ def test_every_command_is_in_one_table() -> None:
 
 def check_wimfris(words: list[str]) -> None:
     """Parse a command line of `wimfris` without running it."""
-    if words[0] in NEW:
-        pytest.skip(f"wimfris {words[0]} is not merged yet")
     command: Any = VERBS
     while hasattr(command, "commands"):
         assert words, "no verb"
         assert words[0] in command.commands, f"no verb {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    if NEW and command.name == "predict":
-        pytest.skip("wimfris predict without a run is not merged yet")
     command.make_context(command.name, list(words))
 
 
 def check_make(words: list[str]) -> None:
     target = words[0]
-    if target == "demo" and "demo" in NEW:
-        pytest.skip("make demo is not merged yet")
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert target in targets
 
@@ -263,8 +258,6 @@ def test_a_command_in_a_sentence_exists(command: str) -> None:
         check_make(words)
         return
     group: Any = VERBS
-    if words and words[0] in NEW:
-        pytest.skip(f"wimfris {words[0]} is not merged yet")
     while words and hasattr(group, "commands"):
         assert words[0] in group.commands
         group, words = group.commands[words[0]], words[1:]
@@ -275,34 +268,47 @@ def test_a_command_in_a_sentence_exists(command: str) -> None:
 # --- runs in this process ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a trained run and a picture, as the working directory."""
-    folder = tmp_path / "project"
-    shutil.copytree(trained_folder, folder)
-    monkeypatch.chdir(folder)
+def user_folder(source: Path, folder: Path) -> Path:
+    """Copy a project folder, and add the studies and a picture."""
+    shutil.copytree(source, folder)
     shutil.copytree(ROOT / "studies", folder / "studies", ignore=shutil.ignore_patterns("__pycache__"))
-    Image.new("RGB", (64, 48), "red").save("photo.png")
+    Image.new("RGB", (64, 48), "red").save(folder / "photo.png")
     return folder
 
 
+@pytest.fixture
+def user(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project folder with a trained run and a picture, as the working directory."""
+    monkeypatch.chdir(user_folder(trained_folder, tmp_path / "project"))
+
+
+@pytest.fixture
+def untrained(smoke_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project folder without runs, as the working directory."""
+    monkeypatch.chdir(user_folder(smoke_folder, tmp_path / "project"))
+
+
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) for c in IN_PROCESS])
-def test_a_command_runs(command: str, user: Path) -> None:
+@pytest.mark.usefixtures("user")
+def test_a_command_runs(command: str) -> None:
     words = shlex.split(command)[1:]
-    check_wimfris(words)  # skips where the verb is not merged yet
+    if "--model" in words:
+        assert CliRunner().invoke(app, ["export", "full-0", "--out", "exported"]).exit_code == 0
     result = CliRunner().invoke(app, words)
     assert result.exit_code in IN_PROCESS[command], f"{result.output}\n{result.exception!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(DRY))
-def test_a_command_dry_runs(command: str, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("untrained")
+def test_a_command_dry_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = shlex.split(command)
     words += [] if "--dry-run" in words else ["--dry-run"]
     if program == "wimfris":
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
         return
-    assert run_study(user / words[0], words[1:]) == 0, capsys.readouterr().err
+    assert run_study(Path(words[0]), words[1:]) == 0, capsys.readouterr().err
 
 
 def run_study(path: Path, arguments: list[str]) -> int:
@@ -331,6 +337,7 @@ def clone(tmp_path: Path) -> Path:
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
     content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}}
+    content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder
 

@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-import wimfris.inference
 from wimfris.encoders.load import load_tokenizer
 from wimfris.model.scan import causal_conv_silu, selective_scan
 from wimfris.results.studies import load_study
@@ -151,7 +150,6 @@ def test_every_file_to_change_exists() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(wimfris.inference, "Predictor"), reason="wimfris.inference.Predictor is not merged yet")
 def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "red").save("photo.png")

@@ -20,6 +20,8 @@ from wimfris.encoders.text_task import SLOTS, random_description, slot_classes
 from wimfris.encoders.vision_task import BACKGROUND, CELLS, DenseHead, draw_pool
 from wimfris.settings.params import Params, read_params
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZE, GRID = 64, 8
 

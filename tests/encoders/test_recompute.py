@@ -13,6 +13,8 @@ from wimfris.measure.blank_model import blank_segmenter
 from wimfris.model.segmenter import Output, Segmenter
 from wimfris.settings.params import read_params
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 VARIANTS = ("full", "none", "detris_adapters_detris_neck", "etris_adapters_etris_neck", "lora", "finetune")
 

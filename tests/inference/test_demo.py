@@ -15,6 +15,8 @@ from wimfris.inference.overlay import DIMMED, OUTLINE
 from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_shipped_scenes_are_the_first_of_val() -> None:
     examples = shipped_scenes()

@@ -20,6 +20,8 @@ from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 from wimfris.training.checkpoint import load_weights, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_prediction_agrees_with_the_records(trained: Any) -> None:
     settings = trained.params().settings()
@@ -86,7 +88,7 @@ def copied(project: Any, trained_folder: Path) -> Any:
 
 
 def test_an_untrained_run_is_refused(project: Any) -> None:
-    assert "runs/scenes-smoke/core/full-0/weights.safetensors: no such weights" in refusal(project)
+    assert "runs/scenes-smoke/core/full-0: no such run; train it with `wimfris matrix`" in refusal(project)
 
 
 def test_damaged_weights_are_refused(copied: Any) -> None:
@@ -104,15 +106,21 @@ def test_weights_of_another_encoder_are_refused(copied: Any) -> None:
 
 def test_weights_of_other_settings_are_refused(copied: Any) -> None:
     copied.edit(scales__smoke__model__msa__width=4)
-    assert "does not fit the settings" in refusal(copied)
-    copied.edit(scales__smoke__model__msa={"layers": [0, 1], "width": 8, "heads": 2})
+    assert "trained with other settings: model.msa.width was " in refusal(copied)
+
+
+def test_weights_that_do_not_fit_their_manifest_are_refused(copied: Any) -> None:
+    path = copied.files().weights
+    state, metadata = load_weights(path)
+    state.pop(next(iter(state)))
+    save_weights(state, metadata, path)
     assert "does not fit the settings" in refusal(copied)
 
 
 def test_weights_without_metadata_are_refused(copied: Any) -> None:
     path = copied.files().weights
     save_file(load_file(path), path)
-    assert "was trained on another text encoder" in refusal(copied)
+    assert "weights.safetensors: belongs to run unknown, not to full-0" in refusal(copied)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -143,7 +151,7 @@ def test_the_command_writes_both_files(photo: Any) -> None:
         ({"image": "params.yaml"}, r"params\.yaml: not a JPEG, PNG, WebP or BMP image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
         ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
-        ({"run": "full-2"}, r"full-2/weights\.safetensors: no such weights"),
+        ({"run": "full-2"}, "full-2: no such run"),
         ({"run": "half-0"}, "no variant 'half'"),
         ({"text": "  "}, "the sentence is empty"),
         ({"out": "photo.png"}, r"--out photo\.png: not a folder"),

@@ -18,6 +18,8 @@ from wimfris.inference import Predictor
 from wimfris.inference.card import METRICS
 from wimfris.inference.predict import CONFIG, SHIPPED, WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 SENTENCE = "the red circle"
 

@@ -13,6 +13,8 @@ from wimfris.errors import UserError
 from wimfris.inference.predict import SHIPPED, Predictor
 from wimfris.inference.serve import HOST, LARGEST, make_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:

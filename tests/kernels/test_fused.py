@@ -17,6 +17,8 @@ from wimfris.kernels.ops import fused_scan
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
 
+pytestmark = pytest.mark.slow
+
 _spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).parents[1] / "model" / "test_scan.py")
 assert _spec and _spec.loader
 _tests = importlib.util.module_from_spec(_spec)

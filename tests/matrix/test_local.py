@@ -20,6 +20,8 @@ from wimfris.runs.store import STORE
 from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def is_alive(pid: int) -> bool:
     try:

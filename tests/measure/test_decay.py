@@ -17,6 +17,8 @@ from wimfris.results.decay import decay_report
 from wimfris.results.measured import Inputs, read_measure
 from wimfris.settings.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_window_bounds_what_the_block_reads(project: Any) -> None:
     """The sequences are those of the windows, text token first and normalised; the same images each time."""

@@ -14,6 +14,8 @@ from wimfris.results.efficiency import efficiency_report
 from wimfris.results.formats import markdown_text
 from wimfris.results.measured import Inputs, read_measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(project: Any, monkeypatch: pytest.MonkeyPatch) -> Any:

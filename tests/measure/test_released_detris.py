@@ -17,6 +17,8 @@ from wimfris.measure.released_detris import detris_settings, released_detris
 from wimfris.runs.records import read_records
 from wimfris.settings.params import Params, merge
 
+pytestmark = pytest.mark.slow
+
 SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "detris_small.json").read_text())["native_grid"][
     "state_dict"
 ]

@@ -14,6 +14,8 @@ from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.parameters import count
 from wimfris.measure.run_cost import StepTimes, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

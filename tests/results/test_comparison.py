@@ -247,7 +247,7 @@ def test_a_grid_shows_every_block_by_label() -> None:
     study = Study("g", "G", "?", "!", rows, grid=True)
     table = study.table(records(RUNS, SHIFTS), published=PUBLISHED)
     _, grid = sections(study, [table])
-    cells = grid.cells.set_index("")
+    cells = grid.cells.set_index("block of rows")
     assert list(cells.columns) == ["x", "y"] and cells.loc["b", "y"] == DASH
     assert cells.loc["a", "x"] == f"{100 * table['miou'][0]:.1f} ± {100 * table['miou_sd'][0]:.1f}"
 

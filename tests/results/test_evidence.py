@@ -22,6 +22,8 @@ from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.records import read_records
 from wimfris.settings.run import Run
 
+pytestmark = pytest.mark.slow
+
 NAME = "scenes-smoke"
 
 

@@ -13,9 +13,9 @@ from matplotlib.image import imread
 
 from wimfris.errors import UserError
 from wimfris.results.figures import (
-    LABELS,
     LOSSES,
     PUBLISHED_EMPHASIS,
+    QUANTILES,
     Example,
     emphasis,
     gallery,
@@ -50,7 +50,7 @@ def log(seed: int, layers: tuple[int, ...] = (1, 3, 5), epochs: int = 3, steps: 
 def examples(**changes: Any) -> list[Example]:
     random = np.random.default_rng(0)
     made = []
-    for index, label in enumerate(LABELS):
+    for index, label in enumerate(QUANTILES):
         height, width = 16 + 4 * index, 20
         target = np.zeros((height, width), bool)
         target[3:9, 4:12] = True
@@ -95,6 +95,7 @@ def axes_of(figure: Figure) -> dict[str, Axes]:
     return {axis.get_title(): axis for axis in figure.axes}
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     logs = {f"full-{seed}": log(seed) for seed in range(2)}
     for name in ("a", "b"):
@@ -106,6 +107,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_learning_curves_draw_every_run(tmp_path: Path, drawn: list[Figure]) -> None:
     logs = {f"full-{seed}": log(seed) for seed in range(3)}
     learning_curves(logs, tmp_path / "curves.png")
@@ -121,6 +123,7 @@ def test_learning_curves_draw_every_run(tmp_path: Path, drawn: list[Figure]) -> 
     np.testing.assert_allclose(np.asarray(first.get_ydata(), float), [10, 20, 30])
 
 
+@pytest.mark.slow
 def test_a_long_run_is_averaged(tmp_path: Path, drawn: list[Figure]) -> None:
     logs = {"full-0": log(0, epochs=1, steps=1000)}
     learning_curves(logs, tmp_path / "curves.png")
@@ -129,6 +132,7 @@ def test_a_long_run_is_averaged(tmp_path: Path, drawn: list[Figure]) -> None:
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), np.reshape(losses, (200, 5)).mean(axis=1))
 
 
+@pytest.mark.slow
 def test_a_run_without_steps_shows_its_epochs(tmp_path: Path, drawn: list[Figure]) -> None:
     learning_curves({"full-0": log(0, steps=0)}, tmp_path / "curves.png")
     (line,) = axes_of(drawn[0])["Dice"].get_lines()
@@ -166,8 +170,9 @@ def test_the_papers_ranges_are_the_published_ones() -> None:
             assert published[f"learned alpha in layers {first}-{last} ({end} end)"] == value
 
 
+@pytest.mark.slow
 def test_texts_of_the_gallery_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None:
-    shown = [*examples(), *examples(label="good"), *examples(label="worst", sentence="")]
+    shown = [*examples(), *examples(label="90th percentile"), *examples(label="lowest", sentence="")]
     gallery(shown, tmp_path / "gallery.png")
     (figure,) = drawn
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -180,7 +185,7 @@ def test_texts_of_the_gallery_do_not_overlap(tmp_path: Path, drawn: list[Figure]
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
     titles = [axis.get_title() for axis in figure.axes]
     assert any("$5" in title for title in titles) and "(no sentence)" in titles
-    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == list(LABELS)
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == list(QUANTILES)
 
 
 def test_the_gallery_keeps_pixels_crisp(tmp_path: Path) -> None:

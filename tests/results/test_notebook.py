@@ -1,4 +1,4 @@
-"""The report: self-contained, accessible, complete about its gaps, and the same bytes each time."""
+"""The report's notebook and page, part by part. tests/slow/test_notebook.py executes the notebook."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from wimfris.errors import UserError
 from wimfris.results.evidence import RUN_COLUMNS
 from wimfris.results.formats import Section
-from wimfris.results.notebook import (
-    committed_tables,
-    missing_html,
-    missing_runs,
-    provenance,
-    section_html,
-    table_html,
-)
+from wimfris.results.html import missing_html, section_html, table_html
+from wimfris.results.notebook import missing_runs, provenance
 from wimfris.results.page import NOTEBOOK, execute, to_page
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
@@ -45,10 +40,20 @@ def run_rows(params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
 
 
-def test_the_notebook_is_committed_without_outputs_and_with_ids_of_its_own() -> None:
+def test_every_study_has_a_cell_of_its_own() -> None:
     content = nbformat.read(ROOT / NOTEBOOK, as_version=4)
     assert [cell.id for cell in content.cells if not re.fullmatch(r"[a-z]+(-[a-z]+)*", cell.id)] == []
-    assert all(not cell.outputs and cell.execution_count is None for cell in content.cells if cell.cell_type == "code")
+    cells = [cell.source for cell in content.cells if cell.cell_type == "code"]
+    shown = {name for source in cells for name in re.findall(r'results\.(?:study|tables)\("(\w+)"', source)}
+    assert shown == {path.stem for path in (ROOT / "studies").glob("*.py")}
+    assert max(source.count("\n") for source in cells) < 5
+
+
+def test_the_committed_notebook_has_outputs_and_is_small(committed: Path) -> None:
+    content = nbformat.read(committed / NOTEBOOK, as_version=4)
+    without = [cell.id for cell in content.cells if cell.cell_type == "code" and not cell.outputs]
+    assert without == ["setup"]
+    assert (committed / NOTEBOOK).stat().st_size < 1.5e6
 
 
 def test_missing_runs_are_named_by_variant() -> None:
@@ -74,22 +79,21 @@ def test_cells_of_a_table_are_escaped_unless_they_are_html() -> None:
     assert "&lt;b&gt; &amp; c" in html and "<a>x</a>" in html and 'aria-label="a &quot;label&quot;"' in html
 
 
-def test_tables_point_to_the_guide_by_links_that_start_at_reports(tmp_path: Path) -> None:
-    section = Section("t", "", pd.DataFrame({"row": ["x"]}), guide=True)
-    assert '<a href="../docs/statistics.md">docs/statistics.md</a>' in section_html(section)
-    folder = tmp_path / "tables" / "scenes-tiny"
-    folder.mkdir(parents=True)
-    (folder / "clock.md").write_text(
-        "# Clock\n\n![Clock](../../figures/clock.png)\n\n## A\n\n[x](../../../docs/x.md)\n"
+def test_blocks_are_headings_over_their_rows_and_verdicts_stand_beside_the_name() -> None:
+    cells = pd.DataFrame(
+        {"block": ["", "gate", "gate"], "row": ["full", "a", "b"], "verdict": ["–", "lower", "undecided"]}
     )
-    text = committed_tables("scenes-tiny", "clock", tmp_path)
-    assert "[x](../docs/x.md)" in text and "#### A" in text and "png" not in text
+    table = BeautifulSoup(section_html(Section("t", "a `b`", cells, left=("row", "verdict"))), "html.parser")
+    rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in table.find_all("tr")]
+    assert rows == [["row", "verdict"], ["full", "–"], ["gate"], ["a", "lower"], ["b", "undecided"]]
+    assert [cell.text for cell in table.find_all("strong")] == ["lower"]
+    assert table.code.string == "b" and table.caption.text == "t"
 
 
 def test_an_image_without_text_is_refused() -> None:
     output = new_output("display_data", {"image/png": PIXEL}, metadata={"image/png": {"alt": "a dot"}})
     cell = new_code_cell("", outputs=[output], id="dot")
-    assert 'alt="a dot"' in to_page(new_notebook(cells=[cell]))
+    assert 'alt="a dot" width="1" height="1"' in to_page(new_notebook(cells=[cell]))
     output.metadata = {}
     with pytest.raises(UserError, match=r"cell dot .*without alt text"):
         to_page(new_notebook(cells=[cell]))

@@ -14,6 +14,8 @@ from wimfris.results.reproduction import Reproduction, reproduction
 from wimfris.results.studies import load_study
 from wimfris.settings.params import read_params
 
+pytestmark = pytest.mark.slow
+
 CORE = "scenes-tiny"
 
 

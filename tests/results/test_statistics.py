@@ -84,6 +84,7 @@ def test_simulated_sentences_are_like_real_ones() -> None:
     assert 3.2 < counts.mean() < 3.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_interval_for_any_seed_covers_the_truth(seeds: int, spread: float) -> None:
@@ -93,6 +94,7 @@ def test_interval_for_any_seed_covers_the_truth(seeds: int, spread: float) -> No
     assert coverage >= 0.93, f"covers {coverage:.3f}, Monte-Carlo error at most 0.004"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_holm_holds_false_alarms_of_a_study(seeds: int, spread: float) -> None:
@@ -102,12 +104,14 @@ def test_holm_holds_false_alarms_of_a_study(seeds: int, spread: float) -> None:
     assert alarms <= 0.07, f"{alarms:.3f} of studies without an effect report one, Monte-Carlo error 0.004"
 
 
+@pytest.mark.slow
 def test_interval_for_any_seed_is_not_wide_without_need() -> None:
     """With a large variance between seeds, the tests are near their level."""
     p, _, _ = null_study(3, 0.03)
     assert np.mean(p < 0.05) > 0.03  # nominal 5%
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_seeds_that_scatter_more_in_some_systems_cost_little(seeds: int) -> None:
     """The pooled variance assumes equal scatter; here that of a system is up to twice or half the typical one."""
@@ -124,6 +128,7 @@ def test_seeds_that_scatter_more_in_some_systems_cost_little(seeds: int) -> None
     assert np.mean(alarms) <= 0.07, f"{np.mean(alarms):.3f} false alarms"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("systems", [2, 3, 6])
 def test_a_small_study_of_unequally_many_seeds(systems: int, spread: float) -> None:
@@ -155,6 +160,7 @@ def test_variance_between_seeds_is_pooled_over_the_runs_there_are() -> None:
     assert df == 4 and float(variance) == pytest.approx(squares / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("spread", SPREADS)
 def test_interval_for_any_seed_covers_oiou(seeds: int, spread: float) -> None:
@@ -172,6 +178,7 @@ def test_interval_for_any_seed_covers_oiou(seeds: int, spread: float) -> None:
     assert np.mean(covered) >= 0.93, f"covers {np.mean(covered):.3f}, Monte-Carlo error 0.009"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_interval_for_these_seeds_covers_their_difference(seeds: int) -> None:
     """Seeds are fixed: the target is the difference of these runs on all images."""

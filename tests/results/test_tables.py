@@ -1,6 +1,7 @@
 """The main table and the formats of all tables: numbers equal those by hand, files are stable and escaped."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from wimfris.errors import UserError
-from wimfris.results.formats import Section, latex_text, markdown_text, print_section
+from wimfris.results.formats import Section, latex_text, markdown_text, parse_markdown, print_section
 from wimfris.results.tables import main_table, print_table, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
@@ -184,6 +185,19 @@ def test_markdown_links_to_the_guide() -> None:
     link = "How to read this table: [docs/statistics.md](../../../docs/statistics.md)\n\nA note."
     assert link in markdown_text("h", [section])
     assert "statistics" not in markdown_text("h", [Section("t", "", section.cells)])
+
+
+def test_markdown_reads_back() -> None:
+    cells = pd.DataFrame({"a_row": ["x|y", "[1, 2]"], "n": ["", "–"]})
+    sections = [
+        Section("A: title", "a note, 5% of $x", cells, "a foot", left=("a_row",), guide=True),
+        Section("B", "", cells, left=("a_row",)),
+    ]
+    intro, read = parse_markdown(markdown_text("Heading", sections, "**Question.** Why?\n\n![A](a.png)\n"))
+    assert intro == "**Question.** Why?"
+    for section, other in zip(sections, read, strict=True):
+        pd.testing.assert_frame_equal(section.cells, other.cells)
+        assert replace(section, cells=None) == replace(other, cells=None)
 
 
 def test_the_printed_table_fits_80_columns_uncut() -> None:

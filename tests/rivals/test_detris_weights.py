@@ -17,6 +17,8 @@ from wimfris.rivals.detris_weights import (
     translate,
 )
 
+pytestmark = pytest.mark.slow
+
 GRID = 4
 QKV = "dinov2.blocks.3.attn.qkv.weight"
 

@@ -26,6 +26,8 @@ from wimfris.search.plan import Plan
 from wimfris.search.space import Space, read_search
 from wimfris.settings.params import read_params
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:

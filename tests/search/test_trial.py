@@ -19,6 +19,8 @@ from wimfris.search.sampler import make_pruner
 from wimfris.search.space import Space, read_search
 from wimfris.settings.schema import Settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,7 +41,6 @@ def write_job(plan: Plan, overrides: dict[str, Any], **options: Any) -> tuple[Pa
     return folder, settings
 
 
-@pytest.mark.slow
 def test_a_trial_is_an_ordinary_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = write_job(plan, {"model": {"hmf": {"window": 2}}}, latency=True)
     assert worker.main(folder) == 0
@@ -78,7 +79,6 @@ def interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Sett
     return folder, settings
 
 
-@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(plan: Plan, interrupted: tuple[Path, Settings]) -> None:
     folder, settings = interrupted
     assert worker.main(folder) == 0
@@ -86,7 +86,6 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(plan: Plan, interrupte
     assert json.loads(plan.files(settings).manifest.read_text())["resumed"] == 1
 
 
-@pytest.mark.slow
 def test_the_checkpoints_of_a_trial_can_be_deleted(plan: Plan, interrupted: tuple[Path, Settings]) -> None:
     _, settings = interrupted
     assert list(CHECKPOINTS.glob("*window_tpe*/*")) and not plan.files(settings).folder.exists()
@@ -94,7 +93,6 @@ def test_the_checkpoints_of_a_trial_can_be_deleted(plan: Plan, interrupted: tupl
     assert not list(CHECKPOINTS.glob("*window_tpe*/*"))
 
 
-@pytest.mark.slow
 def test_a_trial_that_diverges(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = write_job(plan, {"train": {"learning_rate": 1e30}})
     assert worker.main(folder) == worker.FAILED

@@ -1,4 +1,4 @@
-"""The notebook executed: the page is self-contained, accessible, complete about its gaps, and the same bytes each time.
+"""The notebook executed: the page is self-contained, complete about its gaps, and the same bytes each time.
 
 `make test` runs this file.
 """
@@ -6,7 +6,6 @@
 import re
 import runpy
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -15,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
 from wimfris.errors import UserError
@@ -29,21 +29,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 _shared = runpy.run_path(str(ROOT / "tests" / "results" / "test_notebook.py"))
 RUNS, run_rows = _shared["RUNS"], _shared["run_rows"]
-
-
-class Elements(HTMLParser):
-    """The name and attributes of every element."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def named(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
 
 
 def simulate(images: int = 12) -> pd.DataFrame:
@@ -75,7 +60,7 @@ def simulate(images: int = 12) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a project folder with the notebook, two studies and simulated evidence of three variants."""
+    """Make a project folder with the notebook, the studies and simulated evidence of three variants."""
     folder = tmp_path_factory.mktemp("report")
     for path in (Path("params.yaml"), NOTEBOOK, PUBLISHED, CLAIMS):
         (folder / path).parent.mkdir(exist_ok=True)
@@ -83,9 +68,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (folder / "params.yaml").read_text()
     text = re.sub(r"(?m)^seeds: .*", "seeds: [0, 1, 2]", re.sub(r"(?m)^scale: \w+", "scale: tiny", text))
     (folder / "params.yaml").write_text(text)
-    (folder / "studies").mkdir()
-    for name in ("window_size", "components"):
-        shutil.copy(ROOT / "studies" / f"{name}.py", folder / "studies")
+    shutil.copytree(ROOT / "studies", folder / "studies", ignore=shutil.ignore_patterns("__pycache__"))
     files = EvidenceFiles("scenes-tiny", added=False, reports=folder / "reports")
     files.records.parent.mkdir()
     pq.write_table(pa.Table.from_pandas(simulate(), schema=SCHEMA, preserve_index=False), files.records)
@@ -107,49 +90,28 @@ def pages(report: Path) -> list[str]:
     return made
 
 
-def test_the_page_is_the_same_bytes_each_time_and_leaves_the_notebook_alone(report: Path, pages: list[str]) -> None:
+def test_page_and_notebook_are_the_same_bytes_each_time(report: Path, pages: list[str]) -> None:
     assert pages[0] == pages[1]
-    assert (report / NOTEBOOK).read_bytes() == (ROOT / NOTEBOOK).read_bytes()
+    cells, committed = (nbformat.read(root / NOTEBOOK, as_version=4).cells for root in (report, ROOT))
+    assert [cell.source for cell in cells] == [cell.source for cell in committed]
+    assert any(cell.get("outputs") for cell in cells)
 
 
 def test_the_page_needs_nothing_but_itself(pages: list[str]) -> None:
-    elements = Elements(pages[0])
-    assert not elements.named("script", "link", "iframe", "object", "video", "audio", "embed", "source")
-    sources = [attributes.get("src") or "" for _, attributes in elements.elements if "src" in attributes]
+    elements = BeautifulSoup(pages[0], "html.parser")
+    assert not elements.find_all(["script", "link", "iframe", "object", "video", "audio", "embed", "source"])
+    sources = [element["src"] for element in elements.find_all(src=True)]
     assert len(sources) >= 4 and all(source.startswith("data:image/png;base64,") for source in sources)
-    style = pages[0][pages[0].index("<style>") : pages[0].index("</style>")]
+    style = elements.style.string
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
-    assert any(attributes.get("name") == "viewport" for attributes in elements.named("meta"))
+    assert elements.find("meta", attrs={"name": "viewport"})
 
 
-def test_the_page_is_accessible(pages: list[str]) -> None:
-    elements = Elements(pages[0])
-    assert all(attributes.get("alt") for attributes in elements.named("img"))
-    assert all(attributes.get("scope") in ("row", "col") for attributes in elements.named("th"))
-    boxes = [attributes for attributes in elements.named("div") if attributes.get("class") == "scroll"]
-    assert len(boxes) == len(elements.named("table"))
-    assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
-    assert len(elements.named("h1")) == len(elements.named("main")) == len(elements.named("nav")) == 1
-
-
-def test_every_link_within_the_page_has_a_target(pages: list[str]) -> None:
-    elements = Elements(pages[0])
-    ids = [attributes["id"] for _, attributes in elements.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    links = [attributes.get("href") or "" for attributes in elements.named("a")]
-    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
-    assert "../docs/statistics.md" in links
-
-
-def test_the_page_has_every_section_and_names_its_gaps(pages: list[str]) -> None:
-    contents = pages[0][pages[0].index("<nav") : pages[0].index("</nav>")]
-    for part in ("Main table", "Studies", "Window size", "Components", "Claims", "Gallery", "Provenance"):
-        assert f">{part}</a>" in contents
+def test_the_page_names_its_gaps(pages: list[str]) -> None:
     assert "Not in the evidence: full (seeds 2), window_1 (seeds 0 1 2)" in pages[0]  # of window_size
     assert "gallery.png has not been drawn" in pages[0] and "ccccccccc and changes" in pages[0]
     assert "undecided (not run)" in pages[0] and "by construction" in pages[0]
-    assert "they say nothing about" in pages[0]
-    assert "import pandas" not in pages[0]
+    assert "import Results" not in pages[0]
 
 
 def test_a_cells_user_error_is_one_line(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_an_interrupt_cancels_the_job(cluster: Any) -> None:
 
 def test_a_requeued_trainer_ends_with_the_bits_of_an_uninterrupted_one(cluster: Any, project: Any) -> None:
     """Here the task starts the real trainer: nothing replaces it on the node."""
-    project.edit(scales__smoke__train__epochs=12, scales__smoke__train__checkpoint_seconds=1e-9)
+    project.edit(scales__smoke__train__epochs=6, scales__smoke__train__checkpoint_seconds=1e-9)
     project.train()
     expected = project.outs()
     shutil.rmtree(project.files().folder)
@@ -160,7 +160,7 @@ def test_a_requeued_trainer_ends_with_the_bits_of_an_uninterrupted_one(cluster: 
         until = time.monotonic() + 200
         while time.monotonic() < until:
             steps = [int(path.name) for path in CHECKPOINTS.glob("*/*") if path.name.isdigit()]
-            if max(steps, default=0) >= 6:
+            if max(steps, default=0) >= 4:
                 [task] = slurm._states() or {}
                 requeued.append(subprocess.run(["scontrol", "requeue", task], check=False).returncode)
                 return

@@ -1,7 +1,7 @@
 """Triton's kernels against the plain loop in float64: compiled where there is a GPU, else by Triton's interpreter.
 
 The interpreter must be switched on before Triton is first imported, and torch may import it. So without a GPU the tests
-of this file run in a process of their own.
+of this file run in a process of their own: those marked `long` by `make test-slow`, the others by `make test`.
 """
 
 import importlib.util
@@ -28,6 +28,8 @@ from wimfris.model.scan import causal_conv_silu  # noqa: E402
 from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="see the last test")
+pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 _spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).parents[1] / "kernels" / "test_fused.py")
 assert _spec and _spec.loader
 fused = importlib.util.module_from_spec(_spec)
@@ -72,11 +74,11 @@ def off_device(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 SHAPES = [
     (1, 1, 1, 4),
     (3, 2, BLOCK, 8),
-    (2, 5, BLOCK + 1, 16),
-    (2, 17, BLOCK - 1, 4),
+    pytest.param((2, 5, BLOCK + 1, 16), marks=LONG),
+    pytest.param((2, 17, BLOCK - 1, 4), marks=LONG),
     (1, 33, 2, 4),
-    (2, 64, 1, 4),
-    (1, 65, 2, 4),
+    pytest.param((2, 64, 1, 4), marks=LONG),
+    pytest.param((1, 65, 2, 4), marks=LONG),
 ]
 
 
@@ -89,6 +91,7 @@ def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, i
 
 
 @kernels
+@LONG
 @settings(deadline=None, max_examples=6, derandomize=True)
 @given(
     st.integers(1, 3),
@@ -106,7 +109,7 @@ def test_any_shape_and_dtype(batch: int, length: int, width: int, states: int, d
 
 
 @kernels
-@pytest.mark.parametrize("shape", [(5, 3, BLOCK + 1, 4), (3, 40, 2, 4)])
+@pytest.mark.parametrize("shape", [pytest.param((5, 3, BLOCK + 1, 4), marks=LONG), (3, 40, 2, 4)])
 def test_several_sequences_share_a_part_of_the_sums(
     shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +121,7 @@ def test_several_sequences_share_a_part_of_the_sums(
 
 
 @kernels
+@LONG
 def test_sums_over_a_block_of_a_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU's block, whose threads share the exchanges of several sums; the last block has one channel."""
     monkeypatch.setattr("wimfris.kernels.triton.BLOCK_BACK", 32)
@@ -196,7 +200,7 @@ def test_small_steps_behind_large_ones_across_chunks() -> None:
 
 
 @kernels
-@pytest.mark.parametrize("length", [1, 5, 34])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=LONG), 5, pytest.param(34, marks=LONG)])
 def test_a_block_has_the_gradients_of_the_reference(length: int, stir: Any) -> None:
     block = stir(Mamba(2, state=2, backend="reference"))
     x = torch.randn(2, length, 2, requires_grad=True)
@@ -209,8 +213,8 @@ def test_a_block_has_the_gradients_of_the_reference(length: int, stir: Any) -> N
 
 
 @kernels
-@pytest.mark.parametrize("groups", [128, 3])
-@pytest.mark.parametrize(("grid", "window"), [((2, 4), (2, 2)), ((3, 3), (2, 2))])
+@pytest.mark.parametrize("groups", [pytest.param(128, marks=LONG), 3])
+@pytest.mark.parametrize(("grid", "window"), [((2, 4), (2, 2)), pytest.param((3, 3), (2, 2), marks=LONG)])
 def test_windows_cut_inside_the_kernels_are_those_cut_before(
     grid: tuple[int, int], window: tuple[int, int], groups: int, stir: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +247,9 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
     [
         ((2, 4), 2, {}),
         ((3, 3), 2, {"direction": "bidirectional"}),  # the windows at two borders are short
-        ((7, 6), 6, {"direction": "bidirectional"}),  # two chunks, and windows of which one is padding
-        ((5, 7), None, {"norm": False}),
+        # two chunks, and windows of which one is padding
+        pytest.param((7, 6), 6, {"direction": "bidirectional"}, marks=LONG),
+        pytest.param((5, 7), None, {"norm": False}, marks=LONG),
     ],
 )
 def test_the_fusion_cuts_its_windows_inside_the_kernels(
@@ -350,10 +355,10 @@ def test_compiles_for_a_gpu_that_need_not_be_there(
             assert counted.memory < 3 * 16 * (2 * tokens + 1) * 5
 
 
-@pytest.mark.slow  # two minutes
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests above run in this process")
-def test_all_of_these_by_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize("part", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_these_by_the_interpreter(part: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, __file__]
     process = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
     assert " passed" in process.stdout

@@ -16,6 +16,8 @@ from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 from wimfris.training.compilation import compile_segmenter
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 ALONE = pytest.mark.skipif(
     "WIMFRIS_TEST_COMPILE" not in os.environ,
@@ -67,13 +69,11 @@ def assert_equivalent(project: Any, backend: str, **train: Any) -> None:
 
 
 @ALONE
-@pytest.mark.slow
 def test_traced_model_with_gradient_checkpointing_is_equivalent(project: Any) -> None:
     assert_equivalent(project, WITHOUT_CODE, gradient_checkpointing=True)
 
 
 @ALONE
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_compiled_model_is_equivalent(project: Any) -> None:
     assert_equivalent(project, "inductor")

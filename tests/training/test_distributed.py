@@ -20,6 +20,8 @@ from wimfris.runs.records import read_records
 from wimfris.runs.store import CHECKPOINTS, STORE
 from wimfris.training.distributed import Processes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = Path(__file__).parent / "distributed_steps.py"
 VARIANTS = ["full", "detris_adapters_detris_neck", "finetune"]  # both kinds of batch norms, and trained backbones

@@ -28,6 +28,8 @@ from wimfris.training.build import build_segmenter
 from wimfris.training.checkpoint import load_weights
 from wimfris.training.evaluate import CONDITIONS, Evaluator
 
+pytestmark = pytest.mark.slow
+
 KEY = ["split", "condition", "ref_id", "sent_id"]
 
 

@@ -21,6 +21,8 @@ from wimfris.runs.store import CHECKPOINTS
 from wimfris.training.checkpoint import Checkpoint, CheckpointFolder
 from wimfris.training.run import train_run
 
+pytestmark = pytest.mark.slow
+
 EVERY_STEP = 1e-9  # seconds between checkpoints
 STEPS = 15  # of the whole run: 3 epochs of 5 steps
 LOCK = CHECKPOINTS / "scenes-smoke-full-0.lock"
@@ -233,7 +235,6 @@ def wait_for_checkpoint(step: int, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_bits(project: Any, forget: Any) -> None:
     """The process is killed twice with SIGKILL, within epochs."""
     project.edit(scales__smoke__train__epochs=12, scales__smoke__train__checkpoint_seconds=EVERY_STEP)
@@ -251,7 +252,6 @@ def test_killed_process_resumes_to_the_same_bits(project: Any, forget: Any) -> N
     assert read_manifest(project.files().manifest)["resumed"] == 2
 
 
-@pytest.mark.slow
 def test_second_trainer_takes_the_result_of_the_first(project: Any, steps: Any) -> None:
     project.edit(scales__smoke__train__epochs=30, scales__smoke__train__checkpoint_seconds=EVERY_STEP)
     first = start(project)

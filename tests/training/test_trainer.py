@@ -23,6 +23,8 @@ from wimfris.training.evaluate import Evaluator
 from wimfris.training.run import train_into
 from wimfris.training.trainer import Trainer, learning_rate_factor
 
+pytestmark = pytest.mark.slow
+
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
 

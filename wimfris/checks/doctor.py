@@ -20,6 +20,7 @@ from wimfris.errors import UserError, one_line
 from wimfris.model.scan import BACKENDS, choose_backend, selective_scan
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
+from wimfris.training.batches import check_shared_memory
 
 REQUIRED = (
     "torch",
@@ -154,6 +155,12 @@ def disk(settings: Settings) -> Iterator[Finding]:
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free / GIGABYTE
         yield Finding("disk", name, free > room, f"{free:.0f} GB free at {existing}, {room} GB needed")
+    try:
+        check_shared_memory(settings)
+    except UserError as error:
+        yield Finding("disk", "shared memory", False, str(error))
+    else:
+        yield Finding("disk", "shared memory", True, f"enough for {settings.train.workers} loader processes")
 
 
 def encoders(settings: Settings) -> Iterator[Finding]:

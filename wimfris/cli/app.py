@@ -1,11 +1,11 @@
 """`wimfris <verb>`: the project's commands. The stages of dvc.yaml call the same ones."""
 
-import sys
+from typing import NoReturn
 
 import typer
 
 from wimfris.cli import evidence, inspect, measure, prepare, training, use
-from wimfris.errors import UserError
+from wimfris.cli.entry import run_command
 
 app = typer.Typer(
     help="WIMFRIS, a research harness: `dvc repro` runs everything, these are its steps.",
@@ -21,11 +21,6 @@ for module in (use, inspect, training, evidence):
         app.command()(verb)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run a verb. Bad input gives one line on standard error and exit code 2; a bug keeps its traceback."""
-    try:
-        app()
-    except UserError as error:
-        # An error of a data loader's process comes with that process's traceback before it.
-        print(f"wimfris: {str(error).rpartition('wimfris.errors.UserError: ')[2].strip()}", file=sys.stderr)
-        sys.exit(2)
+    run_command(app)

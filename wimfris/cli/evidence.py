@@ -7,6 +7,7 @@ import typer
 
 from wimfris.cli.options import DataOption, ScaleOption, names, params_at
 from wimfris.settings.params import read_params
+from wimfris.settings.run import Run
 
 REPORTS = Path("reports")
 
@@ -47,7 +48,7 @@ def tables() -> None:
     from wimfris.results.tables import main_table, write_table
 
     params = read_params()
-    core = read_evidence(params).select([str(run) for run in params.runs()])
+    core = read_evidence(params).require([str(run) for run in params.runs()])
     write_table(main_table(core.records), REPORTS / "tables" / params.settings().folder.name / "main")
 
 
@@ -58,16 +59,16 @@ def figures() -> None:
     from wimfris.measure.gallery import gallery_examples
     from wimfris.results.evidence import read_evidence
     from wimfris.results.figures import emphasis, gallery, learning_curves
-    from wimfris.runs.files import RunFiles
     from wimfris.runs.log import read_log
     from wimfris.runs.records import read_records
+    from wimfris.training.outs import own_files
 
     params = read_params()
     settings = params.settings()
     folder = REPORTS / "figures" / settings.folder.name
     runs = [str(run) for run in params.runs_of("full")]
-    emphasis(read_evidence(params).select(runs).emphasis, folder / "learned-emphasis.png", settings.scale)
-    files = {run: RunFiles(settings.outs / run) for run in runs}
+    files = {run: own_files(settings, Run.parse(run)) for run in runs}
+    emphasis(read_evidence(params).require(runs).emphasis, folder / "learned-emphasis.png", settings.scale)
     learning_curves({run: read_log(files[run].log) for run in runs}, folder / "curves.png")
     index = read_index(settings.folder / "index" / "index.parquet")
     records = read_records(files[runs[0]].records)
@@ -91,19 +92,21 @@ def report(
     scale: ScaleOption = None,
 ) -> None:
     """Print the results table from the evidence."""
-    from wimfris.errors import UserError
     from wimfris.results.evidence import read_evidence
     from wimfris.results.tables import main_table, print_table
 
     params = params_at(scale)
     wanted = names(variants) if variants else list(params.variants)
-    records = read_evidence(params).records
+    evidence = read_evidence(params)
+    if variants:
+        evidence.require([str(run) for name in wanted for run in params.runs_of(name)])
+    records = evidence.records[evidence.records["variant"].isin(wanted)]
     missing = [name for name in wanted if name not in set(records["variant"])]
-    if variants and missing:
-        raise UserError(
-            f"--variants {missing[0]}: no current evidence; train it with `wimfris matrix` and `wimfris gather`"
-        )
-    print_table(main_table(records[records["variant"].isin(wanted)]))
+    if records.empty:
+        evidence.require([str(run) for run in params.runs()])
+    print_table(main_table(records))
+    if missing:
+        print(f"no evidence with the present settings: {', '.join(missing)}; train with `wimfris matrix`")
 
 
 def reproduction() -> None:

@@ -54,7 +54,7 @@ def estimate(
     params = params_at(scale, data)
     settings = run_cost.at_batch(params.settings(), batch)
     volume = run_cost.volume(settings)
-    timed = run_cost.time_steps(settings)
+    timed = run_cost.time_apart(settings)
     run, shared = run_cost.cost(settings, timed, volume), run_cost.shared_bytes(settings, volume)
     size = settings.train.batch_size
     table = Table("", "time", "disk", box=None, title=f"{settings.data.name} at scale {settings.scale}: {timed.device}")

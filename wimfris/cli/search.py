@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import pandas as pd
 
+from wimfris.cli.entry import run_command
 from wimfris.cli.study import write_report
-from wimfris.errors import UserError
 from wimfris.matrix.costs import default_jobs, duration
 from wimfris.matrix.local import prepare
 from wimfris.matrix.processes import interruptible
@@ -39,12 +38,7 @@ ONLY_IN_FILES = ("P@70", "P@90", "seconds")  # columns that the terminal does no
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Search from the command line and exit: 0, success; 2, an invalid input or storage, explained in one line."""
-    try:
-        _run(_parse(arguments))
-    except UserError as error:
-        print(f"wimfris: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+    run_command(lambda: _run(_parse(arguments)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pandas as pd
 
+from wimfris.cli.entry import run_command
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study
@@ -33,12 +34,7 @@ LEFT_OUT = ("seeds", "n", "SD", "P@50", "P@70", "P@90", "better in")  # columns 
 
 def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a study from the command line and exit: 0 success, 1 a run failed, 2 bad input, in one line."""
-    try:
-        code = _run(study, _options(study, arguments))
-    except UserError as error:
-        print(f"wimfris: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    run_command(lambda: _run(study, _options(study, arguments)))
 
 
 def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ import typer
 
 from wimfris.cli.options import DataOption, ScaleOption, names, numbers, params_at
 from wimfris.errors import UserError
+from wimfris.files import check_writable
 from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
 
@@ -165,6 +166,7 @@ def evaluate(
 
     if (run is None) == (detris is None):
         raise UserError("evaluate: give either --run or --detris")
+    check_writable(out)
     params = read_params().with_protocol(protocol)
     if run is not None:
         one = Run.parse(run)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wimfris.errors import UserError
+from wimfris.files import check_writable
 from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
 
@@ -31,7 +32,7 @@ def demo(
     text: TextOption = None,
     out: OutOption = Path("demo"),
     serve: Annotated[bool, typer.Option("--serve", help="Open a local web page instead.")] = False,
-    port: Annotated[int, typer.Option(help="The port of the web page.")] = PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the web page.")] = PORT,
 ) -> None:
     """Try the shipped model: segment three scenes, score it on val, and say what `make repro` adds."""
     if (image is None) != (text is None):
@@ -98,6 +99,7 @@ def _predict(predictor: "Predictor", image: Path, text: str, out: Path) -> None:
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: not a folder; name another one")
+    check_writable(out / f"{image.stem}-mask.png")
     paths = out / f"{image.stem}-mask.png", out / f"{image.stem}-overlay.png"
     picture = read_image(image, orient=True)
     mask = predictor(picture, text)

@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wimfris.errors import UserError
 from wimfris.files import replacing
 
 OUTLINE = (255, 64, 200)  # RGB
@@ -33,9 +32,5 @@ def write_prediction(image: np.ndarray, mask: np.ndarray, mask_path: Path, overl
 
 def write_png(picture: np.ndarray, path: Path) -> None:
     """Write a grey (H, W) or BGR (H, W, 3) uint8 picture. Raises UserError where the path cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_bytes(cv2.imencode(".png", np.ascontiguousarray(picture))[1].tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name a writable folder with --out") from None
+    with replacing(path) as partial:
+        partial.write_bytes(cv2.imencode(".png", np.ascontiguousarray(picture))[1].tobytes())

@@ -31,11 +31,11 @@ from wimfris.errors import UserError
 from wimfris.files import replacing, write_text
 from wimfris.inference.card import card_text, run_facts
 from wimfris.model.segmenter import Segmenter
-from wimfris.runs.files import RunFiles
 from wimfris.settings.run import Run
 from wimfris.settings.schema import Settings
 from wimfris.training.build import assemble, build_segmenter
 from wimfris.training.checkpoint import load_weights, save_weights
+from wimfris.training.outs import own_files
 
 SHIPPED = Path(__file__).parents[1] / "builtin" / "model"  # the model of `wimfris demo`
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -58,9 +58,9 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
     def load(cls, settings: Settings, run: str) -> "Predictor":
         """Load a run of this project: its trained weights on its frozen encoders.
 
-        Raises UserError if the weights do not fit the encoders or the settings.
+        Raises UserError if they are not this run's, or were trained with other settings or encoders.
         """
-        files = RunFiles(settings.outs / run)
+        files = own_files(settings, Run.parse(run))
         state, metadata = load_weights(files.weights)
         tokenizer = load_tokenizer(settings)
         segmenter = build_segmenter(settings, tokenizer)

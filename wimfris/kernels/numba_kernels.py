@@ -23,6 +23,7 @@ shared functions in another file, an edit there would leave stale kernels.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,11 +37,23 @@ BLOCK = 64  # channels
 # Fused multiply-adds, but no reordering, which would undo the rounding in _exp32. A division by zero raises nothing,
 # because a loop that can raise is not vectorised.
 FAST: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+NO_CACHE = (
+    "numba finds no writable cache; the CPU kernels compile anew in each process (NUMBA_CACHE_DIR names a folder)"
+)
 LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)  # exp is a normal float32 between them, constant beyond
 PER_LOG2 = np.float32(math.log2(math.e))
 LOG2_HIGH, LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # log 2 in two parts (Cephes, expf)
 ROUNDER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds to the nearest integer
 ONE, TWO, ZERO = np.float32(1), np.float32(2), np.float32(0)
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compile a kernel, with numba's cache on the disk where it finds a writable folder for it."""
+    try:
+        return njit(**FAST, nogil=True, cache=True)(function)
+    except RuntimeError:  # an installation and a home that are read-only
+        warnings.warn(NO_CACHE, RuntimeWarning, stacklevel=2)
+        return njit(**FAST, nogil=True)(function)
 
 
 @intrinsic
@@ -358,7 +371,7 @@ def _blocks(first: int, last: int, rates: Any) -> Any:
     return blocks
 
 
-@njit(**FAST, nogil=True, cache=True)
+@_compiled
 def forward(
     first: int, last: int, tasks: Any, length: int, chunk: int, u: Any, u_step: int, delta: Any, delta_step: int,
     z: Any, z_step: int, B: Any, B_step: int, C: Any, C_step: int, rates: Any, skip: Any, bias: Any,
@@ -400,7 +413,7 @@ def forward(
                     )  # fmt: skip
 
 
-@njit(**FAST, nogil=True, cache=True)
+@_compiled
 def backward(
     first: int, last: int, tasks: Any, length: int, chunk: int, u: Any, u_step: int, delta: Any, delta_step: int,
     z: Any, z_step: int, B: Any, B_step: int, C: Any, C_step: int, rates: Any, skip: Any, bias: Any,
@@ -544,7 +557,7 @@ def _tokens_back(tokens: int, width: int, own: Any, taps: Any, total: Any, by_x:
             row[d] = narrow(total[t, d], by_x)
 
 
-@njit(**FAST, nogil=True, cache=True)
+@_compiled
 def conv_forward(
     first: int, last: int, tasks: Any, length: int, chunk: int, x: Any, x_step: int, taps: Any, bias: Any, out: Any
 ) -> None:
@@ -564,7 +577,7 @@ def conv_forward(
                     _activate(tokens, width, total, out, row * channels + low, channels)
 
 
-@njit(**FAST, nogil=True, cache=True)
+@_compiled
 def conv_backward(
     first: int, last: int, tasks: Any, length: int, chunk: int, x: Any, x_step: int, taps: Any, bias: Any,
     grad: Any, grad_step: int, grad_x: Any, grad_taps: Any, grad_bias: Any,

@@ -15,7 +15,7 @@ from wimfris.matrix.board import Board, Failure, Work
 from wimfris.matrix.costs import cores, duration, estimate, gpus
 from wimfris.matrix.dvc_files import repair
 from wimfris.matrix.pending import pending_runs
-from wimfris.matrix.processes import Stop, environment, exit_reason, interruptible, run_logged
+from wimfris.matrix.processes import Stop, environment, exit_reason, interruptible, run_logged, signal_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
@@ -165,9 +165,10 @@ def train(params: Params, work: Work, env: dict[str, str], stop: Stop) -> Failur
     for _ in range(ATTEMPTS):
         start = work.log.stat().st_size if work.log.exists() else 0
         code = run_logged(command, work.log, env, stop)
-        if code >= 0 or stop.is_set():
+        number = signal_of(code)
+        if number is None or stop.is_set():
             break
-        print(f"{work.run}: its trainer was killed by signal {-code}; trying again", file=sys.stderr, flush=True)
+        print(f"{work.run}: its trainer was killed by signal {number}; trying again", file=sys.stderr, flush=True)
     if code == 0:
         return None
     return Failure(work.run, exit_reason(code, work.log.read_bytes()[start:].decode(errors="replace")), work.log)

@@ -84,8 +84,16 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
         os.killpg(process.pid, number)
 
 
+def signal_of(code: int) -> int | None:
+    """Return the signal that ended a command of this project: at once, or by its own exit code 128 + the number."""
+    if code < 0:
+        return -code
+    return code - 128 if code - 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) else None
+
+
 def exit_reason(code: int, output: str) -> str:
     """Return how a process ended and the last line it wrote."""
     lines = [line.strip() for line in output.replace("\r", "\n").splitlines() if line.strip()]
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    number = signal_of(code)
+    how = f"exit code {code}" if number is None else f"killed by signal {number}"
     return f"{how}: {lines[-1]}" if lines else how

@@ -45,8 +45,8 @@ def gallery_examples(
     for label, quantile in QUANTILES.items():
         start = round(quantile * (len(ranked) - 1)) - count // 2
         start = min(max(start, 0), max(len(ranked) - count, 0))
-        for shown in ranked.iloc[start : start + count][::-1].itertuples(index=False):
-            row, k = cases[shown.dataset, shown.ref_id, shown.sent_id]
+        for shown in ranked.iloc[start : start + count][::-1].to_dict("records"):
+            row, k = cases[shown["dataset"], shown["ref_id"], shown["sent_id"]]
             case = Case(row, k, rows["sentences"].iloc[row][k])
             (_, prediction), *_ = evaluator.predictions(predictor.segmenter, rows, [case])
             target = decode_mask(rows.iloc[row]).astype(bool)
@@ -55,5 +55,5 @@ def gallery_examples(
                     prediction.astype(np.uint8), target.shape[::-1], interpolation=cv2.INTER_NEAREST
                 ).astype(bool)
             image = read_image(images / rows["file_name"].iloc[row])
-            examples.append(Example(image, target, prediction, case.text, shown.iou, label))
+            examples.append(Example(image, target, prediction, case.text, float(shown["iou"]), label))
     return examples

@@ -19,7 +19,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def peak(self) -> int | None:
         """Return bytes; None where the operating system does not report them."""
@@ -32,7 +32,7 @@ class Memory:
 def _status(key: str) -> int | None:
     """Return a size in /proc/self/status in bytes; None on systems without that file."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     sizes = [line.split()[1] for line in lines if line.startswith(f"{key}:")]

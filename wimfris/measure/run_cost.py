@@ -7,8 +7,12 @@ memory are read off the line through them.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -131,6 +135,29 @@ def time_steps(settings: Settings) -> StepTimes:
     return StepTimes(name, step, case, _read_seconds(settings), memory)
 
 
+def time_apart(settings: Settings) -> StepTimes:
+    """Time as `time_steps` does, in a process of its own: a batch that does not fit ends that process alone.
+
+    Raises UserError where the batch does not fit into the memory.
+    """
+    message = f"a batch of {settings.train.batch_size} does not fit into the memory; try a smaller one with --batch"
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_give_way) as pool:
+        try:
+            return pool.submit(time_steps, settings).result()
+        except BrokenProcessPool:  # the kernel killed it
+            raise UserError(message) from None
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is a CPU's failed allocation
+            if "memory" not in str(error):
+                raise
+            raise UserError(message) from None
+
+
+def _give_way() -> None:
+    """Let the kernel end this process first where memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
+
+
 def along(values: Sequence[float | None], batch: int) -> float | None:
     """Return the value at a batch, on the line through those at the batches `SMALL`; None where one is unknown."""
     first, last = values
@@ -186,6 +213,8 @@ def at_batch(settings: Settings, batch: int | None) -> Settings:
     """Return the settings with another batch size of training; None leaves them as they are."""
     if batch is None:
         return settings
+    if batch < 2:
+        raise UserError(f"--batch must be at least 2, because batch norm needs two samples; got {batch}")
     return settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})
 
 

@@ -6,8 +6,9 @@ those of reports/claims.md alone, so that a text never states two verdicts on on
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -105,22 +106,28 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1)
     return re.sub(r" {2,}", " ", re.sub(r"-{4,}", "---", text))
 
 
-def _numbers(row: pd.Series, metrics: Iterable[str]) -> list[str]:
+def _numbers(row: Mapping[Any, Any], metrics: Iterable[str]) -> list[str]:
     return ["" if pd.isna(row[metric]) else f"{100 * row[metric]:.1f}" for metric in metrics]
+
+
+def _val_of_core(evidence: Evidence) -> dict[str, dict[str, Any]]:
+    """Return the val rows of the table of the core, by variant."""
+    table = evidence.table("core")
+    rows: list[dict[Any, Any]] = table[table["split"] == "val"].to_dict("records")
+    return {row["variant"]: row for row in rows}
 
 
 def _systems(evidence: Evidence, variants: Iterable[str], metrics: Sequence[str]) -> str:
     """Return the place of the core's val results in a sentence, and their table."""
-    core = evidence.table("core")
-    core = core[core["split"] == "val"].set_index("variant")
-    first, release = core.iloc[0], release_of(evidence.params.settings().folder.name, evidence.reports)
+    core = _val_of_core(evidence)
+    first, release = core["full"], release_of(evidence.params.settings().folder.name, evidence.reports)
     place = (
         f"Data set {first['dataset']}, scale {first['scale']}, split val ({first['n']} sentences), protocol "
         f"{first['protocol']}, evidence {release}.\nThe values are percentages, averaged over the seeds. "
         "SD is the standard deviation of mIoU over the seeds."
     )
     header = ["system", "seeds", *(METRICS[metric] for metric in metrics)]
-    rows = [[core.at[v, "label"], str(core.at[v, "seeds"]), *_numbers(core.loc[v], metrics)] for v in variants]
+    rows = [[core[name]["label"], str(core[name]["seeds"]), *_numbers(core[name], metrics)] for name in variants]
     return f"{place}\n\n{_table(header, rows)}"
 
 
@@ -151,7 +158,7 @@ _ORDER = ("reproduced", "contradicted", "undecided", "undecided (not run)", "tru
 
 def core(evidence: Evidence) -> str:
     """Return every system of the core on val."""
-    return _systems(evidence, evidence.table("core")["variant"].unique(), tuple(METRICS))
+    return _systems(evidence, _val_of_core(evidence), tuple(METRICS))
 
 
 def verdicts(evidence: Evidence) -> str:
@@ -166,7 +173,7 @@ def splits(evidence: Evidence) -> str:
     table = table[table["system"] == "full"]
     header = ["split", "sentences", *(METRICS[metric] for metric in _SHORT), "shuffled", "empty"]
     metrics = (*_SHORT, "miou_shuffled", "miou_empty")
-    return _table(header, [[row["split"], str(row["n"]), *_numbers(row, metrics)] for _, row in table.iterrows()])
+    return _table(header, [[row["split"], str(row["n"]), *_numbers(row, metrics)] for row in table.to_dict("records")])
 
 
 def studies(evidence: Evidence) -> str:
@@ -189,7 +196,7 @@ def small(evidence: Evidence) -> str:
     header = ["alignment window", "window", "seeds", *(METRICS[metric] for metric in _SHORT)]
     rows = [
         [row["block"].removeprefix("loss window: "), row["label"], str(row["seeds"]), *_numbers(row, _SHORT)]
-        for _, row in table.iterrows()
+        for row in table.to_dict("records")
     ]
     return _table(header, rows, words=2)
 
@@ -216,7 +223,7 @@ def search(evidence: Evidence) -> str:
         for (space, sampler), trials in pd.read_csv(path).groupby(["space", "sampler"], sort=False):
             full = trials[trials["name"] == "reference"].iloc[0]
             done = trials[(trials["name"] != "reference") & (trials["state"] == "complete")]
-            best = done.loc[done["val_miou"].idxmax()]
+            best = done.sort_values("val_miou", kind="stable").iloc[-1]
             splits = ("val_miou", "testA_miou", "testB_miou")
             values = [f"{100 * best[split]:.1f} ({100 * full[split]:.1f})" for split in splits]
             link = f"[{space}](../reports/tables/{folder}/{path.stem}.md)"
@@ -262,8 +269,8 @@ def example(evidence: Evidence) -> str:
     row = next(row for row in evidence.comparisons(claim) if row["comparison"].endswith(f"- {rival}"))
     summary = next(row for row in evidence.claims() if row["claim"] == claim)
     family = sum(len(evidence.comparisons(row["claim"])) for row in evidence.claims())
-    val = evidence.table("core").query("split == 'val'").set_index("variant")
-    ours, theirs = (f"{100 * val.at[variant, 'miou']:.1f}" for variant in ("full", rival))
+    core = _val_of_core(evidence)
+    ours, theirs = (f"{100 * core[variant]['miou']:.1f}" for variant in ("full", rival))
     these, any_seed = row["these seeds"], row["any seed"]
     columns = ("comparison", "ΔmIoU", "these seeds", "any seed", "p, Holm", "images", "sentences", "seeds")
     steps = (

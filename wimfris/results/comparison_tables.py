@@ -44,7 +44,7 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         shown.append(Section(title, note + caveat, _cells(table), foot, _LEFT, guide=True))
         if first["family"] == study.title and study.grid:
             title = f"{study.title}, mIoU by block: {place}"
-            shown.append(Section(title, caveat.strip(), _grid(table), left=("",), guide=True))
+            shown.append(Section(title, caveat.strip(), _grid(table), left=("block of rows",), guide=True))
         if table["published"].notna().any():
             shown.append(_beside_paper(table, place, caveat))
     return shown
@@ -131,4 +131,4 @@ def _grid(table: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = table.assign(value=values).pivot(index="block", columns="label", values="value").fillna(DASH)
     wide = wide.loc[list(dict.fromkeys(table["block"])), list(dict.fromkeys(table["label"]))]
-    return wide.rename_axis(columns=None, index="").reset_index()
+    return wide.rename_axis(columns=None, index="block of rows").reset_index()

@@ -98,6 +98,7 @@ def draw(curves: pd.DataFrame, labels: Mapping[str, str], kernel: int, path: Pat
             if name in lengths
         ]
         handles.append(Line2D([], [], color="0.3", linestyle="--", label="the bound"))
-        handles.append(Patch(color="0.3", alpha=0.15, label="5 to 95% of the sequences"))
-        handles.append(Patch(color="0.9", label="positions that the convolution sees"))
+        band = "5 to 95% of sequences, in the window's colour"
+        handles.append(Patch(color=colours[list(labels)[-1]], alpha=0.25, label=band))
+        handles.append(Patch(color="0.9", label="seen by the convolution"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.4, columnspacing=1)

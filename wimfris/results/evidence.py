@@ -32,7 +32,7 @@ from wimfris.runs.manifest import is_finished, read_manifest
 from wimfris.runs.records import SCHEMA, read_records
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
-from wimfris.settings.schema import Settings
+from wimfris.settings.same import differences
 
 REPORTS = Path("reports")
 FOLDER = "records"  # under reports/
@@ -104,6 +104,17 @@ class Evidence:
         frames = (frame[frame["run"].isin(list(names))] for frame in (self.records, self.runs, self.emphasis))
         return Evidence(*(frame.reset_index(drop=True) for frame in frames))
 
+    def require(self, names: Sequence[str]) -> "Evidence":
+        """Return the evidence of these runs alone. Raises UserError where one of them is not current evidence."""
+        missing = [name for name in names if name not in set(self.runs["run"])]
+        if missing:
+            shown = ", ".join(missing[:3]) + f" and {len(missing) - 3} more" * (len(missing) > 3)
+            raise UserError(
+                f"no evidence of {shown} with the present settings; restore params.yaml, or train them with "
+                "`wimfris matrix` and run `dvc repro`"
+            )
+        return self.select(names)
+
 
 # --- from runs/ to the evidence ---------------------------------------------------------------------------------------
 
@@ -120,7 +131,9 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
     _write(files, _read_folders(folders))
-    metrics = {str(run): json.loads(RunFiles(folder).metrics.read_text()) for run, folder in folders.items()}
+    metrics = {
+        str(run): json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8")) for run, folder in folders.items()
+    }
     write_text(files.metrics, json.dumps(metrics, indent=1) + "\n")
     return files
 
@@ -141,9 +154,9 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
     fresh = _read_folders(folders)
     if files.records.is_file():
         before = _read(files)
-        kept = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
+        others = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
         fresh = Evidence(
-            *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(kept), _frames(fresh), strict=True))
+            *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(others), _frames(fresh), strict=True))
         )
     _write(files, fresh)
     return files, list(folders)
@@ -276,16 +289,9 @@ def _current_names(params: Params, runs: pd.DataFrame) -> list[str]:
 
 
 def _is_current(params: Params, row: dict[Any, Any]) -> bool:
-    """Return whether params.yaml gives a run the settings that it was trained with.
-
-    A key that is newer than the run counts at its default. The scan backend is ignored: it changes how the result is
-    computed, not what it is.
-    """
-    settings = params.settings_of(Run.parse(row["run"]))
+    """Return whether params.yaml gives a run the settings that it was trained with."""
     try:
-        values = json.loads(row["settings"])
-        values["model"]["scan"] = settings.model.scan
-        recorded = Settings.model_validate(values | {"group": settings.group})
-        return recorded.model_dump() == settings.model_dump()
-    except (KeyError, TypeError, ValueError):
+        recorded = json.loads(row["settings"])
+    except (TypeError, ValueError):
         return False
+    return not differences(params.settings_of(Run.parse(row["run"])), recorded)

@@ -20,7 +20,7 @@ def failure_modes_report(inputs: Inputs, labels: Mapping[str, str], baseline: st
     side = -(-settings.grid // (settings.scan_window or settings.grid))
     if side <= 2:
         intro.append(
-            f"The grid has {side} x {side} windows: no context is farther than the next, and a far window, the paper's "
-            "third way to fail, is not to be had here."
+            f"The grid has {side} x {side} windows. No context is farther than the next window, so the paper's third "
+            "failure, context in a far window, cannot occur here."
         )
     return Report(sections(table, labels), table, partial(draw, table, labels), "\n\n".join(intro), LEFT_OUT)

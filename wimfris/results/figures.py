@@ -48,7 +48,6 @@ QUANTILES = {"90th percentile": 0.9, "median": 0.5, "10th percentile": 0.1, "low
 _PUBLISHED_SCALE = "base"
 _MARKERS = "os^DvPX"  # distinguish runs without colour
 _STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.frameon": False, "grid.color": "0.9"}
-_COLOURS = 128  # of a PNG's palette
 _POINTS = 200  # of a loss curve: more are indistinguishable on the page
 _PREDICTION = (0.8, 0.0, 0.55)  # a magenta that is rare in photographs and in the built-in scenes
 _TINT = 0.4  # the opacity of a prediction: the object's own colour, which the sentence may name, stays recognisable
@@ -117,18 +116,21 @@ def draw_all_runs(records: pd.DataFrame, path: Path) -> None:
     part = part.assign(percent=100 * ious(part["intersection"], part["union"]))
     scores = part.groupby(["variant", "seed"], as_index=False, observed=True)["percent"].mean()
     order = scores.groupby("variant", observed=True)["percent"].mean().sort_values(ascending=False).index
+    seeds = sorted(scores["seed"].unique())
+    colours = dict(zip(seeds, sns.color_palette("colorblind", len(seeds)), strict=True))
     with saved_figure(path, (7.2, 1 + 0.16 * len(order))) as figure:
         axis = figure.subplots()
-        style = {"hue": "seed", "palette": "colorblind", "jitter": False, "size": 5}
+        style: dict[str, Any] = {"hue": "seed", "palette": colours, "legend": False, "jitter": False, "size": 5}
         sns.stripplot(scores, x="percent", y="variant", order=order, ax=axis, **style)
         axis.axvline(scores.loc[scores["variant"] == "full", "percent"].mean(), color="0.3", linewidth=1)
         axis.set(xlabel="mIoU on val, %", ylabel="")
         axis.tick_params(labelsize=7)
-        handles, labels = axis.get_legend_handles_labels()
-        axis.legend_.remove()
-        handles = [*handles, Line2D([], [], color="0.3", linewidth=1)]
-        labels = [*(f"seed {label}" for label in labels), "mean of full"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        handles = [
+            Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=f"seed {seed}")
+            for seed, colour in colours.items()
+        ]
+        handles.append(Line2D([], [], color="0.3", linewidth=1, label="mean of full"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
@@ -228,11 +230,11 @@ def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
     ):
-        figure = Figure(figsize=inches, dpi=200, layout="constrained")
+        figure = Figure(figsize=inches, dpi=160, layout="constrained")
         yield figure
         drawn = BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
-    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
         picture.save(temporary, format="png", optimize=True)
 

@@ -11,7 +11,7 @@ from wimfris.settings.run import Run
 
 _LONG = 32  # characters of a cell from which its column is wrapped
 _GROUPS = ("block", "stratum")  # columns that are shown as headings over rows
-_NEUTRAL = ("undecided", "not run", DASH)  # verdicts that are not emphasised
+_NEUTRAL = ("undecided", "undecided (not run)", "true by construction", DASH)  # verdicts that are not emphasised
 
 
 def section_html(section: Section, *, fold: bool = False) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-_SHARE = 1.0  # an end of an axis may lie this much of the core's width beyond the core
+_SHARE = 1.5  # an end of an axis may lie this much of the core's width beyond the core
 _PAD = 0.04  # of the axis's width, at both ends
 
 

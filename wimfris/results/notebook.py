@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +63,8 @@ class Results:
             if place != self.place:
                 verdicts = [verdict for verdict in verdicts if not verdict.comparisons.empty]
             if verdicts:
-                shown = summary(verdicts)
+                shown = summary(verdicts)  # the caption states the scale
+                shown["verdict"] = shown["verdict"].str.replace("^at scale .*: ", "", regex=True)
                 _html(section_html(Section(f"Verdicts at {place}", "", shown, left=tuple(shown.columns))))
                 tables = [_comparisons(verdict) for verdict in verdicts if not verdict.comparisons.empty]
                 title = f"The comparisons behind the verdicts at {place}"
@@ -109,14 +111,16 @@ class Results:
             intro, shown = parse_markdown(path.read_text(encoding="utf-8"))
             if path == paths[0]:
                 display(Markdown(intro))
-            if path.stem != name:
-                display(Markdown(f"#### {path.stem.removeprefix(f'{name}-').capitalize()}"))
+            part = path.stem.removeprefix(name).removeprefix("-").capitalize()
+            if part:
+                display(Markdown(f"#### {part}"))
             picture = _REPORTS / "figures" / self.place / f"{path.stem}.png"
             if picture.is_file():
                 _picture(picture, f"{title}: the picture of the tables {path.stem}.")
             for number, section in enumerate(shown):
                 section = self._plain(section, self.place)
-                _html(section_html(section, fold=number > 0 or len(section.cells) > _ROWS))
+                section = replace(section, title=f"{part}: {section.title}") if part else section
+                _html(section_html(section, fold=bool(part) or number > 0 or len(section.cells) > _ROWS))
 
     def gallery(self) -> None:
         """Display predictions, learning curves and the learned emphasis; the first two are the committed pictures."""
@@ -154,8 +158,9 @@ class Results:
         params, evidence = self.evidence[place]
         records = evidence.records[evidence.records["split"] == split]
         study = study.at_grid(params.settings().grid)
-        if place != self.place and not set(study.variants) & set(records["variant"].unique()) - {study.baseline}:
-            return  # another scale, without runs of this study
+        present = set(study.variants) & set(records["variant"].unique())
+        if place != self.place and 2 * len(present) <= len(study.variants):
+            return  # another scale, which lacks most of the study
         _html(missing_html(missing_runs(records, params, study.variants)))
         try:
             tables = [one.table(records, split, self.published) for one in (study, *study.further)]

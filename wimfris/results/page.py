@@ -107,7 +107,8 @@ def _output(output: Any, cell: str, render: "_Markdown") -> str:
         code = re.sub(r"\s", "", data["image/png"])
         width, height = struct.unpack(">II", b64decode(code[:44])[16:24])  # of the PNG's header
         # The size keeps the place of everything below, so that links land where they should.
-        return f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" width="{width}" height="{height}">'
+        image = f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" width="{width}" height="{height}">'
+        return f'<div class="picture" role="group" tabindex="0" aria-label="Figure">{image}</div>'
     return f"<pre>{escape(data['text/plain'])}</pre>" if "text/plain" in data else ""
 
 

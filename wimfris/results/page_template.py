@@ -39,10 +39,11 @@ h2 { font-size: 1.4rem; margin: 2.8rem 0 .6rem; padding-top: .6rem; border-top: 
 h3 { font-size: 1.12rem; margin: 2.4rem 0 .4rem; }
 h4 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 a { color: var(--link); }
-a:focus-visible, .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 code, pre { font-family: ui-monospace, monospace; font-size: .88em; }
 pre { overflow-x: auto; background: var(--band); padding: .7rem; border-radius: 6px; }
-img { display: block; width: min(100%, 46rem); height: auto; margin: 1rem 0; }
+.picture { overflow-x: auto; margin: 1rem 0; }
+img { display: block; width: 46rem; max-width: 100%; height: auto; }
 img { background: #fff; border-radius: 6px; padding: .3rem; }
 .small { color: var(--soft); font-size: .85rem; margin: .3rem 0; max-width: 60rem; }
 .notice { background: var(--warn); border-left: 4px solid var(--edge); padding: .6rem .8rem; }
@@ -70,13 +71,14 @@ summary { cursor: pointer; padding: .2rem 0; }
   nav, main { padding-left: .9rem; padding-right: .9rem; }
   tbody th[scope=row] { max-width: 40vw; min-width: 0; white-space: normal; }
   .long { min-width: 9rem; }
+  img { width: 36rem; max-width: none; }
 }
 @media (min-width: 70rem) {
   body { display: grid; grid-template-columns: 13rem minmax(0, 1fr); column-gap: .5rem; }
   nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding-bottom: 1rem; }
   caption span, .group span { max-width: 58rem; }
 }
-@media print { nav { display: none; } .scroll { overflow: visible; } }
+@media print { nav { display: none; } .scroll, .picture { overflow: visible; } }
 </style>
 </head>
 <body>

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from wimfris.files import file_hash, to_disk, write_text
+from wimfris.files import file_hash, to_disk, write_text, writing
 from wimfris.runs.files import RunFiles
 
 CHECKPOINTS = Path(".checkpoints")  # git ignores it
@@ -75,13 +75,14 @@ def _copy(source: Path, target: Path, hashes: dict[str, str] | None) -> None:
     files read-only and links them.
     """
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for path in RunFiles(source).all:
-        shutil.copyfile(path, partial / path.name)
-        to_disk(partial / path.name)
-    if hashes is not None:
-        write_text(partial / HASHES, json.dumps(hashes, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    to_disk(target.parent)
+    with writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in RunFiles(source).all:
+            shutil.copyfile(path, partial / path.name)
+            to_disk(partial / path.name)
+        if hashes is not None:
+            write_text(partial / HASHES, json.dumps(hashes, indent=2) + "\n")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        to_disk(target.parent)

@@ -17,14 +17,14 @@ from wimfris.search.storage import counted, original
 
 def sentence_metrics(path: Path) -> dict[str, dict[str, float]]:
     """Read the metrics of every split, with sentences as they are, from a run's metrics.json."""
-    return {split: conditions["sentence"] for split, conditions in json.loads(path.read_text()).items()}
+    return {split: conditions["sentence"] for split, conditions in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def evidence(plan: Plan, study: Study) -> dict[str, Any]:
     """Return a search's evidence. The reference must have been trained."""
     reference = plan.settings(REFERENCE, {})
     files, counts = plan.files(reference), trained_parameters(reference)
-    manifest = json.loads(files.manifest.read_text())
+    manifest = json.loads(files.manifest.read_text(encoding="utf-8"))
     return {
         "space": plan.space.name,
         "sampler": plan.sampler,

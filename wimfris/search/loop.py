@@ -7,6 +7,7 @@ trials, whether or not the search was killed, and however many trials follow.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.matrix.costs import duration, gpus
-from wimfris.matrix.processes import Stop, environment, interruptible
+from wimfris.matrix.processes import Stop, environment, interruptible, signal_of
 from wimfris.measure.parameters import trained_parameters
 from wimfris.search.evidence import evidence, sentence_metrics
 from wimfris.search.plan import REFERENCE, Plan
@@ -61,9 +62,11 @@ class Worker:
         code = self.process.returncode
         if code == 0:
             return None
-        if code < 0:
-            return f"killed by signal {-code}" + (", probably out of memory" if code == -9 else "")
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        if (number := signal_of(code)) is not None:
+            return f"killed by signal {number}" + (", probably out of memory" if number == signal.SIGKILL else "")
+        lines = [
+            line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
         last = lines[-1].removeprefix("wimfris: ") if lines else "no output"
         return last if code == FAILED else f"exit code {code}: {last}"
 
@@ -91,7 +94,7 @@ def run_search(plan: Plan, trials: int, jobs: int) -> None:
     if plan.url is not None:
         check_url(plan.url)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder.parent / ".gitignore").write_text("*\n")
+    (plan.folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     with _journal_lock(plan), interruptible() as stop, storage_errors(plan.storage):
         study = plan.open()
         try:

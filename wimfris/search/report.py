@@ -139,7 +139,7 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
     where = f"{first['dataset']}, scale {first['scale']}, protocol {first['protocol']}"
     length = f"{first['train']['epochs']} epochs of {first['train']['epoch_steps'] or 'all'} steps"
     note = (
-        f"A trial is trained for {length} from seed {first['seed']}; percent. The reference is `full`, trained as "
+        f"A trial is trained for {length} from seed {first['seed']}; percent. The reference is full, trained as "
         f"long. The search selects by mIoU on val only." + built_in_note(first["dataset"], first["scale"])
     )
     metrics = [*_percents(first["reference"])]
@@ -171,7 +171,7 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
 
 
 _OPTIMISM = (
-    "Points of mIoU over `full` at the same length, one seed each. Optimism is the gain on val, by which the trial was "
+    "Points of mIoU over full at the same length, one seed each. Optimism is the gain on val, by which the trial was "
     "selected, minus the mean gain on the test splits. Both contain the chance of one seed."
 )
 _COST = (

@@ -33,7 +33,7 @@ REPETITIONS = 30  # of a forward pass, to measure its latency
 
 def main(folder: Path) -> int:
     """Train the run of a job; return the exit code."""
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     _exit_with(job["parent"])
     try:
         _train(Settings.model_validate(job["settings"]), job, folder)
@@ -51,7 +51,7 @@ def main(folder: Path) -> int:
 def read_progress(folder: Path) -> dict[str, Any]:
     """Return a worker's progress: "epochs", epoch -> mIoU on val; "latency_ms" once it is measured."""
     path = folder / "progress.json"
-    return json.loads(path.read_text()) if path.is_file() else {"epochs": {}}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"epochs": {}}
 
 
 def delete_checkpoints(settings: Settings, seed: int) -> None:

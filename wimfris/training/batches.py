@@ -1,5 +1,6 @@
 """The training batches of a run. Seed and epoch alone decide them."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,29 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 from wimfris.settings.schema import CosineSchedule, Settings
 from wimfris.training.distributed import Processes
+
+SHARED = Path("/dev/shm")  # where loader processes hand over their batches
+PREFETCH = 2  # batches that each loader process prepares, torch's default
+FLOAT = 4  # bytes
+
+
+def shared_bytes(settings: Settings) -> int:
+    """Return the shared memory that the loader processes fill at most: images and masks of the batches under way."""
+    train, side = settings.train, settings.data.image_size
+    batch = max(train.batch_size, settings.evaluate.batch_size)
+    return train.workers * (PREFETCH + 1) * batch * 4 * side * side * FLOAT
+
+
+def check_shared_memory(settings: Settings, folder: Path = SHARED) -> None:
+    """Raise UserError where the loader processes would fill the shared memory: the kernel then kills them (SIGBUS)."""
+    if not settings.train.workers or not folder.is_dir():
+        return
+    free, needed = shutil.disk_usage(folder).free, shared_bytes(settings)
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**20:,.0f} MiB free, train.workers {settings.train.workers} need up to "
+            f"{needed / 2**20:,.0f} MiB; start the container with a larger --shm-size, or lower train.workers"
+        )
 
 
 class TrainBatches:

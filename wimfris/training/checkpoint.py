@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wimfris.errors import UserError
-from wimfris.files import replacing, to_disk
+from wimfris.files import replacing, to_disk, writing
 
 
 def save_weights(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -56,6 +56,10 @@ class CheckpointFolder:
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and remove older ones."""
+        with writing(self.folder):
+            self._save(step, checkpoint)
+
+    def _save(self, step: int, checkpoint: Checkpoint) -> None:
         partial = self.folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

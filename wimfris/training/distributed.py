@@ -91,7 +91,7 @@ def processes(device: str) -> Iterator[Processes]:
 
     On "cuda" each process uses the GPU of its local rank. Raises UserError where there are fewer GPUs than processes.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _world_size()
     if size == 1:
         yield Processes()
         return
@@ -103,6 +103,18 @@ def processes(device: str) -> Iterator[Processes]:
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     yield Processes(distributed.get_rank(), size)
     distributed.destroy_process_group()  # not after an error: it would wait for the other processes
+
+
+def _world_size() -> int:
+    """Return the number of processes that torchrun started. Raises UserError where its variables are incomplete."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 1
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or not size.isdigit() or size == "0":
+        lacking = f"without {', '.join(missing)}" if missing else "is no number of processes"
+        raise UserError(f"WORLD_SIZE={size} is set {lacking}; start the command with torchrun, or unset WORLD_SIZE")
+    return int(size)
 
 
 class SyncedBatchNorm(_BatchNorm):

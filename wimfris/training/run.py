@@ -29,7 +29,7 @@ from wimfris.runs.records import write_records
 from wimfris.runs.store import CHECKPOINTS, fetch, keep, run_entry
 from wimfris.settings.run import Run
 from wimfris.settings.schema import Settings
-from wimfris.training.batches import TrainBatches
+from wimfris.training.batches import TrainBatches, check_shared_memory
 from wimfris.training.build import build_device, build_loss, build_segmenter
 from wimfris.training.checkpoint import CheckpointFolder, save_weights
 from wimfris.training.compilation import compile_segmenter
@@ -155,6 +155,7 @@ def assemble_trainer(
     if train.compile and group.size > 1:
         raise UserError("train.compile works in one process only; set it to false under torchrun")
     device, images = build_device(settings), source_images(settings)
+    check_shared_memory(settings)
     be_deterministic(train.threads)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
