@@ -17,7 +17,7 @@ from wimfris.data.dataset import every_sentence
 from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
-from wimfris.encoders.vision import vision_backbone
+from wimfris.encoders.vision import interpolate_positions, vision_backbone
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
 from wimfris.settings.params import read_params
@@ -177,6 +177,19 @@ def test_meta_s_file_is_the_hub_s_vision_model(settings: Settings, dino: Any) ->
     image = torch.randn(1, 3, 32, 32)  # another grid than the file's: positions are interpolated
     with torch.no_grad():
         assert torch.equal(loaded(image).last_hidden_state, dino(image).last_hidden_state)
+
+
+def test_positions_may_be_interpolated_as_detris_does(settings: Settings, dino: Any, tmp_path: Path) -> None:
+    """From the file's grid of 14 to the images' grid of 8, when the encoder is loaded; the rest is the file's."""
+    assert settings.encoders.vision.positions == "transformers"
+    other = change(tmp_path, positions="detris")
+    loaded, name = load_vision(other), "embeddings.position_embeddings"
+    own, theirs = loaded.state_dict(), dino.state_dict()
+    assert torch.equal(own.pop(name), interpolate_positions(theirs.pop(name), 8))
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items()) and own.keys() == theirs.keys()
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(loaded(image).last_hidden_state, dino(image).last_hidden_state)
 
 
 def test_safetensors_with_the_same_names_load_too(settings: Settings, dino: Any, tmp_path: Path) -> None:

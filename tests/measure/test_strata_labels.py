@@ -27,6 +27,7 @@ from wimfris.results.strata import CASE, STRATA
 def row(mask: np.ndarray, *, split: str = "val", image_id: int = 1, sentences: int = 1) -> dict[str, object]:
     """Return a row of the index with this mask."""
     return {
+        "dataset": "scenes",
         "split": split,
         "ref_id": image_id,
         "image_id": image_id,
@@ -51,7 +52,7 @@ box = partial(letterbox_mask, size=64)
 def test_a_sentence_by_hand() -> None:
     """A target in the upper left window that reaches into the upper right; a landmark two windows below."""
     target, other = block(4, 12, 8, 8), block(44, 0, 8, 8)
-    labels = strata_labels(pd.DataFrame([row(target, sentences=2)]), box, 16, {10: other.astype(bool)})
+    labels = strata_labels(pd.DataFrame([row(target, sentences=2)]), box, 16, {(1, 10): other.astype(bool)})
     first, second = labels.to_dict("records")
     assert first["windows"] == 2 and first["share"] == 64 / 64**2 and first["context_windows"] == 2
     assert first["context_distance"] == pytest.approx(np.hypot(40, 12) / 16)
@@ -101,6 +102,12 @@ def scenes_index(split: str, count: int, first: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_sentence_ids_may_start_again_in_every_object() -> None:
+    rows = [row(block(4, 12, 8, 8), image_id=number) | {"sent_ids": [0]} for number in (1, 2)]
+    labels = strata_labels(pd.DataFrame(rows), box, 16, {(2, 0): block(44, 0, 8, 8).astype(bool)})
+    assert labels["context_windows"].isna().tolist() == [True, False]
+
+
 COUNTS = {"train": 3, "val": 4, "testA": 5, "testB": 1}
 
 
@@ -108,12 +115,14 @@ def test_landmarks_of_the_built_in_set_are_what_the_sentences_say() -> None:
     """The landmark drawn again has the colour, shape and size that follow the relation's words."""
     index = scenes_index("testA", 5, first=3 + 4 + 1)
     masks = scene_landmarks(index, COUNTS, 64)
-    assert set(masks) == {sent_id for sent_ids in index["sent_ids"] for sent_id in sent_ids}  # relations only
+    keys = {(one["ref_id"], sent_id) for one in index.to_dict("records") for sent_id in one["sent_ids"]}
+    assert set(masks) == keys  # relations only
     for _, objects in index.groupby("image_id"):
         scene = draw_scene("testA", int(objects["image_id"].iloc[0]) - 8)
         for one in objects.to_dict("records"):
             for sent_id, text in zip(one["sent_ids"], one["sentences"], strict=True):
-                (thing,) = [t for t, m in zip(scene.things, scene.masks, strict=True) if (m == masks[sent_id]).all()]
+                key = one["ref_id"], sent_id
+                (thing,) = [t for t, m in zip(scene.things, scene.masks, strict=True) if (m == masks[key]).all()]
                 words = set(text.split(" the ")[-1].split())
                 assert words & {"red", "green", "blue", "yellow", "purple", "white"} <= {thing.colour}
                 assert words & {"circle", "square", "triangle", "cross", "ring"} <= {thing.shape}
@@ -134,7 +143,7 @@ def test_every_evaluated_sentence_is_labelled(project: Any) -> None:
     index = read_index(Path("runs/scenes-smoke/index/index.parquet")).explode(["sent_ids", "kinds"])
     index = index[index["split"].isin(params.settings().data.splits)]
     assert sorted(map(tuple, labels[CASE].to_numpy())) == sorted(
-        map(tuple, index[["split", "ref_id", "sent_ids"]].to_numpy())
+        map(tuple, index[["dataset", "split", "ref_id", "sent_ids"]].to_numpy())
     )
     related = set(index.loc[index["kinds"] == "relation", "sent_ids"])
     assert set(labels.loc[labels["context_windows"].notna(), "sent_id"]) == related

@@ -242,3 +242,9 @@ def test_backbone_parameters_learn_slower(project: Any, trainers: list[Trainer])
     trained = {id(p) for backbone in backbones for p in backbone.parameters() if p.requires_grad}
     assert {id(p) for p in inside["params"]} == trained
     assert len(trained) > 20
+
+
+def test_a_warm_up_longer_than_the_training_is_refused(project: Any) -> None:
+    project.edit(scales__smoke__train__schedule={"kind": "cosine", "warmup": 10_000})
+    with pytest.raises(UserError, match=r"train\.schedule\.warmup must be less than the steps .* \(\d+\), got 10000"):
+        project.train()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wimfris.data.counts import Counts, count, differences
-from wimfris.data.refer import declared_source, read_refer
+from wimfris.data.refer import declared_source, missing_annotations, read_refer
 from wimfris.errors import UserError
 from wimfris.files import file_hash, read_bytes, write_text
 from wimfris.settings.schema import Files
@@ -43,7 +43,7 @@ def check(root: Path, declared: Mapping[str, Files]) -> Report:
         try:
             objects = read_refer(source, report.notes)
         except UserError as error:
-            report.problems.append(f"{error}{_describe_right_file(files)}")
+            report.problems.append(f"{error}{_describe_right_file(files) if missing_annotations(source) else ''}")
             continue
         image_names.setdefault(source.images, set()).update(referred.file_name for referred in objects)
         report.counts[name] = count(objects)

@@ -67,6 +67,6 @@ def _check_words(objects: list[ReferredObject], settings: Settings) -> None:
             tokenizer.encode(text)
     except UserError as error:
         raise UserError(
-            f"{settings.data.name}: {error}; natural language needs CLIP, as in scales base and large: set `scale`, or "
-            f"scales.{settings.scale}.encoders.text.source"
+            f"{settings.data.name}: natural language needs CLIP, as in scales base and large; set `scale`, or "
+            f"scales.{settings.scale}.encoders.text.source ({error})"
         ) from None

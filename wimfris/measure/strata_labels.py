@@ -31,7 +31,7 @@ def measure_strata_labels(params: Params) -> None:
     if settings.data.name == "scenes":
         landmarks = scene_landmarks(index, settings.data.scenes.model_dump(), settings.data.image_size)
     window = (settings.scan_window or settings.grid) * settings.encoders.vision.patch
-    index["dataset"] = [dataset_label(settings.data, name) for name in index["dataset"]]
+    index = index.assign(dataset=[dataset_label(settings.data, name) for name in index["dataset"]])
     labels = strata_labels(index, partial(letterbox_mask, size=settings.data.image_size), window, landmarks)
     write_measure(labels, settings.folder.name, "strata-labels.parquet")
 
