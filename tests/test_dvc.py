@@ -80,7 +80,7 @@ def test_one_stage_makes_the_core_evidence_and_none_the_added() -> None:
     made = {path for _, stage in ALL for path in outs(stage) if path.startswith("reports/records")}
     assert made == {
         f"reports/records/${{data.name}}-${{scale}}{end}"
-        for end in (".parquet", "-runs.csv", "-emphasis.csv", "-metrics.json")
+        for end in (".parquet", "-runs.csv", "-emphasis.csv", "-metrics")
     }
 
 

@@ -18,6 +18,7 @@ from wimfris.results.evidence import (
     records_hash,
     write_core,
 )
+from wimfris.results.scores import METRICS
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.records import read_records
 from wimfris.settings.run import Run
@@ -63,7 +64,8 @@ def test_core_evidence_holds_records_and_where_they_came_from(finished: Any) -> 
     assert row["fingerprint"] == digest(decisive(params.settings(), 0))
     assert row["records"] == records_hash(evidence.records[evidence.records["run"] == "full-0"])
     assert row["weights"].startswith("sha256:") and row["trained_parameters"] > 0
-    assert set(json.loads(files.metrics.read_text())) == {"full-0", "full-1"}
+    assert {path.name for path in files.metrics.iterdir()} == {"full-0.json", "full-1.json"}
+    assert set(json.loads((files.metrics / "full-0.json").read_text())) == set(METRICS)
     before = {path: path.read_bytes() for path in (files.records, files.runs, files.emphasis)}
     write_core(params)
     assert {path: path.read_bytes() for path in before} == before, "the same runs give the same bytes"

@@ -237,3 +237,19 @@ def test_blocks_are_lines_of_their_own_in_the_terminal() -> None:
         ["x", "3"],
         [],
     ]
+
+
+def test_a_table_wider_than_the_terminal_is_folded_and_loses_nothing() -> None:
+    columns = {"system": ["full", "none"], "split": ["val", "val"], "verdict": ["", "lower"]}
+    columns |= {f"metric{k}": [f"{k}.25", f"{k}.75"] for k in range(20)}
+    out = io.StringIO()
+    section = Section("t", "a note", pd.DataFrame(columns), left=("system", "split", "verdict"))
+    print_section(section, ("metric3",), Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    words = out.getvalue().split()
+    for k in range(20):
+        assert words.count(f"{k}.75") == (k != 3) and (f"metric{k}" in words) == (k != 3)
+    heads = [line for line in lines if line.startswith("system")]
+    assert len(heads) > 1 and all(line.startswith("system split ") for line in heads)
+    assert "Only in the files: metric3." in out.getvalue()

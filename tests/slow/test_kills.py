@@ -37,7 +37,8 @@ def results(folder: Path) -> dict[str, bytes]:
     """Return what the command leaves and that holds no times: weights, records, losses, evidence and tables."""
     core, reports = folder / "runs" / "scenes-smoke" / "core", folder / "reports"
     paths = [path for path in core.rglob("*.*") if path.name not in ("manifest.json", ".gitignore")]
-    paths += [reports / "records" / f"scenes-smoke{end}" for end in (".parquet", "-metrics.json", "-emphasis.csv")]
+    paths += [reports / "records" / f"scenes-smoke{end}" for end in (".parquet", "-emphasis.csv")]
+    paths += (reports / "records" / "scenes-smoke-metrics").iterdir()
     paths += (reports / "tables" / "scenes-smoke").glob("*.*")
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 

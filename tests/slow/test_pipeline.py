@@ -25,10 +25,9 @@ def outs(folder: Path) -> dict[str, bytes]:
 
 def records(folder: Path) -> dict[str, bytes]:
     """The evidence that holds no times."""
-    return {
-        name: (folder / "reports" / "records" / name).read_bytes()
-        for name in ("scenes-smoke.parquet", "scenes-smoke-metrics.json")
-    }
+    parent = folder / "reports" / "records"
+    paths = [parent / "scenes-smoke.parquet", *(parent / "scenes-smoke-metrics").iterdir()]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ Files in reports/records/, for a data set and scale `<name>` (for example scenes
     <name>.parquet         one row per evaluated sentence of the core's runs (stage `evidence` makes it from runs/)
     <name>-runs.csv        one row per run: commit, fingerprint, settings, machine, cost, hashes of weights and records
     <name>-emphasis.csv    the emphasis alpha that the runs learned, by epoch and layer
-    <name>-metrics.json    mIoU, oIoU and precisions of every run, for `dvc metrics`
+    <name>-metrics/        mIoU, oIoU and precisions on val, one file per run, for `dvc metrics`
     <name>-added.*         the same for runs that no stage makes: beyond the core, of other machines, of other systems
 
 `wimfris gather` merges runs into the added files. Everything else in the report reads these files and nothing else.
@@ -14,6 +14,7 @@ Files in reports/records/, for a data set and scale `<name>` (for example scenes
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import file_hash, replacing, write_text
+from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.log import read_log
@@ -87,8 +89,8 @@ class EvidenceFiles:
 
     @property
     def metrics(self) -> Path:
-        """Run -> split -> condition -> metric."""
-        return self._path("-metrics.json")
+        """A folder with one file per run: metric -> value on val."""
+        return self._path("-metrics")
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,12 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
     _write(files, _read_folders(folders))
-    metrics = {
-        str(run): json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8")) for run, folder in folders.items()
-    }
-    write_text(files.metrics, json.dumps(metrics, indent=1) + "\n")
+    shutil.rmtree(files.metrics, ignore_errors=True)
+    for run, folder in folders.items():
+        metrics = json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8"))["val"]["sentence"]
+        write_text(
+            files.metrics / f"{run}.json", json.dumps({name: metrics[name] for name in METRICS}, indent=1) + "\n"
+        )
     return files
 
 

@@ -6,11 +6,12 @@ A CSV holds fractions with six decimals; the other formats show percent with one
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from tabulate import LATEX_ESCAPE_RULES, tabulate
@@ -63,32 +64,49 @@ class Section:
 
 
 def print_section(section: Section, without: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print a table to the terminal without the columns `without`; a column `block` becomes lines of its own."""
+    """Print a table to the terminal; a column `block` becomes lines of its own.
+
+    A table that is wider than the terminal is folded: further columns follow below, beside the rows' names. The columns
+    `without` are left out, and named.
+    """
+    console = console or Console()
     cells = section.cells.drop(columns=[name for name in (*without, "block") if name in section.cells])
     blocks = list(section.cells.get("block", [""] * len(cells)))
+    names = list(takewhile(lambda name: name in section.left and name != "verdict", cells.columns)) or [
+        cells.columns[0]
+    ]
+    groups = _fold(cells, names, console.width)
+    absent = [name for name in without if name in section.cells]
     caption = [f"{_READ} {GUIDE}" if section.guide else "", section.note.strip(), section.foot]
-    table = Table(
-        title=Text(section.title),
-        title_justify="left",
-        caption=Text("\n".join(filter(None, caption))),
-        caption_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    for name in cells.columns:
-        table.add_column(name, justify="left" if name in section.left else "right", no_wrap=True)
-    for before, block, row in zip(["", *blocks], blocks, cells.itertuples(index=False), strict=False):
-        if block != before:
-            table.add_row(Text(block, "italic"))
-        table.add_row(*(Text(cell) for cell in row))
-    if console is None:
-        console = Console()
-        # A terminal that is too narrow wraps lines, which is better than cutting numbers off.
-        console.width = max(
-            console.width, Measurement.get(console, console.options.update(max_width=999), table).maximum
-        )
-    console.print(table)
+    caption += [f"Only in the files: {', '.join(absent)}."] if absent else []
+    for number, group in enumerate(groups):
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        if number == 0:
+            table.title, table.title_justify = Text(section.title), "left"
+        for name in group:
+            table.add_column(name, justify="left" if name in section.left else "right", no_wrap=name not in names)
+        for before, block, row in zip(["", *blocks], blocks, cells[group].itertuples(index=False), strict=False):
+            if block != before:
+                table.add_row(Text(block, "italic"))
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    console.print(Text("\n".join(filter(None, caption))))
     console.print()
+
+
+def _fold(cells: pd.DataFrame, names: list[str], width: int) -> list[list[str]]:
+    """Return the columns in groups that fit a terminal of this width, each after the columns of the rows' names."""
+    widths = {name: max(map(cell_len, [name, *cells[name]])) + 1 for name in cells.columns}
+    left = sum(widths[name] for name in names)
+    groups: list[list[str]] = [list(names)]
+    for name in cells.columns:
+        if name in names:
+            continue
+        used = left + sum(widths[other] for other in groups[-1] if other not in names)
+        if used + widths[name] > width and len(groups[-1]) > len(names):
+            groups.append(list(names))
+        groups[-1].append(name)
+    return groups
 
 
 def csv_text(frame: pd.DataFrame) -> str:
