@@ -100,7 +100,14 @@ SHELL = (
 
 _GPU, _NETWORK, _OFFICIAL = "needs a GPU", "needs a network", "needs the official data and a GPU"
 _ITSELF = "is this test suite, or a part of CI"
+_OWN_DATA = "tests/docs/test_own_data.py runs it"
 CHECKED = {
+    "wimfris data check": _OWN_DATA,
+    "wimfris data make": _OWN_DATA,
+    "wimfris data prepare": _OWN_DATA,
+    "wimfris encoders record": _OWN_DATA,
+    "wimfris train --run full-0": _OWN_DATA,
+    "wimfris evaluate --run full-0 --out shapes.parquet": _OWN_DATA,
     "make demo": "tests/inference runs the verb; the target only adds the install",
     "make repro": "its commands run one by one in the clone",
     "make setup": "installs packages; every CI run does it",
