@@ -171,7 +171,7 @@ def evaluate(
     if run is not None:
         one = Run.parse(run)
         settings = params.settings_of(one)
-        predictor = Predictor.load(settings, run)
+        predictor = Predictor.load(read_params().settings_of(one), run)  # another protocol judges the same weights
         segmenter, tokenizer = predictor.segmenter, predictor.tokenizer
     else:
         from wimfris.measure.released_detris import released_detris

@@ -203,7 +203,8 @@ def _metrics(records: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for (split, condition), part in records.groupby(["split", "condition"], sort=False):
         scores = summarise(part["intersection"].to_numpy(), part["union"].to_numpy())
-        if not (part["target_area"] > 0).all():  # some sentences name nothing
+        # Some sentences name nothing. Under protocol lavt the scored size is not that of `target_area`.
+        if not (part["target_area"] > 0).all() and "lavt" not in set(part["protocol"]):
             areas = (part[name].to_numpy() for name in ("intersection", "union", "target_area"))
             scores |= {name: value for name, value in summarise_generalised(*areas).items() if np.isfinite(value)}
         metrics.setdefault(str(split), {})[str(condition)] = scores
