@@ -1,36 +1,15 @@
-"""The committed page in headless Chromium, at two widths: nothing runs out, and links land on their targets."""
+"""The committed page in headless Chromium, at two widths: nothing runs out, and links land on their targets.
 
-import contextlib
-import json
-import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+`make test-slow` runs it.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not (shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("google-chrome"))),
-        reason="chromium and chromedriver are not installed",
-    ),
-]
-WIDTHS = {390: 844, 1280: 800}
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
+pytestmark = pytest.mark.long
 
-RUNS_OUT = """
-const width = document.documentElement.clientWidth;
-return [...document.querySelectorAll('main *, nav *')]
-  .filter(e => e.getClientRects().length && !e.closest('.scroll, .picture'))
-  .filter(e => e.getBoundingClientRect().right > width + 1)
-  .map(e => e.outerHTML.slice(0, 80));
-"""
 REGIONS = """
 const roles = ['region', 'group'];
 const named = e => roles.includes(e.getAttribute('role')) && e.getAttribute('aria-label') && e.tabIndex === 0;
@@ -60,114 +39,37 @@ const box = document.getElementById(arguments[0]).getBoundingClientRect();
 const end = window.scrollY + window.innerHeight >= document.documentElement.scrollHeight - 2;
 return end && box.top < window.innerHeight ? 0 : Math.abs(box.top);
 """
-LOW_CONTRAST = """
-const channel = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
-const parse = text => text.match(/[\\d.]+/g).map(Number);
-const light = ([r, g, b]) => .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
-const behind = e => {
-  for (; e; e = e.parentElement) {
-    const colour = parse(getComputedStyle(e).backgroundColor);
-    if (colour.length < 4 || colour[3] > 0) return colour;
-  }
-  return [255, 255, 255];
-};
-return [...document.querySelectorAll('body *')]
-  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
-  .filter(e => {
-    const [one, other] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
-    return (Math.max(one, other) + .05) / (Math.min(one, other) + .05) < 4.5;
-  }).map(e => e.outerHTML.slice(0, 80));
-"""
 
 
-class Browser:
-    """A session of ChromeDriver, by the WebDriver protocol."""
-
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        for _ in range(100):
-            with contextlib.suppress(urllib.error.URLError):
-                self._call("GET", "/status")
-                break
-            time.sleep(0.1)
-        options = {"goog:chromeOptions": {"args": FLAGS}, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
-        self.base += f"/session/{session['sessionId']}"
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read())["value"]
-
-    def command(self, name: str, **values: Any) -> None:
-        """Run a command of the DevTools protocol."""
-        self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": values})
-
-    def open(self, address: str) -> None:
-        self._call("POST", "/url", {"url": "about:blank"})
-        self._call("POST", "/url", {"url": address})
-
-    def run(self, script: str, *values: Any, wait: bool = False) -> Any:
-        return self._call("POST", f"/execute/{'async' if wait else 'sync'}", {"script": script, "args": values})
-
-    def messages(self) -> list[str]:
-        """Return what the page has written to the console since the last call."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
-
-    def close(self) -> None:
-        self._call("DELETE", "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        ["chromedriver", f"--port={port}", "--log-level=SEVERE"], stdout=subprocess.DEVNULL
-    ) as driver:
-        session = None
-        try:
-            session = Browser(port)
-            yield session
-        finally:
-            if session:
-                session.close()
-            driver.terminate()
-
-
-@pytest.fixture(params=WIDTHS)
-def page(request: pytest.FixtureRequest, browser: Browser, committed: Path) -> tuple[Browser, str]:
+@pytest.fixture(params=[390, 1280])
+def page(request: pytest.FixtureRequest, browser: Any, committed: Path) -> tuple[Any, str]:
     """The page, opened at one width with all folds open, and its address."""
     address = (committed / "reports" / "index.html").as_uri()
-    size = {"width": request.param, "height": WIDTHS[request.param], "deviceScaleFactor": 1, "mobile": False}
-    browser.command("Emulation.setDeviceMetricsOverride", **size)
+    browser.resize(request.param)
     browser.open(address)
     browser.run("document.querySelectorAll('details').forEach(fold => fold.open = true)")
     return browser, address
 
 
-def test_nothing_runs_out_of_the_page_but_in_named_regions(page: tuple[Browser, str]) -> None:
+def test_nothing_runs_out_of_the_page_but_in_named_regions(page: tuple[Any, str]) -> None:
     browser, _ = page
-    assert browser.run(RUNS_OUT) == []
+    assert browser.running_out() == []
     assert browser.run(REGIONS) == []
     assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_every_verdict_is_in_sight(page: tuple[Browser, str]) -> None:
+def test_every_verdict_is_in_sight(page: tuple[Any, str]) -> None:
     browser, _ = page
     assert browser.run(CUT_VERDICTS) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_have_contrast(page: tuple[Browser, str], scheme: str) -> None:
+def test_texts_have_contrast(page: tuple[Any, str], scheme: str) -> None:
     browser, _ = page
-    browser.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    assert browser.run(LOW_CONTRAST) == []
+    assert browser.low_contrast(scheme) == []
 
 
-def test_links_and_addresses_land_on_their_targets(page: tuple[Browser, str]) -> None:
+def test_links_and_addresses_land_on_their_targets(page: tuple[Any, str]) -> None:
     browser, address = page
     names = browser.run("return [...document.querySelectorAll('nav a')].map(link => link.hash.slice(1))")
     assert len(names) > 15
@@ -187,6 +89,6 @@ def test_links_and_addresses_land_on_their_targets(page: tuple[Browser, str]) ->
     assert browser.run("return document.getElementById(arguments[0]).getClientRects().length", run)
 
 
-def test_the_console_is_silent(page: tuple[Browser, str]) -> None:
+def test_the_console_is_silent(page: tuple[Any, str]) -> None:
     browser, _ = page
     assert browser.messages() == []
