@@ -87,9 +87,11 @@ def _check_polygon(polygon: list[Any], height: int, width: int) -> None:
         raise SegmentationError("a polygon holds something other than numbers")
     if len(polygon) % 2:
         raise SegmentationError(f"a polygon has an odd number of coordinates ({len(polygon)})")
-    for x, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
-        if not math.isfinite(x) or not -side <= x <= 2 * side:
-            raise SegmentationError(f"coordinate {x:g} lies far outside the image of {width} x {height} pixels")
+    sides = (width, height) * (len(polygon) // 2)
+    outside = [x for x, side in zip(polygon, sides, strict=True) if not (math.isfinite(x) and -side <= x <= 2 * side)]
+    if outside:
+        worst = next((x for x in outside if not math.isfinite(x)), max(outside, key=abs))
+        raise SegmentationError(f"coordinate {worst:g} lies far outside the image of {width} x {height} pixels")
 
 
 def _decompress(counts: str) -> list[int]:

@@ -93,7 +93,10 @@ class Study:
         part = records[(records["split"] == split) & records["variant"].isin(self.variants)]
         baseline = own_sentences(part[part["variant"] == self.baseline])
         if baseline.empty:
-            raise UserError(f"study {self.name}, split {split}: no records of {self.baseline}; train it first")
+            raise UserError(
+                f"study {self.name}, split {split}: no evidence of {self.baseline} with the present settings; restore "
+                f"params.yaml, or train it with `python studies/{self.name}.py`"
+            )
         place = {column: str(baseline[column].iloc[0]) for column in ("dataset", "scale", "protocol", "split")}
         check_comparable(part, f"study {self.name}: {place['dataset']}, scale {place['scale']}, split {split}")
         comparisons = self._compare(part, split)
@@ -110,6 +113,11 @@ class Study:
     def tables(self, records: pd.DataFrame, published: Published | None = None) -> list[pd.DataFrame]:
         """Return the tables of all splits in the records, `val` first; further families follow the study's own."""
         splits = [split for split in SPLITS[1:] if (records["split"] == split).any()]
+        if not splits:
+            raise UserError(
+                f"study {self.name}: no evidence with the present settings; restore params.yaml, or train with "
+                f"`python studies/{self.name}.py`"
+            )
         return [study.table(records, split, published) for split in splits for study in (self, *self.further)]
 
     def _baseline_of(self, row: Row) -> str:
