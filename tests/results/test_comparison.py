@@ -189,7 +189,7 @@ def test_a_table_does_not_mix(other: dict, message: str) -> None:
 def test_without_the_baseline_there_is_no_table() -> None:
     with pytest.raises(UserError, match=r"study parts, split val: no evidence of full"):
         STUDY.table(records({"part": 2}), published=PUBLISHED)
-    with pytest.raises(UserError, match=r"split testB: no records"):
+    with pytest.raises(UserError, match=r"split testB: no evidence of full"):
         STUDY.table(records(RUNS), "testB", PUBLISHED)
 
 

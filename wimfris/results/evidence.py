@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import file_hash, replacing, write_text
+from wimfris.results.csv_files import read_csv
 from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
@@ -255,11 +256,11 @@ def _read(files: EvidenceFiles) -> Evidence:
         if not path.is_file():
             raise UserError(f"{path}: no such evidence; restore it with `git checkout`, or run `dvc repro`")
     records = read_records(files.records)
-    runs = pd.read_csv(files.runs, keep_default_na=False)
+    runs = read_csv(files.runs, RUN_COLUMNS, keep_default_na=False)
     missing = sorted(set(records["run"].unique()) - set(runs["run"]))
     if missing:
         raise UserError(f"{files.runs}: no row of {', '.join(missing)}; restore both files with `git checkout`")
-    return Evidence(records, runs, pd.read_csv(files.emphasis))
+    return Evidence(records, runs, read_csv(files.emphasis, EMPHASIS_COLUMNS))
 
 
 def read_evidence(params: Params, reports: Path = REPORTS) -> Evidence:

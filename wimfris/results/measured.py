@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing, write_text
+from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import Section
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
@@ -76,4 +77,4 @@ def read_measure(name: str, file: str, reports: Path = REPORTS) -> pd.DataFrame:
     path = measure_path(name, file, reports)
     if not path.is_file():
         raise UserError(f"{path}: no such measurement; restore it with git, or make it with `wimfris measure`")
-    return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    return read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import file_hash, write_text
+from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import REPORTS, EvidenceFiles, evidence_names
 from wimfris.runs.manifest import code_revision
 
@@ -53,7 +54,7 @@ def _text(place: tuple[str, str, str]) -> str:
 def release_of(name: str, reports: Path = REPORTS) -> str:
     """Return the release that the evidence of a data set and scale belongs to, or `UNRELEASED`."""
     path = reports / "releases.csv"
-    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
+    known = read_csv(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
     releases = []
     for added in (False, True):
         file = EvidenceFiles(name, added, reports).runs
@@ -66,7 +67,7 @@ def release_of(name: str, reports: Path = REPORTS) -> str:
 def write_release(release: str, reports: Path = REPORTS) -> Path:
     """Name the present evidence: add it to releases.csv, and write evidence.md. Raises `UserError` for a used name."""
     path = reports / "releases.csv"
-    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
+    known = read_csv(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=list(COLUMNS))
     if release in set(known["release"]):
         raise UserError(f"release {release}: this name is used; choose another one")
     files = [EvidenceFiles(name, added, reports).runs for name in evidence_names(reports) for added in (False, True)]
@@ -78,7 +79,7 @@ def write_release(release: str, reports: Path = REPORTS) -> Path:
     lines += ["| file | runs | commits | machines |", "|:--|--:|:--|:--|"]
     for file in files:
         if file.is_file():
-            runs = pd.read_csv(file, keep_default_na=False)
+            runs = read_csv(file, keep_default_na=False)
             machines = (runs["device"] + " " + runs["cpu_capability"]).str.strip()
             commits = ", ".join(sorted(set(runs["commit"].str[:7])))
             lines.append(f"| [{file.name}](records/{file.name}) | {len(runs)} | {commits} | {_listed(machines)} |")
