@@ -67,6 +67,12 @@ def run_matrix(
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     with interruptible() as stop:
         if not dry_run:
+            print(
+                f"{len(runs)} runs at {params.settings().folder.name}. First data and encoders; then the missing runs, "
+                f"{jobs} at once, with an estimate. Ctrl-C stops; the same command goes on.",
+                file=sys.stderr,
+                flush=True,
+            )
             prepare(params, stop)
         pending = pending_runs(params, runs)
         jobs = min(jobs, max(len(pending), 1))
