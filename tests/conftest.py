@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,11 @@ from wimfris.runs.files import RunFiles
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 from wimfris.training.run import train_run
+
+with contextlib.suppress(ValueError):  # not in the main thread
+    for number in (signal.SIGINT, signal.SIGHUP):  # a job in the background ignores them, and its children would
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 torch.set_num_threads(1)  # the sums, and so the bits, depend on it
 

@@ -79,9 +79,8 @@ def test_places_that_cannot_be_written_are_refused_first(tmp_path: Path) -> None
     for path, message in (
         (tmp_path, "is a folder"),
         (tmp_path / "file" / "records.parquet", "cannot be written"),
-        (Path("/proc/nowhere/records.parquet"), "cannot be written"),
     ):
         with pytest.raises(UserError, match=message):
             check_writable(path)
     check_writable(tmp_path / "new" / "records.parquet")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()

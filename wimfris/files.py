@@ -51,13 +51,9 @@ def check_writable(path: Path) -> None:
     """Raise UserError where a file cannot be written, before hours are spent on its content."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written, {parent} is not a writable folder; name another file")
 
 
 def to_disk(path: Path) -> None:

@@ -92,7 +92,6 @@ SHELL = (
     "wimfris promote window_tpe_0003 --as candidate",
     "wimfris matrix --variants full,candidate",
     "python studies/search.py --no-train",
-    "python studies/search.py",
     "dvc repro studies/dvc.yaml:search",
     "git checkout reports",
     "git checkout params.yaml",

@@ -76,7 +76,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     save = Figure.savefig
 
     def savefig(self: Figure, *args: Any, **options: Any) -> None:
-        figures.append(self)
+        if options["format"] == "png":
+            figures.append(self)
         save(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)

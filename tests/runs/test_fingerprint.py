@@ -62,7 +62,7 @@ def test_a_run_reaches_the_kernels_of_its_backend() -> None:
         ("training/trainer.py", "lower train.learning_rate", "other words"),
         ("errors.py", "", "\nOTHER = 1\n"),
         ("rivals/new_family.py", "", "X = 1\n"),
-        ("settings/schema.py", "    epochs: PositiveInt\n", "    epochs: PositiveInt\n    new: int = 0\n"),
+        ("settings/schema.py", "    optimizer: Literal", "    new: int = 0\n    optimizer: Literal"),
         ("results/tables.py", "", "\nX = 1\n"),
         ("cli/app.py", "", "\nX = 1\n"),
     ],

@@ -209,7 +209,9 @@ def test_records_of_mixed_data_name_their_data_set(mixing: str, label: str, mode
     index = model.index
     val = index["split"] == "val"
     index.loc[val, "dataset"] = np.where(np.arange(val.sum()) % 2, "refcoco", "refcoco+")
-    data = model.settings.data.model_copy(update={"name": mixing})
+    data = model.settings.data.model_copy(
+        update={"name": mixing, "mix": ("refcoco", "refcoco+"), "drop_shared": mixing == "mixed_strict"}
+    )
     evaluator = model.evaluator(model.settings.model_copy(update={"data": data}), index)
     records = evaluator.records(model.segmenter, "val", "sentence")
     assert set(records["dataset"]) == {f"refcoco ({mixing}{label})", f"refcoco+ ({mixing}{label})"}
