@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[1]
-READERS = re.compile(r"\bcommitted\b|reports")  # what a test file that reads results says
+READERS = re.compile(r"\bcommitted\b|ROOT / .reports|REPORTS")  # what a test file that reads results says
 
 
 def alter(reports: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from wimfris.cli.inspect import estimate as command
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
+from wimfris.measure import run_cost
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.parameters import count
 from wimfris.measure.run_cost import StepTimes, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
@@ -73,10 +74,21 @@ def test_encoders_and_images_are_shared(project: Any) -> None:
     assert shared["encoders"] == pytest.approx(0.95e9, rel=0.1) and shared["images"] > 1e10
 
 
-def test_small_models_are_timed_as_they_are(project: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_that_does_not_fit_is_one_line(project: Any) -> None:
+    settings = project.params().settings()
+    with pytest.raises(UserError, match=r"a batch of \d+ does not fit into the memory; try a smaller one with --batch"):
+        run_cost.time_apart(at_batch(settings, 10**9))
+    with pytest.raises(UserError, match="--batch must be at least 2"):
+        at_batch(settings, 0)
+
+
+def test_small_models_are_timed_as_they_are(
+    project: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = torch.get_num_threads()
     times = time_steps(project.params().settings())
     assert times.step > 0 and times.case > 0 and times.image > 0 and times.device.startswith("CPU")
+    monkeypatch.setattr(run_cost, "time_apart", lambda settings: times)
     command(batch=4)
     out = " ".join(capsys.readouterr().out.split())
     assert "scenes at scale smoke" in out and "one run" in out and "at batch 4" in out

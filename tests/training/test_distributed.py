@@ -130,6 +130,7 @@ def test_killed_worker_ends_all_and_resumed_run_equals_uninterrupted(project: An
     assert project.outs() == resumed
 
 
+@pytest.mark.long
 def test_dead_node_ends_the_other_and_the_run_can_resume(project: Any, torchrun: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=20)
     nodes = two_nodes(torchrun)
