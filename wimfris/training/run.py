@@ -33,6 +33,7 @@ from wimfris.training.batches import TrainBatches, check_shared_memory
 from wimfris.training.build import build_device, build_loss, build_segmenter
 from wimfris.training.checkpoint import CheckpointFolder, save_weights
 from wimfris.training.compilation import compile_segmenter
+from wimfris.training.determinism import be_deterministic
 from wimfris.training.distributed import Processes, processes
 from wimfris.training.evaluate import Evaluator
 from wimfris.training.progress import make_progress
@@ -156,7 +157,7 @@ def assemble_trainer(
         raise UserError("train.compile works in one process only; set it to false under torchrun")
     device, images = build_device(settings), source_images(settings)
     check_shared_memory(settings)
-    be_deterministic(train.threads)
+    be_deterministic(settings)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
     tokenizer = load_tokenizer(settings)
@@ -178,15 +179,6 @@ def assemble_trainer(
         after_epoch=after_epoch,
     )
     return trainer, compiled
-
-
-def be_deterministic(threads: int) -> None:
-    """Make torch compute the same bits every time, with this number of CPU threads."""
-    torch.set_num_threads(threads)  # their number changes the order of sums, and so the last bits
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    # Filling fresh memory takes a twentieth of a step, and nobody reads that memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:
