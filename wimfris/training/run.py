@@ -36,6 +36,7 @@ from wimfris.training.compilation import compile_segmenter
 from wimfris.training.determinism import be_deterministic
 from wimfris.training.distributed import Processes, processes
 from wimfris.training.evaluate import Evaluator
+from wimfris.training.memory import fitting
 from wimfris.training.progress import make_progress
 from wimfris.training.trainer import AfterEpoch, Trainer
 
@@ -107,8 +108,12 @@ def _train(
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer, compiled = assemble_trainer(settings, run, checkpoints, group, after_epoch)
     _check_encoders(trainer.segmenter, content["encoders"])
+    scan = choose_backend(settings.model.scan, trainer.device.type)
+    if group.leads and trainer.device.type == "cuda":
+        print(f"{run}: scan by {scan.backend} ({scan.reason})", file=sys.stderr)
     with make_progress(group) as progress:
-        trainer.fit(progress)
+        with fitting(settings, training=True):
+            trainer.fit(progress)
         trainer.segmenter.load_trained(trainer.best_weights)
         started = time.monotonic()
         bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
@@ -135,7 +140,8 @@ def _train(
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,
         trained_parameters=sum(parameter.numel() for parameter in trainer.parameters),
-        scan=choose_backend(settings.model.scan, trainer.device.type).backend,
+        scan=scan.backend,
+        scan_reason=scan.reason,
         compiled=compiled,
     )
     return checkpoints

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wimfris.kernels.ops import fused_conv, fused_scan, load_backend
 from wimfris.model.scan import reference
-from wimfris.model.scan.backends import choose_backend
+from wimfris.model.scan.backends import check_conv, choose_backend
 from wimfris.model.windows import (
     window_cells,
     window_partition,
@@ -54,6 +54,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     backend = choose_backend(backend, x.device.type, dtype=weight.dtype).backend
     if backend == "reference":
         return reference.causal_conv_silu(x, weight, bias)
+    check_conv(backend, weight.shape[-1], weight.shape[0])
     if backend == "mamba_ssm":
         return load_backend(backend).causal_conv_silu(x, weight, bias)
     return fused_conv(x, weight, bias, backend=backend)
