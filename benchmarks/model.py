@@ -47,6 +47,7 @@ from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_device
+from wimfris.training.determinism import be_deterministic
 from wimfris.training.evaluate import precision_context
 
 HERE = Path(__file__).parent
@@ -77,7 +78,7 @@ def settings_of(variant: str, scale: str, device: str, threads: int, *, checkpoi
 
 def measure(settings: Settings, kind: str, batch: int, repetitions: int) -> dict[str, Any]:
     """Return the seconds of every repetition, peak bytes, shares of the parts, and a matrix product's rate."""
-    torch.set_num_threads(settings.train.threads)
+    be_deterministic(settings)  # as in training
     device = build_device(settings)
     clock = time.process_time if device.type == "cpu" and settings.train.threads == 1 else time.perf_counter
     memory = Memory(device)

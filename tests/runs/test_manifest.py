@@ -35,6 +35,7 @@ def test_manifest_of_a_run(trained: Any) -> None:
     assert manifest["threads"] == settings.train.threads and manifest["device"]
     assert manifest["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert manifest["scan"] in ("cpu", "reference"), "the backend that `auto` resolved to"
+    assert manifest["scan_reason"]
     assert manifest["wall_seconds"] > 0
     assert 5e7 < manifest["peak_memory_bytes"]["host"] < 2e10
 

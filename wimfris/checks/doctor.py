@@ -5,12 +5,12 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from torch import Tensor
 
 from wimfris.data.refer import Source, declared_source, missing_annotations
 from wimfris.encoders.hub_cache import find_encoder
@@ -18,6 +18,7 @@ from wimfris.encoders.load import BUILTIN
 from wimfris.encoders.original import read_tensors
 from wimfris.errors import UserError, one_line
 from wimfris.model.scan import BACKENDS, choose_backend, selective_scan
+from wimfris.model.scan.trial import TOLERANCE, largest_difference
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
 from wimfris.training.batches import check_shared_memory
@@ -35,10 +36,9 @@ REQUIRED = (
 )
 OPTIONAL = {  # package -> its use and how to install it
     "triton": "our own kernels on a GPU; torch's CUDA builds bring it",
-    "mamba-ssm": "the fast GPU scan: `pip install --no-build-isolation -c constraints.txt -e '.[cuda]'` (docs/gpu.md)",
+    "mamba-ssm": "the scan of Mamba's authors on a GPU; install it as docs/gpu.md says",
     "causal-conv1d": "as mamba-ssm",
 }
-TOLERANCE = 1e-4  # relative difference of a scan backend from the reference, float32
 GIGABYTE = 1e9
 ROOM, IMAGES = 5, 27  # gigabytes for a few runs or the encoders; for COCO's train2014.zip and its content
 
@@ -97,8 +97,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
 def scans() -> Iterator[Finding]:
     """Compare output and gradients of every scan backend with the reference, on every kind of device."""
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        inputs = _scan_inputs(torch.device(device))
-        expected = _scan(inputs, "reference")
+        reference = partial(selective_scan, backend="reference")
         for backend in BACKENDS:
             name = f"{backend}, {device}"
             if backend == "auto":
@@ -106,43 +105,15 @@ def scans() -> Iterator[Finding]:
                 yield Finding("scan", name, None, f"uses {choice.backend}: {choice.reason}")
                 continue
             try:
-                results = _scan(inputs, backend)
+                difference = largest_difference(partial(selective_scan, backend=backend), reference, device)
             except UserError as error:
                 yield Finding("scan", name, None, str(error).removeprefix("model.scan: "))
             except Exception as error:  # a build for another machine may raise anything
                 yield Finding("scan", name, False, one_line(error))
             else:
-                difference = max(_relative_difference(a, b) for a, b in zip(results, expected, strict=True))
                 message = f"differs by {difference:.0e} from the reference (output and gradients, relative)"
                 message = "the reference of the other backends" if backend == "reference" else message
                 yield Finding("scan", name, difference < TOLERANCE, message)
-
-
-def _scan_inputs(device: torch.device) -> list[Tensor]:
-    """Return u, delta, A, B, C, D, z, delta_bias of a small scan, see `selective_scan`."""
-    batch, length, width, state = 2, 17, 32, 16
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random)
-
-    u, delta, z = (draw(batch, length, width) for _ in range(3))
-    drawn = [u, delta, -draw(width, state).exp(), draw(batch, length, state), draw(batch, length, state)]
-    drawn += [draw(width), z, draw(width)]
-    return [value.to(device) for value in drawn]
-
-
-def _scan(inputs: list[Tensor], backend: str) -> list[Tensor]:
-    """Return the output and the gradients of every input."""
-    leaves = [value.clone().requires_grad_() for value in inputs]
-    u, delta, A, B, C, D, z, bias = leaves
-    output = selective_scan(u, delta, A, B, C, D, z, bias, backend=backend)
-    weights = torch.arange(output.numel(), device=output.device).view_as(output).cos()
-    return [output.detach(), *torch.autograd.grad((output * weights).sum(), leaves)]
-
-
-def _relative_difference(result: Tensor, expected: Tensor) -> float:
-    return float((result - expected).abs().max() / expected.abs().max())
 
 
 def disk(settings: Settings) -> Iterator[Finding]:

@@ -4,6 +4,10 @@ Under TRITON_INTERPRET=1 they run on the CPU, slowly: so they are tested where t
 """
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -13,12 +17,24 @@ from torch.nn import functional as F
 from wimfris.kernels import triton_conv, triton_scan
 from wimfris.kernels.layout import GPU_CHUNK, evenly_spaced
 
+T = TypeVar("T")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Channels of a tile, which one warp holds: two for each thread, in the backward one, for which the registers suffice.
 # Few under the interpreter, where every element costs.
 BLOCK, BLOCK_BACK = (4, 4) if INTERPRETED else (64, 32)
 CONV_CHUNK = 32  # tokens of a tile of the convolution
 GROUPS = 128  # most groups of chunks; each group has its own part of the sums over sequences
+
+
+def on_device(function: Callable[..., T]) -> Callable[..., T]:
+    """Run a launcher on the device of its first tensor: Triton launches on the current one, whatever the tensors'."""
+
+    @wraps(function)
+    def run(first: Tensor, *arguments: Any, **options: Any) -> T:
+        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+            return function(first, *arguments, **options)
+
+    return run
 
 
 def scan_chunks(length: int) -> tuple[int, int]:
@@ -46,9 +62,14 @@ def _untiled(tiles: Tensor, leads: Tensor, length: int) -> Tensor:
 
 def _windows(cells: Tensor | None, u: Tensor, z: Tensor) -> tuple[Tensor, int, int]:
     """Return cells, the windows of an image and the tokens of its map; without cells, values that stand for them."""
-    return (u, 1, u.shape[1]) if cells is None else (cells, cells.shape[0], z.shape[1])
+    if cells is None:
+        return u, 1, u.shape[1]
+    if cells.device != u.device:
+        raise ValueError(f"cells must be on the device of the tokens ({u.device}), got {cells.device}")
+    return cells, cells.shape[0], z.shape[1]
 
 
+@on_device
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -100,6 +121,7 @@ def _pass_on(ends: Tensor, sums: Tensor, A: Tensor, *, reverse: bool) -> None:
     )
 
 
+@on_device
 def scan_backward(
     grad: Tensor,
     u: Tensor,
@@ -163,6 +185,7 @@ def conv_chunks(length: int) -> tuple[int, int]:
     return tokens, triton.cdiv(length, tokens)
 
 
+@on_device
 def conv(x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None) -> Tensor:
     """Run `ops.fused_conv` forward, in float32 inside."""
     (x, x_step), taps = evenly_spaced(x), weight.shape[-1]
@@ -185,9 +208,12 @@ def _sequences(x: Tensor, cells: Tensor | None) -> tuple[Tensor, int, int, int, 
     """Return cells, windows of an image and tokens of its map as `_windows` does, the sequences' number and length."""
     if cells is None:
         return x, 1, x.shape[1], x.shape[0], x.shape[1]
+    if cells.device != x.device:
+        raise ValueError(f"cells must be on the device of the tokens ({x.device}), got {cells.device}")
     return cells, cells.shape[0], x.shape[1], x.shape[0] * cells.shape[0], cells.shape[1] + 1
 
 
+@on_device
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None, cells: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

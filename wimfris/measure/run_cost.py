@@ -31,6 +31,7 @@ from wimfris.measure.parameters import count
 from wimfris.measure.timing import WARM_UP, seconds, training_step
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.schema import Settings
+from wimfris.training.determinism import be_deterministic
 from wimfris.training.evaluate import CONDITIONS, precision_context
 
 COCO_SIZE = (480, 640)  # of most of COCO's images, pixels
@@ -106,7 +107,9 @@ def time_steps(settings: Settings) -> StepTimes:
     """Time training steps, evaluation and the reading of images; on a GPU at the settings' batches."""
     wanted = settings.train.device
     device = torch.device(wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(min(settings.train.threads, torch.get_num_threads()))
+    threads = min(settings.train.threads, torch.get_num_threads())
+    be_deterministic(settings)  # as in training
+    torch.set_num_threads(threads)
     batch, cases = settings.train.batch_size, settings.evaluate.batch_size
     stands_in, on_gpu = device.type != wanted, device.type == "cuda"
     if stands_in:  # many CPUs emulate half precision

@@ -25,6 +25,7 @@ from wimfris.runs.manifest import platform_of
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_device, build_loss
+from wimfris.training.determinism import be_deterministic
 from wimfris.training.evaluate import precision_context
 
 BATCHES = (1, 8)
@@ -50,7 +51,7 @@ def time_variant(settings: Settings, repetitions: int) -> Timings:
 
     Uses the settings' device, threads and precision. Raises UserError where the device is missing.
     """
-    torch.set_num_threads(settings.train.threads)
+    be_deterministic(settings)  # as in training
     device = build_device(settings)
     held = Memory(device)
     segmenter = blank_segmenter(settings, device.type).eval()

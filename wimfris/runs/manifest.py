@@ -103,13 +103,15 @@ def write_manifest(
     best_epoch: int,
     trained_parameters: int,
     scan: str,
+    scan_reason: str,
     compiled: bool,
 ) -> None:
     """Write the manifest as JSON.
 
     content: all that decides the result, and key its digest (see `wimfris.runs.fingerprint`); settings: the resolved
     settings, keys at their defaults included; processes: how many shared the work; seconds: wall time over all resumes;
-    scan: the backend that `model.scan` resolved to on this machine; compiled: whether torch.compile was used.
+    scan: the backend that `model.scan` resolved to on this machine; scan_reason: why; compiled: whether torch.compile
+    was used.
     """
     manifest = {
         "run": run,
@@ -122,6 +124,7 @@ def write_manifest(
         **platform_of(device),
         "processes": processes,
         "scan": scan,
+        "scan_reason": scan_reason,
         "compiled": compiled,
         "best_epoch": best_epoch,
         "trained_parameters": trained_parameters,

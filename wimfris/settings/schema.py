@@ -413,6 +413,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_scan(self) -> "Settings":
+        """Refuse what causal_conv1d, which the backend `mamba_ssm` calls, has no kernel for."""
+        if self.model.scan == "mamba_ssm":
+            for key, block in (("model.mta", self.model.mta), ("model.hmf", self.model.hmf)):
+                inner = block.expand * block.width
+                require(2 <= block.conv <= 4, f"{key}.conv", "from 2 to 4 with model.scan mamba_ssm", block.conv)
+                allowed = "such that width * expand is a multiple of 8 with model.scan mamba_ssm"
+                require(inner % 8 == 0, f"{key}.width", allowed, block.width)
+        return self
+
+    @model_validator(mode="after")
     def _check_memory(self) -> "Settings":
         """Refuse sizes that no machine holds: the weights of the vision encoder, and its activations of one batch."""
         vision, batch = self.encoders.vision, max(self.train.batch_size, self.evaluate.batch_size)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ def check_shared_memory(settings: Settings, folder: Path = SHARED) -> None:
             f"{folder}: {free / 2**20:,.0f} MiB free, train.workers {settings.train.workers} need up to "
             f"{needed / 2**20:,.0f} MiB; start the container with a larger --shm-size, or lower train.workers"
         )
+
+
+def start_worker(_: int) -> None:
+    """Give a loader process one thread: OpenCV would start one on every core in each of them."""
+    cv2.setNumThreads(0)
 
 
 class TrainBatches:
@@ -78,6 +84,13 @@ class TrainBatches:
         # The loader draws from its generator. It has one of its own: torch's global random state must not depend on
         # where a run was resumed.
         pinned, own = self.device.type == "cuda", torch.Generator()
-        loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pinned, generator=own)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=numbers,
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=pinned,
+            generator=own,
+        )
         for batch, part in zip(loader, numbers, strict=True):
             yield to_device(batch, self.device), [cases[k] for k in part]

@@ -85,7 +85,7 @@ class CheckpointFolder:
             return Checkpoint(
                 load_file(folder / "weights.safetensors"),
                 load_file(folder / "best.safetensors"),
-                torch.load(folder / "training.pt", weights_only=True),
+                torch.load(folder / "training.pt", map_location="cpu", weights_only=True),
             )
         except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,9 @@ from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.schema import Settings
+from wimfris.training.batches import start_worker
 from wimfris.training.distributed import Processes
+from wimfris.training.memory import fitting
 
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model reads: the sentence, or a control
     "sentence": every_sentence,
@@ -90,9 +92,17 @@ class Evaluator:
         was_training = segmenter.training
         segmenter.eval()
         batch_size = settings.evaluate.batch_size
-        for batch in DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pinned, generator=own):
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=pinned,
+            generator=own,
+        )
+        for batch in loader:
             batch = to_device(batch, self.device)
-            with precision_context(settings.train.precision, self.device):
+            with fitting(settings, training=False), precision_context(settings.train.precision, self.device):
                 logits = segmenter(batch["image"], batch["token_ids"]).logits
             maps = protocol.scores(logits, size)
             for view, scores in zip(batch["number"].tolist(), maps, strict=True):

@@ -33,8 +33,10 @@ from wimfris.training.batches import TrainBatches, check_shared_memory
 from wimfris.training.build import build_device, build_loss, build_segmenter
 from wimfris.training.checkpoint import CheckpointFolder, save_weights
 from wimfris.training.compilation import compile_segmenter
+from wimfris.training.determinism import be_deterministic
 from wimfris.training.distributed import Processes, processes
 from wimfris.training.evaluate import Evaluator
+from wimfris.training.memory import fitting
 from wimfris.training.progress import make_progress
 from wimfris.training.trainer import AfterEpoch, Trainer
 
@@ -106,8 +108,12 @@ def _train(
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer, compiled = assemble_trainer(settings, run, checkpoints, group, after_epoch)
     _check_encoders(trainer.segmenter, content["encoders"])
+    scan = choose_backend(settings.model.scan, trainer.device.type)
+    if group.leads and trainer.device.type == "cuda":
+        print(f"{run}: scan by {scan.backend} ({scan.reason})", file=sys.stderr)
     with make_progress(group) as progress:
-        trainer.fit(progress)
+        with fitting(settings, training=True):
+            trainer.fit(progress)
         trainer.segmenter.load_trained(trainer.best_weights)
         started = time.monotonic()
         bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
@@ -134,7 +140,8 @@ def _train(
         resumed=trainer.resumed,
         best_epoch=trainer.best_epoch,
         trained_parameters=sum(parameter.numel() for parameter in trainer.parameters),
-        scan=choose_backend(settings.model.scan, trainer.device.type).backend,
+        scan=scan.backend,
+        scan_reason=scan.reason,
         compiled=compiled,
     )
     return checkpoints
@@ -156,7 +163,7 @@ def assemble_trainer(
         raise UserError("train.compile works in one process only; set it to false under torchrun")
     device, images = build_device(settings), source_images(settings)
     check_shared_memory(settings)
-    be_deterministic(train.threads)
+    be_deterministic(settings)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
     tokenizer = load_tokenizer(settings)
@@ -178,15 +185,6 @@ def assemble_trainer(
         after_epoch=after_epoch,
     )
     return trainer, compiled
-
-
-def be_deterministic(threads: int) -> None:
-    """Make torch compute the same bits every time, with this number of CPU threads."""
-    torch.set_num_threads(threads)  # their number changes the order of sums, and so the last bits
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    # Filling fresh memory takes a twentieth of a step, and nobody reads that memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:

@@ -3,15 +3,23 @@
 import os
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
 from wimfris.errors import UserError
 from wimfris.kernels import ops
+from wimfris.model.scan.trial import agrees_with_reference
 
 BACKENDS = ("auto", "reference", *ops.BACKENDS)
 SMALL = 2**14  # batch * L * D * N below which a call's fixed cost dominates, and the reference is as fast
+EXTENSIONS = {  # what the backend `mamba_ssm` imports: packages, and the compiled code that a build can leave out
+    "mamba-ssm": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
+    "causal-conv1d": ("causal_conv1d", "causal_conv1d_cuda"),
+}
+CONV_TAPS = (2, 3, 4)  # kernels that causal_conv1d has
+CONV_MULTIPLE = 8  # it wants a multiple of these channels where the tokens lie channels-last
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,9 @@ def choose_backend(
     """Return the backend that runs on a device ("cpu", "cuda", ...).
 
     shape: (batch, L, D, N) of the scan, where it is known; dtype: the parameters'. `auto` takes the compiled kernels on
-    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where it is installed; elsewhere the
-    reference. On `meta`, where nothing is computed, every backend is the reference. Raises UserError where the backend
-    is unknown or cannot run.
+    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where its extensions can be imported,
+    else Triton where it agrees with the reference on this GPU; elsewhere the reference. On `meta`, where nothing is
+    computed, every backend is the reference. Raises UserError where the backend is unknown or cannot run.
     """
     if backend not in BACKENDS:
         raise UserError(f"model.scan must be one of {', '.join(BACKENDS)}, got '{backend}'")
@@ -42,10 +50,7 @@ def choose_backend(
             raise UserError(f"model.scan: {obstacle}")
         return Choice(backend, "named in model.scan")
     if device == "cuda":
-        if _obstacle("mamba_ssm", device) is None:
-            return Choice("mamba_ssm", "on CUDA, and mamba_ssm is installed")
-        other = "triton is installed but not measured yet: set it by name" if _installed("triton") else "nor is triton"
-        return Choice("reference", f"mamba_ssm is not installed; {other}")
+        return Choice(*_choose_on_cuda())
     if device != "cpu":
         return Choice("reference", f"nothing faster runs on {device}")
     if _obstacle("cpu", device):
@@ -57,9 +62,49 @@ def choose_backend(
     return Choice("cpu", "kernels compiled by numba")
 
 
+def check_conv(backend: str, taps: int, width: int) -> None:
+    """Raise UserError where causal_conv1d, which `mamba_ssm` calls, lacks a kernel for these taps and channels."""
+    if backend == "mamba_ssm" and (taps not in CONV_TAPS or width % CONV_MULTIPLE):
+        raise UserError(
+            f"model.scan is mamba_ssm, whose convolution takes 2 to 4 taps and a multiple of {CONV_MULTIPLE} channels, "
+            f"got {taps} taps and {width} channels; set model.scan to triton or reference"
+        )
+
+
+@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _choose_on_cuda() -> tuple[str, str]:
+    """Return the backend of `auto` on CUDA, and the reason."""
+    failure = mamba_failure()
+    if failure is None:
+        return "mamba_ssm", "its extensions can be imported"
+    if not torch.cuda.is_available():
+        return "reference", f"{failure}; torch sees no CUDA device"
+    if not _installed("triton"):
+        return "reference", f"{failure}; triton is not installed"
+    agrees, result = agrees_with_reference("triton", "cuda")
+    return "triton" if agrees else "reference", f"{failure}; triton {result}"
+
+
 @cache
 def _installed(*packages: str) -> bool:
     return all(find_spec(package) is not None for package in packages)
+
+
+@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def mamba_failure() -> str | None:
+    """Return why the backend `mamba_ssm` cannot be imported, or None. A build can leave out the compiled code."""
+    for package, modules in EXTENSIONS.items():
+        for module in modules:
+            try:
+                import_module(module)
+            except ModuleNotFoundError as error:
+                part = "is not installed" if error.name == modules[0].split(".")[0] else f"lacks {error.name}"
+                return f"{package} {part}"
+            except Exception as error:  # a build for another torch or CUDA may raise anything
+                return f"{package} cannot be imported ({type(error).__name__} in {module})"
+    return None
 
 
 def _obstacle(backend: str, device: str) -> str | None:
@@ -75,6 +120,9 @@ def _obstacle(backend: str, device: str) -> str | None:
         if device == "cuda" or (device == "cpu" and interpreted):
             return None
         return "triton needs a CUDA device (or TRITON_INTERPRET=1, a slow interpreter for tests); use auto or reference"
-    if backend == "mamba_ssm" and not (device == "cuda" and _installed("mamba_ssm", "causal_conv1d")):
-        return "mamba_ssm needs a CUDA device and `pip install -e '.[cuda]'`; use auto or reference"
+    if backend == "mamba_ssm":
+        if device != "cuda":
+            return "mamba_ssm needs a CUDA device; use auto or reference"
+        failure = mamba_failure()
+        return f"{failure}; install it as docs/gpu.md says, or use auto or reference" if failure else None
     return None

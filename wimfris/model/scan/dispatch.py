@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from wimfris.kernels.ops import fused_conv, fused_scan, load_backend
 from wimfris.model.scan import reference
-from wimfris.model.scan.backends import choose_backend
+from wimfris.model.scan.backends import check_conv, choose_backend
 from wimfris.model.windows import (
     window_cells,
     window_partition,
@@ -53,6 +54,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     backend = choose_backend(backend, x.device.type, dtype=weight.dtype).backend
     if backend == "reference":
         return reference.causal_conv_silu(x, weight, bias)
+    check_conv(backend, weight.shape[-1], weight.shape[0])
     if backend == "mamba_ssm":
         return load_backend(backend).causal_conv_silu(x, weight, bias)
     return fused_conv(x, weight, bias, backend=backend)
@@ -100,9 +102,18 @@ def scan_windows(
 
     mixed = run(block, windows)
     if backwards is not None:
-        order = window_reversal(*grid, window).to(tokens.device).repeat(len(tokens), 1)[..., None].expand_as(windows)
-        mixed = mixed + run(backwards, windows.gather(1, order)).gather(1, order)
+        order = window_reversal(*grid, window).to(tokens.device)
+        mixed = mixed + _reorder(run(backwards, _reorder(windows, order)), order)
     return window_unpartition(mixed, *grid, window)
+
+
+def _reorder(windows: Tensor, order: Tensor) -> Tensor:
+    """Reorder the tokens within each window: windows (B * n_win, M, C), order (n_win, M) -> (B * n_win, M, C).
+
+    `torch.gather` would do, but its gradient has no deterministic CUDA kernel; that of an index has one.
+    """
+    starts = torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
+    return windows.reshape(-1, order.numel(), windows.shape[-1])[:, starts + order].flatten(0, 1)
 
 
 def _scan_in_place(

@@ -1,0 +1,38 @@
+"""One training step on fake tensors, which have shapes and no numbers: nothing is computed, and no memory is needed."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wimfris.measure.blank_model import blank_segmenter
+from wimfris.measure.timing import training_step
+from wimfris.model import decoder, windows
+from wimfris.settings.schema import Settings
+
+CACHED = (
+    windows.window_index,
+    windows.window_padding,
+    windows.window_reversal,
+    windows.window_cells,
+    decoder.positions_1d,
+    decoder.positions_2d,
+)
+
+
+def watch_step(settings: Settings, batch: int, watcher: TorchDispatchMode) -> None:
+    """Run a training step, forward to update, on fake CPU tensors. The watcher sees every operator."""
+    _clear()
+    try:
+        segmenter = blank_segmenter(settings)  # on `meta`: drawing initial weights needs numbers
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            step = training_step(segmenter.to_empty(device="cpu"), settings, torch.device("cpu"), batch)
+            with watcher:
+                step()
+    finally:
+        _clear()
+
+
+def _clear() -> None:
+    """Empty the caches of indices and positions: a fake tensor must not serve a real model, nor the other way round."""
+    for function in CACHED:
+        function.cache_clear()
