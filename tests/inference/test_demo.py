@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from wimfris.cli.app import app
 from wimfris.data.images import read_image
 from wimfris.data.scenes import draw_scene
-from wimfris.inference.demo import enlarged, score_val, segment_scenes, shipped_scenes, val_evaluator
-from wimfris.inference.overlay import DIMMED, OUTLINE
+from wimfris.inference.demo import score_val, segment_scenes, shipped_scenes, val_evaluator
+from wimfris.inference.overlay import DIMMED, OUTLINE, enlarged
 from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
 

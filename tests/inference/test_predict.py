@@ -51,23 +51,23 @@ def test_an_unknown_word_is_named(trained: Any) -> None:
 
 
 def test_written_mask_and_overlay(tmp_path: Path) -> None:
-    image = np.full((20, 30, 3), 100, np.uint8)
-    mask = np.zeros((20, 30), bool)
-    mask[5:12, 8:20] = True
+    image = np.full((200, 300, 3), 100, np.uint8)
+    mask = np.zeros((200, 300), bool)
+    mask[50:120, 80:200] = True
     write_prediction(image, mask, tmp_path / "new" / "m.png", tmp_path / "new" / "o.png")
     written = cv2.imread(str(tmp_path / "new" / "m.png"), cv2.IMREAD_UNCHANGED)
     assert written is not None and ((written == 255) == mask).all() and set(np.unique(written)) == {0, 255}
     overlay = read_image(tmp_path / "new" / "o.png")
     assert (overlay[0, 0] == 100 * DIMMED).all(), "dimmed outside"
-    assert (overlay[8, 14] == 100).all(), "as it is inside"
-    assert (overlay[5, 8] == OUTLINE).all(), "outlined"
+    assert (overlay[80, 140] == 100).all(), "as it is inside"
+    assert (overlay[50, 80] == OUTLINE).all(), "outlined"
     assert (image == 100).all(), "the input is not changed"
 
 
 def test_an_empty_mask_changes_nothing(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
     write_prediction(image, np.zeros((9, 7), bool), tmp_path / "m.png", tmp_path / "o.png")
-    assert (read_image(tmp_path / "o.png") == image).all()
+    assert (read_image(tmp_path / "o.png") == image.repeat(6, 0).repeat(6, 1)).all(), "enlarged, and nothing else"
 
 
 # --- weights that do not fit ------------------------------------------------------------------------------------------

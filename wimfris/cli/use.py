@@ -106,14 +106,14 @@ def _predict(predictor: "Predictor", image: Path, text: str, out: Path) -> None:
     if unread := predictor.unread(text):
         print(f"the sentence is too long for the model; not read: {unread}", file=sys.stderr)
     write_prediction(picture, mask, *paths)
-    print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]}")
+    print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]} (the prediction is outlined)")
 
 
 def _segment_scenes(predictor: "Predictor", out: Path) -> None:
-    from wimfris.inference.demo import enlarged, segment_scenes
-    from wimfris.inference.overlay import write_png
+    from wimfris.inference.demo import segment_scenes
+    from wimfris.inference.overlay import enlarged, write_png
 
-    print("\nThree scenes of the val split:")
+    print("\nThree scenes of the val split; the prediction is outlined:")
     for example, image, mask, iou in segment_scenes(predictor):
         path = out / f"{example.path.stem}-overlay.png"
         write_png(enlarged(image, mask)[..., ::-1], path)
@@ -190,7 +190,7 @@ def _next_steps(predictor: "Predictor") -> None:
     runs, jobs = len(params.runs()), default_jobs(params)
     print(
         f"Next: `make repro` trains the core's {runs} runs, {jobs} at once, and makes the report: about "
-        f"{duration(seconds * runs / jobs)} here."
+        f"{duration(seconds * runs / jobs)} here, if the machine stays as busy as it is now."
     )
     print('Your own picture: wimfris predict --image photo.jpg --text "the red circle"')
     print("In a browser: wimfris demo --serve")

@@ -96,7 +96,8 @@ class WordTokenizer:
         if word in self._ids:
             return self._ids[word]
         close = difflib.get_close_matches(word, self._ids, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"the words are {', '.join(sorted(self._ids))}"
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        hint += f"the words are {', '.join(sorted(self._ids))}"
         raise UserError(f"word {word!r} of the sentence {sentence!r} is not in the vocabulary; {hint}")
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -13,12 +12,10 @@ from wimfris.data.images import read_image
 from wimfris.data.index import write_index
 from wimfris.data.refer import read_refer, scenes_source
 from wimfris.data.scenes import draw_scene, write_scenes
-from wimfris.inference.overlay import draw_overlay
 from wimfris.inference.predict import Predictor
 from wimfris.training.evaluate import Evaluator
 
 SCENES = Path(__file__).parents[1] / "builtin" / "scenes"  # scene-<number of the val split>.jpg
-SHOWN = 6  # a scene of 64 pixels is shown this many times larger
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,6 @@ def shipped_scenes() -> list[Example]:
         thing, described = scene.refs[0]
         examples.append(Example(path, described[0][1], scene.masks[thing]))
     return examples
-
-
-def enlarged(image: np.ndarray, mask: np.ndarray, factor: int = SHOWN) -> np.ndarray:
-    """Return the overlay of a mask (H, W) on an image (H, W, 3), both enlarged by a whole factor."""
-    size = (factor * image.shape[1], factor * image.shape[0])
-    large = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
-    return draw_overlay(large, cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool))
 
 
 def segment_scenes(predictor: Predictor) -> Iterator[tuple[Example, np.ndarray, np.ndarray, float]]:

@@ -15,7 +15,8 @@ import numpy as np
 from wimfris.data.images import decode_image
 from wimfris.data.tokens import WordTokenizer
 from wimfris.errors import UserError
-from wimfris.inference.demo import enlarged, shipped_scenes
+from wimfris.inference.demo import shipped_scenes
+from wimfris.inference.overlay import enlarged
 from wimfris.inference.predict import Predictor
 
 HOST = "127.0.0.1"
