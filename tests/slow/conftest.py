@@ -1,115 +1,65 @@
-"""What the slow tests share: a headless Chromium."""
+"""Tests that start real DVC, Slurm, PostgreSQL, Triton's interpreter or notebooks.
 
-import contextlib
-import json
+Those marked `slow` are run by `make test`, those marked `long` by `make test-slow`; `make check` runs none of them.
+"""
+
+import os
+import runpy
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-
-RUNS_OUT = """
-const width = document.documentElement.clientWidth;
-return [...document.querySelectorAll('main *, nav *')]
-  .filter(e => e.getClientRects().length && !e.closest('.scroll, .picture'))
-  .filter(e => e.getBoundingClientRect().right > width + 1)
-  .map(e => e.outerHTML.slice(0, 80));
-"""
-LOW_CONTRAST = """
-const channel = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
-const parse = text => text.match(/[\\d.]+/g).map(Number);
-const light = ([r, g, b]) => .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
-const behind = e => {
-  for (; e; e = e.parentElement) {
-    const colour = parse(getComputedStyle(e).backgroundColor);
-    if (colour.length < 4 || colour[3] > 0) return colour;
-  }
-  return [255, 255, 255];
-};
-return [...document.querySelectorAll('body *')]
-  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
-  .filter(e => {
-    const [one, other] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
-    return (Math.max(one, other) + .05) / (Math.min(one, other) + .05) < 4.5;
-  }).map(e => e.outerHTML.slice(0, 80));
-"""
+ROOT = Path(__file__).parents[2]
+matrix = runpy.run_path(str(ROOT / "tests" / "matrix" / "conftest.py"))["matrix"]  # the fixture
+browser = runpy.run_path(str(ROOT / "tests" / "slow" / "browser.py"))["browser"]  # likewise
 
 
-class Browser:
-    """A session of ChromeDriver, by the WebDriver protocol."""
-
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        for _ in range(100):
-            with contextlib.suppress(urllib.error.URLError):
-                self._call("GET", "/status")
-                break
-            time.sleep(0.1)
-        options = {"goog:chromeOptions": {"args": FLAGS}, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
-        self.base += f"/session/{session['sessionId']}"
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read())["value"]
-
-    def command(self, name: str, **values: Any) -> None:
-        """Run a command of the DevTools protocol."""
-        self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": values})
-
-    def open(self, address: str) -> None:
-        self._call("POST", "/url", {"url": "about:blank"})
-        self._call("POST", "/url", {"url": address})
-
-    def run(self, script: str, *values: Any, wait: bool = False) -> Any:
-        return self._call("POST", f"/execute/{'async' if wait else 'sync'}", {"script": script, "args": values})
-
-    def messages(self) -> list[str]:
-        """Return what the page has written to the console since the last call."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
-
-    def resize(self, width: int) -> None:
-        """Show pages at this width, in a window of 800 px height."""
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        self.command("Emulation.setDeviceMetricsOverride", **size)
-
-    def running_out(self) -> list[str]:
-        """Return the elements that run out of the page, but for those in scroll regions."""
-        return self.run(RUNS_OUT)
-
-    def low_contrast(self, scheme: str) -> list[str]:
-        """Return the texts with a contrast below 4.5 (WCAG AA), in the light or dark scheme."""
-        self.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        return self.run(LOW_CONTRAST)
-
-    def close(self) -> None:
-        self._call("DELETE", "")
+def environment() -> dict[str, str]:
+    """Return the environment of a user's shell in an activated environment, without git's own variables."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", "")])
+    names = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    return values | names | {"PATH": path, "COLUMNS": "200"}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not (shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("google-chrome"))):
-        pytest.skip("chromium and chromedriver are not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        ["chromedriver", f"--port={port}", "--log-level=SEVERE"], stdout=subprocess.DEVNULL
-    ) as driver:
-        session = None
-        try:
-            session = Browser(port)
-            yield session
-        finally:
-            if session:
-                session.close()
-            driver.terminate()
+def shell(folder: Path, *command: str, **extra: str) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    env = environment() | {"PYTHONPATH": str(folder)} | extra
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="session")
+def done() -> Callable[..., str]:
+    """done(folder, *command, **variables): run a command that must succeed, and return what it printed."""
+    return shell
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """clone(variants, seeds): a repository of the project's tracked files at scale smoke, with these variants alone."""
+
+    def make(variants: tuple[str, ...] = ("full", "none"), seeds: tuple[int, ...] = (0,)) -> Path:
+        folder = tmp_path_factory.mktemp("clone") / "wimfris"
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in files.splitlines():
+            if (ROOT / name).is_file() and not name.startswith("reports/records/"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        path = folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        core = {name: content["variants"][name] for name in variants}
+        content |= {"scale": "smoke", "variants": core, "seeds": list(seeds), "extended": {}}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        shell(folder, "git", "init", "--quiet")
+        shell(folder, "git", "add", "--all")
+        shell(folder, "git", "commit", "--quiet", "--message", "start")
+        return folder
+
+    return make
