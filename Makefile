@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # The stages of dvc.yaml call `python` and `wimfris` by name: they must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo check test test-slow lint docs repro verify repository
+.PHONY: help setup demo check test test-slow gpu lint docs repro verify repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -41,6 +41,13 @@ test: setup ## the test suite: at most 15 minutes on 2 cores
 
 test-slow: setup ## the rest: the pipeline by DVC, kills, long simulations, browsers
 	$(PYTEST) -m long
+
+gpu: setup ## on a machine with a GPU: what works, the GPU tests, then the benchmarks; leaves CSV and JSON in benchmarks/
+	$(BIN)/wimfris doctor --scale base || true
+	$(BIN)/python -m pytest -m gpu -n 0
+	$(BIN)/python benchmarks/scan.py --device cuda
+	$(BIN)/python benchmarks/model.py --device cuda
+	$(BIN)/python benchmarks/loader.py --workers 0 4 8 --time-step
 
 lint: setup ## linter, formatter check and type checker
 	$(BIN)/ruff check

@@ -37,7 +37,7 @@ def count_instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[i
     trips: how often each loop runs, outer loops first. Raises RuntimeError where the machine code has another number of
     loops.
     """
-    code, labels = _disassembled(_compiled(kernel, constants))
+    code, labels = _disassembled(compiled(kernel, constants))
     times = [1] * len(code)
     loops = _loops(code, labels)
     if len(loops) != len(trips):
@@ -52,7 +52,11 @@ def count_instructions(kernel: Any, constants: dict[str, Any], trips: Sequence[i
     return Instructions(counted.total(), counted["MUFU"], sum(counted[name] for name in memory))
 
 
-def _compiled(kernel: Any, constants: dict[str, Any]) -> bytes:
+def compiled(kernel: Any, constants: dict[str, Any], capability: int = 90, ones: Sequence[str] = ()) -> bytes:
+    """Return the machine code for a compute capability (90 is 9.0). ones: integer arguments that are 1, which Triton
+    makes constants.
+    """
+    constants = constants | dict.fromkeys(ones, 1)
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
     def kind(argument: str) -> str:
@@ -69,7 +73,8 @@ def _compiled(kernel: Any, constants: dict[str, Any]) -> bytes:
         if signature[argument].startswith("*") or argument in ALIGNED
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"]
+    target = GPUTarget("cuda", capability, 32)
+    cubin: bytes = triton.compile(source, target=target, options={"num_warps": 1}).asm["cubin"]
     return cubin
 
 
