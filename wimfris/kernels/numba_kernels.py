@@ -52,7 +52,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
     try:
         return njit(**FAST, nogil=True, cache=True)(function)
     except RuntimeError:  # an installation and a home that are read-only
-        warnings.warn(NO_CACHE, RuntimeWarning, stacklevel=2)
+        warnings.warn(NO_CACHE, RuntimeWarning, stacklevel=1)  # of one place, so that Python shows it once
         return njit(**FAST, nogil=True)(function)
 
 
