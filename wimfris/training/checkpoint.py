@@ -28,7 +28,7 @@ def save_weights(state: dict[str, Tensor], metadata: dict[str, str], path: Path)
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return weights and metadata. Raises UserError where the file is missing or damaged."""
     if not path.is_file():
-        raise UserError(f"{path}: no such weights; train the run with `dvc repro`, or restore them with `dvc pull`")
+        raise UserError(f"{path}: no such weights; train the run again with `wimfris matrix`")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("wimfris", "{}"))
