@@ -86,9 +86,7 @@ def test_study(tmp_path: Path) -> None:
 def test_adapter(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = allowed(block("An adapter", "yaml"), "adapters")
     monkeypatch.setitem(FAMILIES, name, module.__name__)
-    settings = settings_with(tmp_path)
-    model = settings.model.model_copy(update={"adapters": name})
-    trained = check_trains(settings.model_copy(update={"model": model}))
+    trained = trained_with(tmp_path, adapters=name)
     assert {parameter for parameter in trained if ".adapters." in parameter} == {
         f"{encoder}.adapters.1.scale" for encoder in ("text", "vision")
     }
@@ -98,10 +96,14 @@ def test_adapter(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.M
 def test_neck(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = allowed(block("A neck", "yaml"), "neck")
     monkeypatch.setitem(NECKS, name, module.__name__)
-    settings = settings_with(tmp_path)
-    model = settings.model.model_copy(update={"neck": name})
-    trained = check_trains(settings.model_copy(update={"model": model}))
+    trained = trained_with(tmp_path, neck=name)
     assert any(parameter.startswith("neck.gate") for parameter in trained)
+
+
+def trained_with(folder: Path, **choice: str) -> Any:
+    """Return what `check_trains` does for the settings with this adapter family or neck."""
+    settings = settings_with(folder)
+    return check_trains(settings.model_copy(update={"model": settings.model.model_copy(update=choice)}))
 
 
 def allowed(text: str, key: str) -> str:

@@ -1,6 +1,7 @@
 """The operators of a training step, held against those that torch cannot run deterministically on CUDA."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,7 @@ from wimfris.settings.schema import Settings
 from wimfris.training.determinism import CUBLAS, be_deterministic, operator_without_kernel
 
 PARAMS = Path(wimfris.__file__).parents[1] / "params.yaml"
-FAMILIES = (
-    "full",
-    "none",
-    "no_neck",
-    "no_window",
-    "msa_mta",
-    "detris_adapters_detris_neck",
-    "etris_adapters_etris_neck",
-    "lora",
-    "bottleneck",
-    "finetune",
-    "text_both",
-    "bidirectional",
-    "mixing_attention",
-    "mixer_depthwise_7",
-    "align_fraction",
-)
+FAMILIES = tuple(json.loads((PARAMS.parent / "tests" / "golden" / "smoke_losses.json").read_text()))
 # The functions that raise in the documentation of `torch.use_deterministic_algorithms` (2.13), by their operators.
 WITHOUT_KERNEL = {
     "avg_pool3d_backward",
