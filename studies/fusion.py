@@ -17,14 +17,14 @@ STUDY = Study(
     rows=(
         Row("full", "full"),
         Row("text (DETRIS's)", "gate_text", block="gate"),
-        Row("none", "gate_none", block="gate"),
-        Row("off", "norm_off", block="norm before the scan"),
+        Row("no gate", "gate_none", block="gate"),
+        Row("no norm", "norm_off", block="norm before the scan"),
         Row("last", "text_last", block="text token"),
         Row("both ends", "text_both", block="text token"),
-        Row("none", "text_none", block="text token"),
+        Row("no text token", "text_none", block="text token"),
         Row("bidirectional", "bidirectional", block="scan"),
         Row("attention", "mixing_attention", block="mixing in a window"),
-        Row("none", "mixing_none", block="mixing in a window"),
+        Row("no mixing", "mixing_none", block="mixing in a window"),
     ),
     note="full has the gate that attends to the words, the norm, the sentence first, a raster scan, and the SSM; each "
     "row changes one of them.",

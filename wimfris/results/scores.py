@@ -99,6 +99,7 @@ class Scores:
     """Scores of systems, (systems, seeds, sentences), with the sentences ordered by image; 0 for runs not `present`."""
 
     present: NDArray[np.bool_]  # (systems, seeds)
+    seeds: NDArray[np.int_]  # (seeds,)
     iou: Floats
     intersection: Floats
     union: Floats
@@ -154,4 +155,4 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
         intersection[place], union[place] = rows["intersection"], rows["union"]
         iou[place] = ious(rows["intersection"], rows["union"])
     starts = np.unique(reference["image_id"].to_numpy(), return_index=True)[1]
-    return Scores(present, iou, intersection, union, starts)
+    return Scores(present, np.array(seeds), iou, intersection, union, starts)

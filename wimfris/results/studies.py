@@ -1,11 +1,14 @@
 """The files of studies/ as objects."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Study
+from wimfris.results.differences import Pair
 from wimfris.results.measured import Measured
+from wimfris.results.plan import Plan
 
 STUDIES = Path("studies")
 
@@ -29,3 +32,16 @@ def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
 def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
     """Return all studies, in the order of their files. `search.py` is none: it has its own trials and report."""
     return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem != "search"]
+
+
+def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> dict[Pair, bool]:
+    """Return the comparisons of the studies on an encoder's grid of this side, each once, whichever way round.
+
+    The value says whether only studies that the plan does not list have the comparison.
+    """
+    pairs: dict[Pair, bool] = {}
+    for study in studies:
+        for pair in study.at_grid(side).pairs if isinstance(study, Study) else ():
+            known = pair[::-1] if pair[::-1] in pairs else pair
+            pairs[known] = pairs.get(known, True) and study.name not in plan.exploratory.studies
+    return pairs

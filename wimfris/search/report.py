@@ -16,6 +16,7 @@ import pandas as pd
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
 from wimfris.results.comparison_tables import sections
+from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, Section
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import METRICS
@@ -275,4 +276,4 @@ def confirmed_sections(
         rows=(Row("full", "full"), *rows),
         note="Variants with the settings of a trial, trained as long as any run, from seeds that no search has used.",
     )
-    return sections(study, study.tables(records, {}))
+    return sections(study, study.tables(records, Comparisons.of_pairs(records, study.pairs), {}))
