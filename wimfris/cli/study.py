@@ -127,7 +127,7 @@ def _reproduce(study: Study | Measured) -> int:
     if isinstance(study, Measured):
         write_study(study.name, read_params())
     else:
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
+        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "compare", f"study@{study.name}"]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()

@@ -288,7 +288,7 @@ def example(evidence: Evidence) -> str:
         "variance.",
         f"Its level is {100 * (1 - row['error']):.2f}%: the runs can test {plan.tested} claims, which share the error "
         f"of {plan.level:.0%}.",
-        f"The margin is {100 * row['margin']:g} points. These seeds would separate a true difference of "
+        f"The margin is {100 * row['margin']:.1f} points. These seeds would separate a true difference of "
         f"{100 * row['detectable']:.1f} points in {POWER:.0%} of experiments.",
         f"The verdict is **{verdict.decision}**: {verdict.reason}.",
     )

@@ -87,7 +87,9 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     if not verdict.rows:
         return ""
     rows = pd.DataFrame(list(verdict.rows))
-    margin = f"{verdict.margin:g} of alpha" if isinstance(verdict.claim, Falls) else f"{100 * verdict.margin:g} points"
+    margin = (
+        f"{verdict.margin:g} of alpha" if isinstance(verdict.claim, Falls) else f"{100 * verdict.margin:.1f} points"
+    )
     first, final = plan.confirmatory.looks
     look = {
         0: f"No look yet: the intervals are of seeds {rows['seeds'].iloc[0]}, which decide nothing",
@@ -120,11 +122,10 @@ def over_scales(files: Mapping[str, Comparisons], plan: Plan) -> pd.DataFrame:
         cells = {"comparison": f"{pair[0]} - {pair[1]}", "tier": next(iter(quoted.values()))["tier"]}
         cells |= {name: _effect(quoted[name]) if name in quoted else DASH for name in files}
         for (before, first), (after, second) in pairwise(quoted.items()):
-            change = second["difference"] - first["difference"]
-            half = np.hypot(*(row["high"] - row["difference"] for row in (first, second)))
-            cells[f"{after} - {before}"] = (
-                f"{100 * change:+.1f} {interval(100 * (change - half), 100 * (change + half))}"
-            )
+            ends, change = (first, second), second["difference"] - first["difference"]
+            half = np.hypot(*(max(row["high"] - row["difference"], row["difference"] - row["low"]) for row in ends))
+            between = "" if np.isnan(half) else f" {interval(100 * (change - half), 100 * (change + half))}"
+            cells[f"{after} - {before}"] = f"{100 * change:+.1f}{between}"
         table.append(cells)
     return pd.DataFrame(table).fillna(DASH) if table else pd.DataFrame()
 

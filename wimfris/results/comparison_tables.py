@@ -38,12 +38,13 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         if study.note and not shown:
             note += f" {study.note}"
         title = f"{first['family']}: {place}"
-        names = table.assign(label=table["block"].where(table["block"] == "", table["block"] + ", ") + table["label"])
-        foot = " ".join(
-            filter(None, [_levels(table), origin.note(dict(zip(names["variant"], names["label"], strict=True)))])
-        )
+        blocks = [f" ({block})" if block else "" for block in table["block"]]
+        names: dict[str, str] = {}
+        for variant, label in zip(table["variant"], table["label"] + blocks, strict=True):
+            names.setdefault(variant, label)
+        foot = " ".join(filter(None, [_levels(table), origin.note(names)]))
         shown.append(Section(title, note + caveat, _cells(table), foot, _LEFT, guide=True))
-        if first["family"] == study.title and study.grid and first["split"] == "val":
+        if first["family"] == study.title and study.grid:
             title = f"{study.title}, mIoU by block: {place}"
             shown.append(Section(title, caveat.strip(), _grid(table), left=("block of rows",), guide=True))
         if table["published"].notna().any():

@@ -166,7 +166,9 @@ class Results:
             _html(folded(f"The {len(part.runs)} runs at {place}", table))
 
     def _records(self) -> pd.DataFrame:
-        return self.evidence[self.place][1].records
+        """Return the records without those of extra seeds, which decide the claims and enter no other table."""
+        records, extra = self.evidence[self.place][1].records, set(map(str, self.params.extra_runs()))
+        return records[~records["run"].isin(extra)]
 
     def _verdicts(self, place: str) -> list[Verdict]:
         return judge_place(self.evidence[place][0], self.plan, self.comparisons[place])
@@ -201,6 +203,8 @@ class Results:
         )
         origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
         for number, section in enumerate(sections(study, tables, origin)):
+            if place != self.place and "against the paper" in section.title:
+                continue  # the paper's figures stand beside the first place once
             _html(section_html(self._plain(section, place), fold=number > 0))
         _html(runs_html(place, records, study.variants))
 
