@@ -92,6 +92,7 @@ def test_every_study_is_a_stage() -> None:
     assert measured == sorted(study.name for study in studies if not isinstance(study, Study))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), ALL, ids=[name for name, _ in ALL])
 def test_declared_parameters_and_files_exist(name: str, stage: dict[str, Any]) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -71,6 +71,7 @@ def test_scales_are_the_documented_ones() -> None:
     assert SHIPPED["scale"] == "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["base", "large"])
 @pytest.mark.parametrize("name", NAMES)
 def test_paper_scales_take_every_data_set(scale: str, name: str, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_at_the_papers_scale_finetuning_alone_has_an_operator_without_one(varian
     assert operator_without_kernel(settings_of(variant, "base", "cpu")) is None
 
 
+@pytest.mark.slow
 def test_a_fake_step_leaves_no_fake_index_behind() -> None:
     operators(settings_of("full", "smoke"))
     assert type(window_index(4, 4, (2, 2))[0]) is torch.Tensor
