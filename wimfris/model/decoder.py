@@ -2,13 +2,13 @@
 
 import math
 from collections import OrderedDict
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.encoders.recompute import recompute
+from wimfris.model.tables import table
 from wimfris.model.upsampling import UpsampledConv
 
 
@@ -22,13 +22,13 @@ def _sinusoid(positions: Tensor, width: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
-@lru_cache(maxsize=32)
+@table
 def positions_1d(length: int, width: int) -> Tensor:
     """Return the encoded positions of words, (1, length, width)."""
     return _sinusoid(torch.arange(length).float(), width)[None]
 
 
-@lru_cache(maxsize=32)
+@table
 def positions_2d(height: int, width: int, channels: int) -> Tensor:
     """Return the encoded positions of a map's cells in raster order, (1, height * width, channels).
 
@@ -95,8 +95,8 @@ class Decoder(nn.Module):
     def forward(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), padding (B, L) -> (B, C, H, W)."""
         grid = (fused.shape[2], fused.shape[3])
-        cells = positions_2d(*grid, fused.shape[1]).to(fused)
-        order = positions_1d(words.shape[1], words.shape[2]).to(words)
+        cells = positions_2d(*grid, fused.shape[1], device=fused.device).to(fused.dtype)
+        order = positions_1d(words.shape[1], words.shape[2], device=words.device).to(words.dtype)
         x = fused.flatten(2).transpose(1, 2)
         checkpointed = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:

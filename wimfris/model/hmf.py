@@ -102,7 +102,7 @@ class WindowMambaFusion(nn.Module):
         if self.attention is None:
             mixed = self.norm(windows)
         else:
-            mixed = self._attend(self.attention, windows, text, window_padding(*grid, window).to(tokens.device))
+            mixed = self._attend(self.attention, windows, text, window_padding(*grid, window, device=tokens.device))
         return window_unpartition(mixed, *grid, window)
 
     def _attend(

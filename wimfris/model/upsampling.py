@@ -1,10 +1,10 @@
 """A 3x3 convolution of a map at twice its size, without computing the larger map."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from wimfris.model.tables import table
 
 
 class UpsampledConv(nn.Conv2d):
@@ -25,14 +25,13 @@ class UpsampledConv(nn.Conv2d):
         taps = self.weight.permute(3, 2, 0, 1).flatten(0, 2)[..., None, None]  # (column, row, output), input
         mixed = F.conv2d(x.contiguous(memory_format=torch.channels_last), taps)
         cells = mixed.permute(0, 2, 3, 1).reshape(batch * height, width * 3, -1)
-        rows = _spread(width).to(cells) @ cells
+        rows = _spread(width, device=x.device).to(cells.dtype) @ cells
         rows = rows.unflatten(2, (3, -1)).transpose(1, 2).reshape(batch, height * 3, -1)
-        spread = _spread(height).to(rows) @ rows
+        spread = _spread(height, device=x.device).to(rows.dtype) @ rows
         return spread.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@table
 def _spread(size: int) -> Tensor:
     """Return the matrix from the three taps of each of `size` cells, (2 * size, size * 3), to twice as many cells.
 

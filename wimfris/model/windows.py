@@ -2,17 +2,16 @@
 
 A map's H * W tokens are in raster order, and so are its n_win windows and the M tokens of each. Where the window does
 not divide the grid, border windows have fewer tokens: the real ones come first and padding follows, so that a causal
-scan reads no padding before a real token. `window` is (height, width) in cells; the indices are cached, on the CPU.
+scan reads no padding before a real token. `window` is (height, width) in cells; the indices are cached on each device.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from wimfris.model.tables import table
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # an index that an evaluation makes first must serve training too
+
+@table
 def window_index(height: int, width: int, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return the positions that cut a grid into windows, and those that put it back.
 
@@ -33,8 +32,7 @@ def window_index(height: int, width: int, window: tuple[int, int]) -> tuple[Tens
     return gather.view(len(starts), -1), scatter
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@table
 def window_padding(height: int, width: int, window: tuple[int, int]) -> Tensor:
     """Return (n_win, M), True at padding."""
     gather, scatter = window_index(height, width, window)
@@ -43,8 +41,7 @@ def window_padding(height: int, width: int, window: tuple[int, int]) -> Tensor:
     return padding.view_as(gather)
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@table
 def window_reversal(height: int, width: int, window: tuple[int, int]) -> Tensor:
     """Return (n_win, M), an order of each window's tokens: the real ones reversed, padding still last.
 
@@ -55,8 +52,7 @@ def window_reversal(height: int, width: int, window: tuple[int, int]) -> Tensor:
     return torch.where(slots < real, real - 1 - slots, slots)
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
+@table
 def window_cells(height: int, width: int, window: tuple[int, int]) -> Tensor:
     """Return (n_win, M), int32: the raster position of each token of each window, -1 at padding."""
     return window_index(height, width, window)[0].masked_fill(window_padding(height, width, window), -1).int()
@@ -64,15 +60,15 @@ def window_cells(height: int, width: int, window: tuple[int, int]) -> Tensor:
 
 def window_partition(tokens: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
     """Cut a map into windows: (B, H * W, C) -> (B * n_win, M, C)."""
-    gather = window_index(height, width, window)[0].to(tokens.device)
+    gather, _ = window_index(height, width, window, device=tokens.device)
     return tokens[:, gather].flatten(0, 1)
 
 
 def window_unpartition(windows: Tensor, height: int, width: int, window: tuple[int, int]) -> Tensor:
     """Put windows back into a map and drop padding: (B * n_win, M, C) -> (B, H * W, C)."""
-    gather, scatter = window_index(height, width, window)
+    gather, scatter = window_index(height, width, window, device=windows.device)
     tokens = windows.reshape(-1, gather.numel(), windows.shape[-1])
-    return tokens[:, scatter.to(windows.device)]
+    return tokens[:, scatter]
 
 
 def window_sequences(windows: Tensor, text: Tensor | None, text_token: str) -> tuple[Tensor, slice]:

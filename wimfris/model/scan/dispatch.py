@@ -102,7 +102,7 @@ def scan_windows(
 
     mixed = run(block, windows)
     if backwards is not None:
-        order = window_reversal(*grid, window).to(tokens.device)
+        order = window_reversal(*grid, window, device=tokens.device)
         mixed = mixed + _reorder(run(backwards, _reorder(windows, order)), order)
     return window_unpartition(mixed, *grid, window)
 
@@ -127,9 +127,9 @@ def _scan_in_place(
 ) -> Tensor:
     """`scan_windows` without cutting the map: the kernels read and write it through an index."""
     tokens, text = norm(tokens), norm(text)[:, None]
-    cells = window_cells(*grid, window)
-    mixed = block.forward_windows(tokens, text, cells.to(tokens.device))
+    cells = window_cells(*grid, window, device=tokens.device)
+    mixed = block.forward_windows(tokens, text, cells)
     if backwards is not None:
-        cells = cells.gather(1, window_reversal(*grid, window))
-        mixed = mixed + backwards.forward_windows(tokens, text, cells.to(tokens.device))
+        cells = cells.gather(1, window_reversal(*grid, window, device=tokens.device))
+        mixed = mixed + backwards.forward_windows(tokens, text, cells)
     return mixed
