@@ -64,6 +64,12 @@ def set_positions(backbone: Dinov2WithRegistersModel, positions: Tensor) -> None
     embeddings.position_embeddings = nn.Parameter(positions.detach().to(old).clone(), requires_grad=old.requires_grad)
 
 
+def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+
+
 @dataclass(frozen=True)
 class Guidance:
     """The second input of a vision adapter: words (B, L, T), padding (B, L; True at padding) and grid (H, W)."""
@@ -99,6 +105,9 @@ class VisionEncoder(nn.Module):
             backbone.encoder.layer[layer].get_submodule("mlp").register_forward_hook(
                 partial(self._add_adapter, adapter)
             )
+        for block in backbone.encoder.layer:
+            for norm in ("norm1", "norm2"):
+                block.get_submodule(norm).register_forward_hook(_narrow)
         for layer in taps:
             backbone.encoder.layer[layer].register_forward_hook(self._tap)
         if checkpointing:
