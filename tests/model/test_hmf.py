@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from wimfris.model.hmf import Gate, Neck, WindowMambaFusion
 from wimfris.model.layers import CoordConv
 from wimfris.model.windows import (
+    ORDERS,
     window_index,
     window_padding,
     window_partition,
-    window_reversal,
     window_unpartition,
 )
 
@@ -94,15 +94,26 @@ def test_each_window_is_the_scan_of_its_real_tokens_behind_the_sentence(
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
-def test_reversal_turns_real_cells_round_and_leaves_padding_last(height: int, width: int, window: int) -> None:
-    window = min(window, height, width)
-    grid, sides = (height, width), (window, window)
-    gather, order, padding = window_index(*grid, sides)[0], window_reversal(*grid, sides), window_padding(*grid, sides)
-    assert torch.equal(order.gather(1, order), torch.arange(window**2).expand_as(order)), "its own inverse"
-    for row, turned, empty, cells in zip(gather, order, padding, cells_by_window(grid, window), strict=True):
-        assert torch.equal(row[turned][: len(cells)], cells.flip(0))
-        assert empty.tolist() == [False] * len(cells) + [True] * (window**2 - len(cells))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), st.sampled_from(ORDERS))
+def test_orders_and_shifts_walk_through_the_real_cells_and_leave_padding_last(
+    height: int, width: int, window: int, shift: int, order: str
+) -> None:
+    """A window shifted by s is a window of the grid that begins s - w earlier, where the grid has cells."""
+    window, shift = min(window, height, width), shift % min(window, height, width)
+    sides, shifts = (window, window), (shift, shift)
+    cells, places = window_index(height, width, sides, order, shifts)
+    positions = torch.arange(height * width).reshape(height, width)
+    first = shift - window if shift else 0
+    expected = []
+    for y in range(first, height, window):
+        for x in range(first, width, window):
+            part = positions[max(y, 0) : y + window, max(x, 0) : x + window]
+            walk = (part.T if order in ("down", "up") else part).flatten()
+            expected.append(walk.flip(0) if order in ("backwards", "up") else walk)
+    for row, walk in zip(cells, expected, strict=True):
+        assert row.tolist() == walk.tolist() + [-1] * (window**2 - len(walk))
+    assert torch.equal(cells.flatten()[places], positions.flatten())
+    assert torch.equal(window_padding(height, width, sides, order, shifts), cells < 0)
 
 
 TOKENS = {"first": (1, 0), "last": (0, 1), "both": (1, 1), "none": (0, 0)}  # text tokens before and after
@@ -141,12 +152,11 @@ def test_a_causal_scan_never_shows_a_later_text_token(stir: Any, text_token: Any
 def test_attention_in_a_window_sees_its_real_cells_and_the_text(stir: Any) -> None:
     grid = (5, 4)
     wmf = stir(fusion(3, mixing="attention")).double()
-    assert wmf.mamba is None
     tokens, sentence = tokens_of(grid)
     z = wmf.scan(tokens, sentence, grid)
     for cells in cells_by_window(grid, 3):
         sequence = wmf.norm(torch.cat([wmf.text(sentence)[:, None], tokens[:, cells]], dim=1))
-        alone = wmf.attention(sequence, sequence, sequence, need_weights=False)[0][:, 1:]
+        alone = wmf.mamba.attention(sequence, sequence, sequence, need_weights=False)[0][:, 1:]
         torch.testing.assert_close(z[:, cells], alone)
 
 

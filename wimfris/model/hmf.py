@@ -1,14 +1,28 @@
-"""HMF, the neck: one map from three stages, fused with the sentence window by window (WMF)."""
+"""HMF, the neck: one map from three stages, fused with the sentence window by window (WMF).
 
+A mixing is a module with `mixing(width, *, heads, state, conv, expand, backend) -> nn.Module`. It returns a block from
+sequences (batch, L, width) and their padding (batch, L) to (batch, L, width). To add one, write its module and add a
+line to `MIXINGS`. A module is imported only for a run that uses it.
+"""
+
+import importlib
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wimfris.model.layers import CoordConv, conv_norm_relu
-from wimfris.model.mamba import Mamba
 from wimfris.model.scan import scan_windows
-from wimfris.model.windows import window_padding, window_partition, window_sequences, window_unpartition
+
+MIXINGS = {
+    "ssm": "wimfris.model.mamba",
+    "attention": "wimfris.model.window_attention",
+}
+
+
+def load_mixing(name: str) -> Any:
+    """Import the module of a mixing."""
+    return importlib.import_module(MIXINGS[name])
 
 
 class Gate(nn.Module):
@@ -44,7 +58,7 @@ class WindowMambaFusion(nn.Module):
     window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
     text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
-    mixing: the Mamba block (`ssm`), multi-head attention among the tokens of a window, or nothing (z = norm(F)).
+    mixing: the block, one of `MIXINGS`, or `none` (z = norm(F)).
     """
 
     def __init__(
@@ -61,24 +75,27 @@ class WindowMambaFusion(nn.Module):
         expand: int,
         text_token: Literal["first", "last", "both", "none"] = "first",
         direction: Literal["raster", "bidirectional"] = "raster",
-        mixing: Literal["ssm", "attention", "none"] = "ssm",
+        mixing: str = "ssm",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         self.window, self.text_token = window, text_token
         self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.mamba = self.backwards = self.attention = None
-        if mixing == "ssm":
-            self.mamba = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
-        elif mixing == "attention":
-            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+        def block() -> Any:
+            return load_mixing(mixing).mixing(
+                width, heads=heads, state=state, conv=conv, expand=expand, backend=backend
+            )
+
+        # `mamba` is the first block of every mixing: the shipped weights have its name
+        self.mamba = None if mixing == "none" else block()
         self.gate = Gate(gate, width, text_width, heads)
         self.coordinates = CoordConv(width)
-        if mixing == "ssm" and direction == "bidirectional":  # last, so that the others start as they do without it
-            self.backwards = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
+        # last, so that the others start as they do without it
+        self.backwards = block() if mixing != "none" and direction == "bidirectional" else None
 
-    def scan(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int]) -> Tensor:
+    def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
 
         Nothing crosses a window's border. Raises ValueError where the window is larger than the grid.
@@ -86,37 +103,16 @@ class WindowMambaFusion(nn.Module):
         window = (self.window, self.window) if self.window else grid
         if window[0] > grid[0] or window[1] > grid[1]:
             raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
-        text = None if self.text is None else self.text(sentence)
-        if self.mamba is not None:
-            return scan_windows(
-                tokens,
-                text,
-                grid,
-                window,
-                block=self.mamba,
-                backwards=self.backwards,
-                norm=self.norm,
-                text_token=self.text_token,
+        tokens = self.norm(tokens)
+        if self.mamba is None:
+            return tokens
+        prefix = None if self.text is None else self.norm(self.text(text))[:, None]
+        z = scan_windows(tokens, prefix, grid, window, block=self.mamba, text_token=self.text_token)
+        if self.backwards is not None:
+            z = z + scan_windows(
+                tokens, prefix, grid, window, block=self.backwards, text_token=self.text_token, order="backwards"
             )
-        windows = window_partition(tokens, *grid, window)
-        if self.attention is None:
-            mixed = self.norm(windows)
-        else:
-            mixed = self._attend(self.attention, windows, text, window_padding(*grid, window).to(tokens.device))
-        return window_unpartition(mixed, *grid, window)
-
-    def _attend(
-        self, attention: nn.MultiheadAttention, windows: Tensor, text: Tensor | None, padding: Tensor
-    ) -> Tensor:
-        """Self-attention within windows (B * n_win, M, C); text (B, C), padding (n_win, M)."""
-        images = len(windows) // len(padding)
-        if text is not None:
-            text = text.repeat_interleave(len(padding), dim=0)[:, None]
-        sequences, visual = window_sequences(windows, text, self.text_token)
-        masked = torch.zeros(sequences.shape[:2], dtype=torch.bool, device=sequences.device)
-        masked[:, visual] = padding.repeat(images, 1)
-        sequences = self.norm(sequences)
-        return attention(sequences, sequences, sequences, key_padding_mask=masked, need_weights=False)[0][:, visual]
+        return z
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
