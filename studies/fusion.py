@@ -23,6 +23,7 @@ STUDY = Study(
         Row("both ends", "text_both", block="text token"),
         Row("none", "text_none", block="text token"),
         Row("bidirectional", "bidirectional", block="scan"),
+        Row("two, the second shifted", "passes_2", block="passes"),
         Row("attention", "mixing_attention", block="mixing in a window"),
         Row("none", "mixing_none", block="mixing in a window"),
     ),

@@ -141,6 +141,41 @@ def test_text_tokens_and_directions_on_an_uneven_grid(stir: Any, text_token: Any
         torch.testing.assert_close(z[:, cells], expected)
 
 
+@pytest.mark.parametrize(("grid", "window"), [((8, 8), 4), ((5, 7), 3)])
+def test_a_second_pass_joins_what_the_first_keeps_apart(stir: Any, grid: tuple[int, int], window: int) -> None:
+    """No pass crosses its own borders; both together cross the borders of either, and stay within both windows."""
+    wmf = stir(fusion(window, passes=2)).double()
+    tokens, sentence = tokens_of(grid, batch=1)
+    once = wmf._pass(wmf.norm(tokens), wmf.text(sentence)[:, None], grid, (window, window), (window // 2,) * 2)
+    both = wmf.scan(tokens, sentence, grid)
+    row, column = (torch.arange(grid[0] * grid[1]) // grid[1], torch.arange(grid[0] * grid[1]) % grid[1])
+    plain = row // window * 100 + column // window
+    moved = (row - window // 2) // window * 100 + (column - window // 2) // window
+    for cell in range(0, grid[0] * grid[1], 3):
+        seen = [
+            torch.autograd.grad(z[0, cell].sum(), tokens, retain_graph=True)[0][0].any(dim=-1) for z in (once, both)
+        ]
+        within = moved == moved[cell]
+        assert not seen[0][~within].any()
+        reachable = torch.isin(plain, plain[within]) | within
+        assert not seen[1][~reachable].any()
+    last = int((moved == moved[window * grid[1] + window]).nonzero().max())
+    seen = torch.autograd.grad(both[0, last].sum(), tokens)[0][0].any(dim=-1)
+    assert set(plain[seen].tolist()) > {int(plain[last])}, "a token sees several windows of the first pass"
+
+
+def test_a_second_pass_that_does_not_move_is_the_first_pass_again(stir: Any) -> None:
+    """On F + z; windows of one token and of the whole grid do not move."""
+    grid = (4, 6)
+    tokens, sentence = tokens_of(grid)
+    for window in (1, None):
+        two = stir(fusion(window, passes=2)).double()
+        one = fusion(window).double()
+        one.load_state_dict(two.state_dict())
+        first = one.scan(tokens, sentence, grid)
+        torch.testing.assert_close(two.scan(tokens, sentence, grid), first + one.scan(tokens + first, sentence, grid))
+
+
 @pytest.mark.parametrize("text_token", ["last", "none"])
 def test_a_causal_scan_never_shows_a_later_text_token(stir: Any, text_token: Any) -> None:
     wmf = stir(fusion(2, text_token=text_token)).double()

@@ -58,6 +58,8 @@ class WindowMambaFusion(nn.Module):
     window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
     text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
+    passes: a second pass runs the same blocks over F + z, in windows whose borders are moved by half a window, and its
+    output is added to z. It needs no parameters. A window as large as the grid does not move.
     mixing: the block, one of `MIXINGS`, or `none` (z = norm(F)).
     """
 
@@ -75,11 +77,12 @@ class WindowMambaFusion(nn.Module):
         expand: int,
         text_token: Literal["first", "last", "both", "none"] = "first",
         direction: Literal["raster", "bidirectional"] = "raster",
+        passes: int = 1,
         mixing: str = "ssm",
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.window, self.text_token = window, text_token
+        self.window, self.text_token, self.passes = window, text_token, passes
         self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
 
@@ -98,21 +101,37 @@ class WindowMambaFusion(nn.Module):
     def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
 
-        Nothing crosses a window's border. Raises ValueError where the window is larger than the grid.
+        Nothing crosses a window's border within a pass. Raises ValueError where the window is larger than the grid.
         """
         window = (self.window, self.window) if self.window else grid
         if window[0] > grid[0] or window[1] > grid[1]:
             raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
-        tokens = self.norm(tokens)
         if self.mamba is None:
-            return tokens
+            return self.norm(tokens)
         prefix = None if self.text is None else self.norm(self.text(text))[:, None]
-        z = scan_windows(tokens, prefix, grid, window, block=self.mamba, text_token=self.text_token)
-        if self.backwards is not None:
-            z = z + scan_windows(
-                tokens, prefix, grid, window, block=self.backwards, text_token=self.text_token, order="backwards"
-            )
+        z = self._pass(self.norm(tokens), prefix, grid, window, (0, 0))
+        if self.passes == 2:
+            half = tuple(w // 2 if w < side else 0 for w, side in zip(window, grid, strict=True))
+            z = z + self._pass(self.norm(tokens + z), prefix, grid, window, (half[0], half[1]))
         return z
+
+    def _pass(
+        self,
+        tokens: Tensor,
+        text: Tensor | None,
+        grid: tuple[int, int],
+        window: tuple[int, int],
+        shift: tuple[int, int],
+    ) -> Tensor:
+        """Add the blocks' outputs: tokens (B, H * W, C) and text (B, P, C), both normed -> (B, H * W, C)."""
+
+        def run(block: Any, order: str) -> Tensor:
+            return scan_windows(
+                tokens, text, grid, window, block=block, text_token=self.text_token, order=order, shift=shift
+            )
+
+        z = run(self.mamba, "raster")
+        return z if self.backwards is None else z + run(self.backwards, "backwards")
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
@@ -149,6 +168,7 @@ def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
             window=None if hmf.window == "grid" else hmf.window,
             text_token=hmf.text_token,
             direction=hmf.direction,
+            passes=hmf.passes,
             mixing=hmf.mixing,
             gate=hmf.gate,
             norm=hmf.norm,

@@ -175,6 +175,7 @@ class Hmf(Section):
     window: Literal["grid"] | PositiveInt  # grid: no windows, one sequence over the whole map
     text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
     direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
+    passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
     mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
     gate: Literal["attention", "text", "none"]
     heads: Number
