@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from wimfris.model.hmf import Gate, Neck, WindowMambaFusion
 from wimfris.model.layers import CoordConv
+from wimfris.model.scan import scan_windows
 from wimfris.model.windows import (
     ORDERS,
     window_index,
@@ -20,7 +21,7 @@ from wimfris.model.windows import (
 WIDTH, TEXT = 8, 6
 
 
-def fusion(window: int | None, gate: Any = "attention", norm: bool = True, **options: Any) -> WindowMambaFusion:
+def fusion(window: Any, gate: Any = "attention", norm: bool = True, **options: Any) -> WindowMambaFusion:
     sizes = {"heads": 2, "state": 3, "conv": 4, "expand": 2}
     return WindowMambaFusion(WIDTH, TEXT, window=window, gate=gate, norm=norm, **sizes, **options)
 
@@ -146,7 +147,7 @@ def test_a_second_pass_joins_what_the_first_keeps_apart(stir: Any, grid: tuple[i
     """No pass crosses its own borders; both together cross the borders of either, and stay within both windows."""
     wmf = stir(fusion(window, passes=2)).double()
     tokens, sentence = tokens_of(grid, batch=1)
-    once = wmf._pass(wmf.norm(tokens), wmf.text(sentence)[:, None], grid, (window, window), (window // 2,) * 2)
+    once = wmf._pass(wmf.norm(tokens), wmf.text(sentence)[:, None], grid, moved=True)
     both = wmf.scan(tokens, sentence, grid)
     row, column = (torch.arange(grid[0] * grid[1]) // grid[1], torch.arange(grid[0] * grid[1]) % grid[1])
     plain = row // window * 100 + column // window
@@ -174,6 +175,40 @@ def test_a_second_pass_that_does_not_move_is_the_first_pass_again(stir: Any) -> 
         one.load_state_dict(two.state_dict())
         first = one.scan(tokens, sentence, grid)
         torch.testing.assert_close(two.scan(tokens, sentence, grid), first + one.scan(tokens + first, sentence, grid))
+
+
+def test_each_group_of_channels_has_its_window(stir: Any) -> None:
+    """Four groups of two channels, before the norm mixes them: an output depends on its group in its window alone."""
+    grid = (8, 8)
+    wmf = stir(fusion([2, 4, 8, None], norm=False)).double()
+    tokens, sentence = tokens_of(grid, batch=1)
+    z = wmf.scan(tokens, sentence, grid)
+    cell = 63  # the last in the raster order of every window
+    for group, window in enumerate((2, 4, 8, 8)):
+        channels = slice(2 * group, 2 * group + 2)
+        (grad,) = torch.autograd.grad(z[0, cell, channels].sum(), tokens, retain_graph=True)
+        seen = torch.zeros(8, 8, dtype=torch.bool)
+        seen[8 - window :, 8 - window :] = True
+        assert torch.equal(grad[0, :, channels].any(dim=-1), seen.flatten())
+        assert grad[0].any(dim=0).sum() == 2, "no other channel"
+
+
+def test_several_windows_are_plain_fusions_side_by_side(stir: Any) -> None:
+    """Two groups equal two blocks of half the width, each with its half of the text; one group is the plain one."""
+    grid = (4, 6)
+    tokens, sentence = tokens_of(grid)
+    wmf = stir(fusion([2, None])).double()
+    text = wmf.norm(wmf.text(sentence))[:, None].chunk(2, dim=-1)
+    parts = [
+        scan_windows(part, own, grid, window, block=block)
+        for part, own, window, block in zip(
+            wmf.norm(tokens).chunk(2, dim=-1), text, ((2, 2), grid), wmf.mamba, strict=True
+        )
+    ]
+    torch.testing.assert_close(wmf.scan(tokens, sentence, grid), torch.cat(parts, dim=-1))
+    one, plain = stir(fusion([2])).double(), fusion(2).double()
+    plain.load_state_dict(one.state_dict())
+    assert torch.equal(one.scan(tokens, sentence, grid), plain.scan(tokens, sentence, grid))
 
 
 @pytest.mark.parametrize("text_token", ["last", "none"])

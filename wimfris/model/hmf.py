@@ -6,6 +6,7 @@ line to `MIXINGS`. A module is imported only for a run that uses it.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,8 @@ class WindowMambaFusion(nn.Module):
     x_j = [t, F_window_j], t = project(sentence);  z = the scan's output at the visual tokens;  G = F + z * gate(z);
     out = G + CoordConv(G).
 
-    window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
+    window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window"). Several windows
+    share the channels evenly, and each has blocks of its own for its group of channels.
     text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
     passes: a second pass runs the same blocks over F + z, in windows whose borders are moved by half a window, and its
@@ -68,7 +70,7 @@ class WindowMambaFusion(nn.Module):
         width: int,
         text_width: int,
         *,
-        window: int | None,
+        window: int | Sequence[int | None] | None,
         gate: Literal["attention", "text", "none"],
         norm: bool,
         heads: int,
@@ -82,14 +84,17 @@ class WindowMambaFusion(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.window, self.text_token, self.passes = window, text_token, passes
+        self.windows = (window,) if window is None or isinstance(window, int) else tuple(window)
+        self.text_token, self.passes = text_token, passes
         self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
 
         def block() -> Any:
-            return load_mixing(mixing).mixing(
-                width, heads=heads, state=state, conv=conv, expand=expand, backend=backend
-            )
+            """Return a block, or one for each window."""
+            sizes: dict[str, Any] = {"heads": heads, "state": state, "conv": conv, "expand": expand}
+            groups = len(self.windows)
+            parts = [load_mixing(mixing).mixing(width // groups, **sizes, backend=backend) for _ in self.windows]
+            return parts[0] if groups == 1 else nn.ModuleList(parts)
 
         # `mamba` is the first block of every mixing: the shipped weights have its name
         self.mamba = None if mixing == "none" else block()
@@ -101,37 +106,53 @@ class WindowMambaFusion(nn.Module):
     def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
 
-        Nothing crosses a window's border within a pass. Raises ValueError where the window is larger than the grid.
+        Nothing crosses a window's border within a pass. Raises ValueError where a window is larger than the grid.
         """
-        window = (self.window, self.window) if self.window else grid
-        if window[0] > grid[0] or window[1] > grid[1]:
-            raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
+        for window in self.windows:
+            if window is not None and window > min(grid):
+                raise ValueError(f"window {window} is larger than the grid {grid[0]} x {grid[1]}")
         if self.mamba is None:
             return self.norm(tokens)
         prefix = None if self.text is None else self.norm(self.text(text))[:, None]
-        z = self._pass(self.norm(tokens), prefix, grid, window, (0, 0))
+        z = self._pass(self.norm(tokens), prefix, grid, moved=False)
         if self.passes == 2:
-            half = tuple(w // 2 if w < side else 0 for w, side in zip(window, grid, strict=True))
-            z = z + self._pass(self.norm(tokens + z), prefix, grid, window, (half[0], half[1]))
+            z = z + self._pass(self.norm(tokens + z), prefix, grid, moved=True)
         return z
 
-    def _pass(
-        self,
-        tokens: Tensor,
-        text: Tensor | None,
-        grid: tuple[int, int],
-        window: tuple[int, int],
-        shift: tuple[int, int],
+    def _pass(self, tokens: Tensor, text: Tensor | None, grid: tuple[int, int], *, moved: bool) -> Tensor:
+        """Scan each group of channels in its windows: tokens (B, H * W, C), text (B, P, C), normed -> (B, H * W, C).
+
+        moved: whether the borders of windows are moved by half a window.
+        """
+        groups = len(self.windows)
+        parts = tokens.chunk(groups, dim=-1)
+        texts = [None] * groups if text is None else text.chunk(groups, dim=-1)
+        mixed = [self._scan_group(k, parts[k], texts[k], grid, moved) for k in range(groups)]
+        return mixed[0] if groups == 1 else torch.cat(mixed, dim=-1)
+
+    def _scan_group(
+        self, group: int, tokens: Tensor, text: Tensor | None, grid: tuple[int, int], moved: bool
     ) -> Tensor:
-        """Add the blocks' outputs: tokens (B, H * W, C) and text (B, P, C), both normed -> (B, H * W, C)."""
-
-        def run(block: Any, order: str) -> Tensor:
-            return scan_windows(
-                tokens, text, grid, window, block=block, text_token=self.text_token, order=order, shift=shift
-            )
-
-        z = run(self.mamba, "raster")
-        return z if self.backwards is None else z + run(self.backwards, "backwards")
+        """Add the outputs of a group's blocks."""
+        side = self.windows[group]
+        window = grid if side is None else (side, side)
+        rows, columns = (w // 2 if moved and w < cells else 0 for w, cells in zip(window, grid, strict=True))
+        mixed: Tensor | None = None
+        for order, blocks in (("raster", self.mamba), ("backwards", self.backwards)):
+            if blocks is not None:
+                z = scan_windows(
+                    tokens,
+                    text,
+                    grid,
+                    window,
+                    block=blocks if len(self.windows) == 1 else blocks[group],
+                    text_token=self.text_token,
+                    order=order,
+                    shift=(rows, columns),
+                )
+                mixed = z if mixed is None else mixed + z
+        assert mixed is not None
+        return mixed
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
@@ -165,7 +186,7 @@ def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
         fusion = WindowMambaFusion(
             hmf.width,
             text_width,
-            window=None if hmf.window == "grid" else hmf.window,
+            window=[None if window == "grid" else window for window in hmf.windows],
             text_token=hmf.text_token,
             direction=hmf.direction,
             passes=hmf.passes,

@@ -170,9 +170,12 @@ class Msa(Section):
     emphasis_initial: Annotated[float, Field(gt=0, lt=1)]
 
 
+Window = Literal["grid"] | PositiveInt  # side in cells; grid: no windows, one sequence over the whole map
+
+
 class Hmf(Section):
     width: Size
-    window: Literal["grid"] | PositiveInt  # grid: no windows, one sequence over the whole map
+    window: Window | Annotated[tuple[Window, ...], Field(min_length=2)]  # several: each for a group of channels
     text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
     direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
     passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
@@ -183,6 +186,11 @@ class Hmf(Section):
     state: Size
     conv: Number
     expand: Number
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Return the window of each group of channels."""
+        return self.window if isinstance(self.window, tuple) else (self.window,)
 
 
 class Decoder(Section):
@@ -331,12 +339,13 @@ class Settings(Section):
 
     @property
     def scan_window(self) -> int | None:
-        """Return the side of the scan's windows in patches, or None without windows."""
-        return None if self.model.neck != "hmf" or self.model.hmf.window == "grid" else self.model.hmf.window
+        """Return the side of the scan's windows in patches; None without windows, or where there are several."""
+        window = self.model.hmf.window
+        return window if self.model.neck == "hmf" and isinstance(window, int) else None
 
     @property
     def align_window(self) -> int:
-        """Return the side of the alignment loss's windows in patches. It is 4 if the scan to follow has no windows."""
+        """Return the side of the alignment loss's windows in patches. It is 4 if the scan has none, or several."""
         return (self.scan_window or 4) if self.loss.align_window == "scan" else self.loss.align_window
 
     @property
@@ -369,7 +378,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_windows(self) -> "Settings":
         allowed = f"at most the grid size ({self.grid})"
-        require((self.scan_window or 1) <= self.grid, "model.hmf.window", allowed, self.scan_window)
+        sides = [window for window in self.model.hmf.windows if isinstance(window, int)]
+        largest = max(sides, default=1) if self.model.neck == "hmf" else 1
+        require(largest <= self.grid, "model.hmf.window", allowed, largest)
         require(self.align_window <= self.grid, "loss.align_window", allowed, self.align_window)
         return self
 
@@ -384,6 +395,7 @@ class Settings(Section):
             ("model.hmf.width", model.hmf.width, model.hmf.heads, "model.hmf.heads"),
             ("model.hmf.width", model.hmf.width, model.decoder.heads, "model.decoder.heads"),
             ("model.hmf.width", model.hmf.width, 4, "two-dimensional sinusoidal positions"),
+            ("model.hmf.width", model.hmf.width, len(model.hmf.windows), "groups of channels in model.hmf.window"),
         ]
         if model.rivals is not None:
             detris, etris, key = model.rivals.detris, model.rivals.etris, f"rivals.{self.scale}"
