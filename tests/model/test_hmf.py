@@ -177,6 +177,32 @@ def test_a_second_pass_that_does_not_move_is_the_first_pass_again(stir: Any) -> 
         torch.testing.assert_close(two.scan(tokens, sentence, grid), first + one.scan(tokens + first, sentence, grid))
 
 
+def test_four_directions_are_the_scans_of_the_turned_window(stir: Any) -> None:
+    """By columns: the scan of the transposed map. Without the other three, it is the raster scan."""
+    grid = (5, 4)
+    wmf = stir(fusion(3, direction="cross")).double()
+    tokens, sentence = tokens_of(grid)
+    turned = tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+    normed, text = wmf.norm(tokens), wmf.norm(wmf.text(sentence))[:, None]
+
+    def one(block: Any, order: str) -> Tensor:
+        return scan_windows(normed, text, grid, (3, 3), block=block, order=order)
+
+    by_columns = scan_windows(wmf.norm(turned), text, (4, 5), (3, 3), block=wmf.down)
+    torch.testing.assert_close(one(wmf.down, "down"), by_columns.unflatten(1, (4, 5)).transpose(1, 2).flatten(1, 2))
+    parts = [one(wmf.mamba, "raster"), one(wmf.backwards, "backwards"), one(wmf.down, "down"), one(wmf.up, "up")]
+    z = wmf.scan(tokens, sentence, grid)
+    torch.testing.assert_close(z, sum(parts))
+    for cells in cells_by_window(grid, 3):
+        (grad,) = torch.autograd.grad(z[0, cells[0]].sum(), tokens, retain_graph=True)
+        assert torch.equal(grad[0].any(dim=-1).nonzero()[:, 0], cells), "the first token sees the whole window"
+    plain = fusion(3).double()
+    plain.load_state_dict(
+        {k: v for k, v in wmf.state_dict().items() if k.split(".")[0] not in ("backwards", "down", "up")}
+    )
+    torch.testing.assert_close(plain.scan(tokens, sentence, grid), parts[0])
+
+
 def test_each_group_of_channels_has_its_window(stir: Any) -> None:
     """Four groups of two channels, before the norm mixes them: an output depends on its group in its window alone."""
     grid = (8, 8)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wimfris.model.layers import CoordConv, conv_norm_relu
 from wimfris.model.scan import scan_windows
+from wimfris.model.windows import ORDERS
 
 MIXINGS = {
     "ssm": "wimfris.model.mamba",
@@ -60,6 +61,7 @@ class WindowMambaFusion(nn.Module):
     share the channels evenly, and each has blocks of its own for its group of channels.
     text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
+    `cross` adds two more: by columns, and by columns in reverse.
     passes: a second pass runs the same blocks over F + z, in windows whose borders are moved by half a window, and its
     output is added to z. It needs no parameters. A window as large as the grid does not move.
     mixing: the block, one of `MIXINGS`, or `none` (z = norm(F)).
@@ -78,7 +80,7 @@ class WindowMambaFusion(nn.Module):
         conv: int,
         expand: int,
         text_token: Literal["first", "last", "both", "none"] = "first",
-        direction: Literal["raster", "bidirectional"] = "raster",
+        direction: Literal["raster", "bidirectional", "cross"] = "raster",
         passes: int = 1,
         mixing: str = "ssm",
         backend: str = "auto",
@@ -101,7 +103,10 @@ class WindowMambaFusion(nn.Module):
         self.gate = Gate(gate, width, text_width, heads)
         self.coordinates = CoordConv(width)
         # last, so that the others start as they do without it
-        self.backwards = block() if mixing != "none" and direction == "bidirectional" else None
+        both, four = mixing != "none" and direction != "raster", mixing != "none" and direction == "cross"
+        self.backwards = block() if both else None
+        self.down = block() if four else None
+        self.up = block() if four else None
 
     def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
@@ -138,7 +143,7 @@ class WindowMambaFusion(nn.Module):
         window = grid if side is None else (side, side)
         rows, columns = (w // 2 if moved and w < cells else 0 for w, cells in zip(window, grid, strict=True))
         mixed: Tensor | None = None
-        for order, blocks in (("raster", self.mamba), ("backwards", self.backwards)):
+        for order, blocks in zip(ORDERS, (self.mamba, self.backwards, self.down, self.up), strict=True):
             if blocks is not None:
                 z = scan_windows(
                     tokens,

@@ -177,7 +177,7 @@ class Hmf(Section):
     width: Size
     window: Window | Annotated[tuple[Window, ...], Field(min_length=2)]  # several: each for a group of channels
     text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
-    direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
+    direction: Literal["raster", "bidirectional", "cross"]  # also a backward scan; also both by columns
     passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
     mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
     gate: Literal["attention", "text", "none"]
