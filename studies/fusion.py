@@ -23,6 +23,7 @@ STUDY = Study(
         Row("both ends", "text_both", block="text token"),
         Row("none", "text_none", block="text token"),
         Row("bidirectional", "bidirectional", block="scan"),
+        Row("all words", "text_words", block="text token"),
         Row("four directions", "cross", block="scan"),
         Row("two, the second shifted", "passes_2", block="passes"),
         Row("2, 4, 8 and grid, by groups of channels", "windows_2_4_8_grid", block="windows"),

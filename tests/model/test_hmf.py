@@ -147,7 +147,7 @@ def test_a_second_pass_joins_what_the_first_keeps_apart(stir: Any, grid: tuple[i
     """No pass crosses its own borders; both together cross the borders of either, and stay within both windows."""
     wmf = stir(fusion(window, passes=2)).double()
     tokens, sentence = tokens_of(grid, batch=1)
-    once = wmf._pass(wmf.norm(tokens), wmf.text(sentence)[:, None], grid, moved=True)
+    once = wmf._pass(wmf.norm(tokens), wmf.text(sentence)[:, None], None, grid, moved=True)
     both = wmf.scan(tokens, sentence, grid)
     row, column = (torch.arange(grid[0] * grid[1]) // grid[1], torch.arange(grid[0] * grid[1]) % grid[1])
     plain = row // window * 100 + column // window
@@ -175,6 +175,53 @@ def test_a_second_pass_that_does_not_move_is_the_first_pass_again(stir: Any) -> 
         one.load_state_dict(two.state_dict())
         first = one.scan(tokens, sentence, grid)
         torch.testing.assert_close(two.scan(tokens, sentence, grid), first + one.scan(tokens + first, sentence, grid))
+
+
+@pytest.mark.parametrize("mixing", ["ssm", "attention"])
+def test_words_stand_in_front_of_each_window_and_padded_ones_change_nothing(stir: Any, mixing: str) -> None:
+    grid = (5, 4)
+    wmf = stir(fusion(3, text_token="words", mixing=mixing)).double()
+    tokens, _ = tokens_of(grid)
+    words = torch.randn(2, 4, TEXT, dtype=torch.float64, requires_grad=True)
+    padding = torch.tensor([[False, False, True, True], [False] * 4])
+    z = wmf.scan(tokens, words, grid, padding)
+    for image, length in enumerate((2, 4)):
+        for cells in cells_by_window(grid, 3):
+            sequence = torch.cat([wmf.text(words[image, :length]), tokens[image, cells]])
+            alone = wmf.mamba(wmf.norm(sequence)[None])[0, length:]
+            torch.testing.assert_close(z[image, cells], alone)
+    (grad,) = torch.autograd.grad(z.sum(), words)
+    assert torch.equal(grad.any(dim=-1), ~padding)
+    longer = torch.cat([words, torch.randn(2, 3, TEXT, dtype=torch.float64)], dim=1)
+    more = torch.cat([padding, torch.ones(2, 3, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(wmf.scan(tokens, longer, grid, more), z)
+
+
+def test_one_word_in_front_is_the_text_token_first(stir: Any) -> None:
+    grid = (4, 6)
+    wmf, plain = stir(fusion(2, text_token="words", passes=2)).double(), fusion(2, passes=2).double()
+    plain.load_state_dict(wmf.state_dict())
+    tokens, sentence = tokens_of(grid)
+    one = torch.zeros(2, 1, dtype=torch.bool)
+    torch.testing.assert_close(wmf.scan(tokens, sentence[:, None], grid, one), plain.scan(tokens, sentence, grid))
+
+
+@pytest.mark.parametrize("text_token", ["first", "both"])
+@pytest.mark.parametrize("direction", ["bidirectional", "cross"])
+def test_every_scan_begins_at_the_text(stir: Any, text_token: Any, direction: Any) -> None:
+    """So a causal scan both ways has the text at both ends of the window, with `first` as with `both`."""
+    grid = (4, 4)
+    wmf = stir(fusion(4, text_token=text_token, direction=direction)).double()
+    first = fusion(4, text_token="first", direction=direction).double()
+    first.load_state_dict(wmf.state_dict())
+    tokens, sentence = tokens_of(grid)
+    z = wmf.scan(tokens, sentence, grid)
+    torch.testing.assert_close(z, first.scan(tokens, sentence, grid))
+    text = wmf.norm(wmf.text(sentence))[:, None]
+    back = scan_windows(wmf.norm(tokens), text, grid, grid, block=wmf.backwards, order="backwards")
+    for cell in (0, 15):
+        (grad,) = torch.autograd.grad(back[0, cell].sum(), sentence, retain_graph=True)
+        assert grad[0].any(), "the backward scan sees the text, at the far end as at the near one"
 
 
 def test_four_directions_are_the_scans_of_the_turned_window(stir: Any) -> None:

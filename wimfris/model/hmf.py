@@ -59,7 +59,8 @@ class WindowMambaFusion(nn.Module):
 
     window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window"). Several windows
     share the channels evenly, and each has blocks of its own for its group of channels.
-    text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
+    text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them. `words`:
+    all projected words stand in front instead of t; those that are padding change nothing.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
     `cross` adds two more: by columns, and by columns in reverse.
     passes: a second pass runs the same blocks over F + z, in windows whose borders are moved by half a window, and its
@@ -79,7 +80,7 @@ class WindowMambaFusion(nn.Module):
         state: int,
         conv: int,
         expand: int,
-        text_token: Literal["first", "last", "both", "none"] = "first",
+        text_token: Literal["first", "last", "both", "none", "words"] = "first",
         direction: Literal["raster", "bidirectional", "cross"] = "raster",
         passes: int = 1,
         mixing: str = "ssm",
@@ -108,9 +109,10 @@ class WindowMambaFusion(nn.Module):
         self.down = block() if four else None
         self.up = block() if four else None
 
-    def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
+    def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int], padding: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each window: tokens (B, H * W, C) -> z (B, H * W, C).
 
+        text: the sentence (B, T); for `words`, the words (B, L, T), with padding (B, L), True at padding.
         Nothing crosses a window's border within a pass. Raises ValueError where a window is larger than the grid.
         """
         for window in self.windows:
@@ -118,13 +120,15 @@ class WindowMambaFusion(nn.Module):
                 raise ValueError(f"window {window} is larger than the grid {grid[0]} x {grid[1]}")
         if self.mamba is None:
             return self.norm(tokens)
-        prefix = None if self.text is None else self.norm(self.text(text))[:, None]
-        z = self._pass(self.norm(tokens), prefix, grid, moved=False)
+        prefix = None if self.text is None else self.norm(self.text(text if text.dim() == 3 else text[:, None]))
+        z = self._pass(self.norm(tokens), prefix, padding, grid, moved=False)
         if self.passes == 2:
-            z = z + self._pass(self.norm(tokens + z), prefix, grid, moved=True)
+            z = z + self._pass(self.norm(tokens + z), prefix, padding, grid, moved=True)
         return z
 
-    def _pass(self, tokens: Tensor, text: Tensor | None, grid: tuple[int, int], *, moved: bool) -> Tensor:
+    def _pass(
+        self, tokens: Tensor, text: Tensor | None, padding: Tensor | None, grid: tuple[int, int], *, moved: bool
+    ) -> Tensor:
         """Scan each group of channels in its windows: tokens (B, H * W, C), text (B, P, C), normed -> (B, H * W, C).
 
         moved: whether the borders of windows are moved by half a window.
@@ -132,11 +136,17 @@ class WindowMambaFusion(nn.Module):
         groups = len(self.windows)
         parts = tokens.chunk(groups, dim=-1)
         texts = [None] * groups if text is None else text.chunk(groups, dim=-1)
-        mixed = [self._scan_group(k, parts[k], texts[k], grid, moved) for k in range(groups)]
+        mixed = [self._scan_group(k, parts[k], texts[k], padding, grid, moved) for k in range(groups)]
         return mixed[0] if groups == 1 else torch.cat(mixed, dim=-1)
 
     def _scan_group(
-        self, group: int, tokens: Tensor, text: Tensor | None, grid: tuple[int, int], moved: bool
+        self,
+        group: int,
+        tokens: Tensor,
+        text: Tensor | None,
+        padding: Tensor | None,
+        grid: tuple[int, int],
+        moved: bool,
     ) -> Tensor:
         """Add the outputs of a group's blocks."""
         side = self.windows[group]
@@ -152,6 +162,7 @@ class WindowMambaFusion(nn.Module):
                     window,
                     block=blocks if len(self.windows) == 1 else blocks[group],
                     text_token=self.text_token,
+                    absent=padding,
                     order=order,
                     shift=(rows, columns),
                 )
@@ -162,7 +173,8 @@ class WindowMambaFusion(nn.Module):
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
         grid = (fused.shape[2], fused.shape[3])
-        z = self.scan(fused.flatten(2).transpose(1, 2), sentence, grid)
+        text = words if self.text_token == "words" else sentence
+        z = self.scan(fused.flatten(2).transpose(1, 2), text, grid, padding)
         gated = fused + self.gate(z, words, sentence, padding).transpose(1, 2).unflatten(2, grid)
         return gated + self.coordinates(gated)
 

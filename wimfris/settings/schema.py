@@ -176,7 +176,8 @@ Window = Literal["grid"] | PositiveInt  # side in cells; grid: no windows, one s
 class Hmf(Section):
     width: Size
     window: Window | Annotated[tuple[Window, ...], Field(min_length=2)]  # several: each for a group of channels
-    text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
+    # position of the sentence in a window's sequence; words: all words in front, instead of the sentence
+    text_token: Literal["first", "last", "both", "none", "words"]
     direction: Literal["raster", "bidirectional", "cross"]  # also a backward scan; also both by columns
     passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
     mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
