@@ -27,6 +27,7 @@ STUDY = Study(
         Row("four directions", "cross", block="scan"),
         Row("two, the second shifted", "passes_2", block="passes"),
         Row("2, 4, 8 and grid, by groups of channels", "windows_2_4_8_grid", block="windows"),
+        Row("Mamba-2", "mixing_ssd", block="mixing in a window"),
         Row("attention", "mixing_attention", block="mixing in a window"),
         Row("none", "mixing_none", block="mixing in a window"),
     ),

@@ -18,6 +18,7 @@ from wimfris.model.windows import ORDERS
 
 MIXINGS = {
     "ssm": "wimfris.model.mamba",
+    "ssd": "wimfris.model.mamba2",
     "attention": "wimfris.model.window_attention",
 }
 

@@ -180,9 +180,9 @@ class Hmf(Section):
     text_token: Literal["first", "last", "both", "none", "words"]
     direction: Literal["raster", "bidirectional", "cross"]  # also a backward scan; also both by columns
     passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
-    mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
+    mixing: Literal["ssm", "ssd", "attention", "none"]  # how the tokens of a window are mixed; ssd is Mamba-2's scan
     gate: Literal["attention", "text", "none"]
-    heads: Number
+    heads: Number  # of the gate, and of the mixings attention and ssd
     norm: bool
     state: Size
     conv: Number
@@ -398,6 +398,10 @@ class Settings(Section):
             ("model.hmf.width", model.hmf.width, 4, "two-dimensional sinusoidal positions"),
             ("model.hmf.width", model.hmf.width, len(model.hmf.windows), "groups of channels in model.hmf.window"),
         ]
+        if model.neck == "hmf" and model.hmf.mixing in ("attention", "ssd"):
+            inner = model.hmf.width // len(model.hmf.windows) * (model.hmf.expand if model.hmf.mixing == "ssd" else 1)
+            reason = f"model.hmf.heads, with mixing {model.hmf.mixing}"
+            multiples.append(("model.hmf.width", inner, model.hmf.heads, reason))
         if model.rivals is not None:
             detris, etris, key = model.rivals.detris, model.rivals.etris, f"rivals.{self.scale}"
             multiples += [
