@@ -16,7 +16,7 @@ EPSILON = 1e-5  # of the norm; from mamba_ssm
 
 
 class Mamba2(nn.Module):
-    """y = out_proj(RMSNorm(ssd(x', dt, B, C) * SiLU(z))) with z, [x', B, C], dt = in_proj(x), the middle through SiLU(conv1d).
+    """y = out_proj(RMSNorm(ssd(x', dt, B, C) * SiLU(z))), z, u, dt = in_proj(x), and x', B, C = SiLU(conv1d(u)).
 
     width: model width; state: N; conv: kernel of the causal depthwise convolution; expand: inner width over width;
     heads: of the inner width; groups: of heads that share B and C; backend: that of the convolution, see

@@ -203,9 +203,11 @@ class Params(Section):
         for part in (self.scales[self.scale], own, overrides, own_variants.get(name, {})):
             merged = merge(merged, part)
         merged["data"] = self._with_declaration(merged["data"])
-        rival = merged["model"].get("adapters") in RIVALS
-        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
-        merged["model"] = merged["model"] | {"rivals": sizes}
+        family = merged["model"].get("adapters")
+        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {}))
+        if family in RIVALS and family not in sizes:
+            raise self._error(f"rivals.{self.scale}", f"rivals.{self.scale}.{family} is missing and has no default")
+        merged["model"] = merged["model"] | {"rivals": {family: sizes[family]} if family in RIVALS else None}
         merged |= {"scale": self.scale, "variant": name, "group": group}
         in_set = ("datasets", str(self.data.get("name")), "overrides", self.scale)
         sections = [(*in_set, "variants", name), ("variants", name), ("extended", name), in_set]

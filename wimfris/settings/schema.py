@@ -29,7 +29,7 @@ Number = Annotated[int, Field(gt=0, le=2**10)]
 Tokens = Annotated[int, Field(ge=3, le=2**10)]  # of a sentence, with start and end
 SCENES = "scenes"  # the built-in data set, which is drawn and not declared
 MEMORY = 2**43  # bytes: no machine has more
-RIVALS = ("detris", "etris", "lora", "bottleneck")  # adapter families whose sizes are in `rivals`
+RIVALS = ("detris", "etris", "lora", "bottleneck", "pwam")  # adapter families whose sizes are in `rivals`
 BUILT_IN = ("builtin", "builtin-small", "random")  # encoders that know only the words of the built-in data set
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # suffixes of original weight files
 
@@ -233,18 +233,29 @@ class Bottleneck(Section):
     scale: float
 
 
-class Rivals(Section):
-    """Sizes of the rivals' adapters, with about as many trainable parameters as MSA + MTA at the same scale."""
+class Pwam(Section):
+    """LAVT's pixel-word attention in the layers of `msa`."""
 
-    detris: Detris
-    etris: Etris
-    lora: Lora
-    bottleneck: Bottleneck
+    width: Size
+    heads: Number
+
+
+class Rivals(Section):
+    """Sizes of a rival's adapters, with about as many trainable parameters as MSA + MTA at the same scale.
+
+    Only those of the family in use are there: the others have no effect.
+    """
+
+    detris: Detris | None = None
+    etris: Etris | None = None
+    lora: Lora | None = None
+    bottleneck: Bottleneck | None = None
+    pwam: Pwam | None = None
 
 
 class Model(Section):
     scan: Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
-    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "finetune"]
+    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "pwam", "finetune"]
     placement: Literal["spread", "early", "middle", "late"]  # spread: the layers as listed; see `placed`
     mta: Mta
     msa: Msa
@@ -403,11 +414,14 @@ class Settings(Section):
             reason = f"model.hmf.heads, with mixing {model.hmf.mixing}"
             multiples.append(("model.hmf.width", inner, model.hmf.heads, reason))
         if model.rivals is not None:
-            detris, etris, key = model.rivals.detris, model.rivals.etris, f"rivals.{self.scale}"
-            multiples += [
-                (f"{key}.detris.attention_width", detris.attention_width, detris.heads, f"{key}.detris.heads"),
-                (f"{key}.etris.width", etris.width, etris.heads, f"{key}.etris.heads"),
-            ]
+            key = f"rivals.{self.scale}"
+            for name in ("detris", "etris", "pwam"):
+                sizes = getattr(model.rivals, name)
+                if sizes is not None:
+                    width = "attention_width" if name == "detris" else "width"
+                    multiples.append(
+                        (f"{key}.{name}.{width}", getattr(sizes, width), sizes.heads, f"{key}.{name}.heads")
+                    )
         for key, width, divisor, reason in multiples:
             require(width % divisor == 0, key, f"a multiple of {divisor} ({reason})", width)
         return self
