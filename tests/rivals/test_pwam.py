@@ -35,8 +35,8 @@ def test_golden_numbers(golden: Any) -> None:
             expected = arrays[f"grad/{theirs}"]
             grad = x.grad if ours == "x" else pwam.get_parameter(ours).grad
             assert grad is not None
-            # the norms make the gradients of two biases zero but for rounding
-            atol = 1e-4 * max(float(expected.abs().max()), 1e-2 * largest)
+            # the norms and the softmax make the gradients of three biases zero but for rounding
+            atol = 1e-4 * max(float(expected.abs().max()), 0.1 * largest)
             torch.testing.assert_close(grad, expected.reshape_as(grad), rtol=1e-4, atol=atol)
 
 

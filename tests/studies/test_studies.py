@@ -41,7 +41,7 @@ def test_a_study_names_what_exists(name: str) -> None:
     declared, params = study(name), read_params(ROOT / "params.yaml")
     published = read_published(ROOT / "reports/published.csv")
     assert declared.name == name and declared.baseline == "full" and declared.question and declared.paper
-    assert set(declared.variants) <= params.variants.keys() | params.extended.keys()
+    assert set(declared.variants) <= params.variants.keys() | params.beyond.keys()
     for variant in declared.at_grid(params.settings().grid).variants:
         params.settings(variant)
     keys = {key[:3] for key in published}

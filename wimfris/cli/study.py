@@ -72,7 +72,7 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants or name in params.extended]
+    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]

@@ -30,7 +30,7 @@ from wimfris.search.report import evidence_path
 from wimfris.search.sampler import make_sampler
 from wimfris.search.storage import check_journal, check_url, claim, counted, original, recover, retry, storage_errors
 from wimfris.search.trial import FAILED, delete_checkpoints, read_progress
-from wimfris.settings.params import plain
+from wimfris.settings.function import plain
 from wimfris.settings.schema import Settings
 
 FAILURES = 5  # in a row: the cause is probably not the settings

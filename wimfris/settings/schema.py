@@ -418,9 +418,9 @@ class Settings(Section):
             for name in ("detris", "etris", "pwam"):
                 sizes = getattr(model.rivals, name)
                 if sizes is not None:
-                    width = "attention_width" if name == "detris" else "width"
+                    field = "attention_width" if name == "detris" else "width"
                     multiples.append(
-                        (f"{key}.{name}.{width}", getattr(sizes, width), sizes.heads, f"{key}.{name}.heads")
+                        (f"{key}.{name}.{field}", getattr(sizes, field), sizes.heads, f"{key}.{name}.heads")
                     )
         for key, width, divisor, reason in multiples:
             require(width % divisor == 0, key, f"a multiple of {divisor} ({reason})", width)

@@ -24,7 +24,8 @@ def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, de
         inputs = x.to(state)
         delta = F.softplus(delta.to(state) + delta_bias)
         drive, logs = inputs * delta[..., None], delta * A
-        y = _scan(*(part.unflatten(2, (groups, -1)) for part in (drive, logs)), B.to(state), C.to(state)).flatten(2, 3)
+        by_group = (drive.unflatten(2, (groups, -1)), logs.unflatten(2, (groups, -1)))
+        y = _scan(*by_group, B.to(state), C.to(state)).flatten(2, 3)
         return (y + D[:, None] * inputs).to(x.dtype)
 
 
