@@ -20,14 +20,17 @@ from wimfris.inference.predict import Predictor
 from wimfris.measure.text_reach import Reach, directions, fit_rate, text_reach
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.mamba import Mamba
+from wimfris.model.mamba2 import Mamba2
 from wimfris.model.segmenter import Segmenter
 from wimfris.model.windows import window_padding
 from wimfris.results.measured import write_measure
+from wimfris.runs.files import RunFiles
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 
 VARIANTS = ("window_1", "window_2", "full", "no_window")
+BEYOND = ("mixing_ssd",)  # measured where they are trained
 SPLIT = "val"
 IMAGES, SEQUENCES = 64, 128  # images that are read, and at most so many of their windows
 PROBES = 64  # directions of differentiation: all of them up to scale tiny
@@ -37,15 +40,19 @@ BATCH = 32  # images at a time
 def measure_decay(params: Params) -> None:
     """Write reports/measures/<set>-<scale>/decay.csv and decay-curves.csv.
 
-    Raises UserError where a run of `VARIANTS` has no weights.
+    Those of `BEYOND` are left out where a run has no weights. Raises UserError where one of `VARIANTS` has none.
     """
     settings = params.settings()
     index = read_index(settings.folder / "index" / "index.parquet")
     rows, images = index[index["split"] == SPLIT], source_images(settings)
     summaries, curves = [], []
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, *BEYOND):
+        if variant in BEYOND and variant not in params.variants | params.beyond:
+            continue
         settings = params.settings(variant)
         for run in params.runs_of(variant):
+            if variant in BEYOND and not RunFiles(settings.outs / str(run)).weights.is_file():
+                continue
             trained = Predictor.load(settings, str(run)).segmenter
             for scan, segmenter in (("untrained", untrained(settings, run.seed)), ("trained", trained)):
                 x = block_inputs(segmenter, settings, rows, images, IMAGES, SEQUENCES)
@@ -114,7 +121,7 @@ def fusion_of(segmenter: Segmenter) -> WindowMambaFusion:
     Raises ValueError where no Mamba block reads the text token first, or where several windows share the channels.
     """
     fusion = segmenter.neck.fusion if isinstance(segmenter.neck, Neck) else None
-    if fusion is None or not isinstance(fusion.mamba, Mamba) or fusion.text_token != "first":
+    if fusion is None or not isinstance(fusion.mamba, Mamba | Mamba2) or fusion.text_token != "first":
         raise ValueError("the neck has no scan with the text token first, in one window")
     return fusion
 

@@ -25,6 +25,12 @@ SYSTEMS = (
     "window_1",
     "window_2",
     "no_window",
+    "passes_2",
+    "windows_2_4_8_grid",
+    "bidirectional",
+    "cross",
+    "text_words",
+    "mixing_ssd",
     "mixing_attention",
     "no_neck",
     "none",
@@ -36,6 +42,7 @@ SYSTEMS = (
     "etris_adapters_no_neck",
     "lora",
     "bottleneck",
+    "pwam",
     "finetune",
 )
 """The variants that are measured; those that params.yaml does not have are left out."""
