@@ -61,6 +61,7 @@ DRY = {
     "python studies/search.py --space placement --trials 30",
     "python studies/search.py --space all --against parameters",
     "python studies/search.py --space planted --sampler random",
+    "python studies/search.py --space plus --trials 24",
     "python studies/search.py --storage postgresql+psycopg://user@host/name",
 }
 
