@@ -224,6 +224,39 @@ def test_every_scan_begins_at_the_text(stir: Any, text_token: Any, direction: An
         assert grad[0].any(), "the backward scan sees the text, at the far end as at the near one"
 
 
+PAST_THE_PAPER = {
+    "passes": {"passes": 2},
+    "windows": {"window": [2, 4, 8, None]},
+    "cross": {"direction": "cross"},
+    "words": {"text_token": "words"},
+    "ssd": {"mixing": "ssd"},
+    "all": {"window": [3, None], "passes": 2, "direction": "cross", "text_token": "words"},
+    "all, ssd": {"window": [3, None], "passes": 2, "direction": "cross", "text_token": "words", "mixing": "ssd"},
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("name", PAST_THE_PAPER)
+def test_every_backend_computes_every_part(stir: Any, name: str, backend: str) -> None:
+    """z and every gradient are those of the reference in float64; with `auto`, the scans are large enough for numba."""
+    options = {"window": 4, "backend": backend} | PAST_THE_PAPER[name]
+    wmf, grid = stir(fusion(**options)), (8, 8)
+    exact = fusion(**options | {"backend": "reference"}).double()
+    exact.load_state_dict(wmf.state_dict())
+    words = options.get("text_token") == "words"
+    tokens, text = torch.randn(16, 64, WIDTH), torch.randn(16, 5, TEXT) if words else torch.randn(16, TEXT)
+    padding = torch.arange(5) >= torch.randint(1, 6, (16, 1))
+
+    def derive(model: WindowMambaFusion, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (tokens, text)]
+        scanning = [p for key, p in model.named_parameters() if not key.startswith(("gate", "coordinates"))]
+        z = model.scan(*leaves, grid, padding if words else None)
+        return [z, *torch.autograd.grad((z * torch.arange(z.numel()).view_as(z).cos()).sum(), [*leaves, *scanning])]
+
+    for value, other in zip(derive(wmf, torch.float32), derive(exact, torch.float64), strict=True):
+        torch.testing.assert_close(value.double(), other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
+
+
 def test_four_directions_are_the_scans_of_the_turned_window(stir: Any) -> None:
     """By columns: the scan of the transposed map. Without the other three, it is the raster scan."""
     grid = (5, 4)
@@ -309,7 +342,17 @@ def test_no_mixing_leaves_the_normed_tokens(stir: Any) -> None:
     assert torch.equal(wmf.scan(tokens, sentence, (4, 6)), wmf.norm(tokens))
 
 
-@pytest.mark.parametrize("options", [{}, {"mixing": "attention"}, {"mixing": "none"}, {"text_token": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixing": "attention"},
+        {"mixing": "ssd", "direction": "bidirectional"},
+        {"mixing": "none"},
+        {"text_token": "none"},
+        {"text_token": "words", "direction": "cross", "passes": 2},
+    ],
+)
 def test_no_parameter_is_dead(stir: Any, options: dict[str, Any]) -> None:
     wmf = stir(fusion(2, **options))
     fused, words = torch.randn(2, WIDTH, 4, 4), torch.randn(2, 5, TEXT)

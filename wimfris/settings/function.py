@@ -34,7 +34,7 @@ def function(settings: Settings) -> str:
         elif hmf["mixing"] == "attention":
             hmf["text_token"] = "first" if hmf["text_token"] == "last" else hmf["text_token"]
             hmf |= dict.fromkeys(("state", "conv", "expand"))
-        else:
+        elif hmf["mixing"] == "none":
             hmf |= dict.fromkeys(("window", "text_token", "direction", "passes", "state", "conv", "expand"))
         if isinstance(hmf["window"], list):
             hmf["window"] = sorted(hmf["window"], key=str)
