@@ -61,6 +61,7 @@ DRY = {
     "python studies/search.py --space placement --trials 30",
     "python studies/search.py --space all --against parameters",
     "python studies/search.py --space planted --sampler random",
+    "python studies/search.py --space plus --trials 24",
     "python studies/search.py --storage postgresql+psycopg://user@host/name",
 }
 
@@ -344,7 +345,7 @@ def clone(tmp_path: Path) -> Path:
     path = folder / "params.yaml"
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
-    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}}
+    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}, "controls": {}}
     content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder

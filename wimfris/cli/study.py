@@ -72,7 +72,7 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants or name in params.extended]
+    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
@@ -190,6 +190,9 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
+    if study.costs:
+        costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
+        tables = [table.assign(**{name: table["variant"].map(costs[name]) for name in costs}) for table in tables]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:

@@ -24,7 +24,7 @@ def code(scale: ScaleOption = None, data: DataOption = None) -> None:
     from wimfris.runs.fingerprint import variant_content
 
     params = params_at(scale, data)
-    for variant in (*params.variants, *params.extended):
+    for variant in (*params.variants, *params.beyond):
         settings = params.settings(variant)
         text = json.dumps(variant_content(settings), indent=1, sort_keys=True)
         write_text(settings.folder / "code" / f"{variant}.json", text + "\n")
@@ -98,7 +98,7 @@ def matrix(
             print_table(main_table(read_runs(params.settings().outs, params.runs_of("full"))))
 
     wanted = None if variants is None else names(variants)
-    beyond = extended or any(name in params.extended for name in wanted or ())
+    beyond = extended or any(name in params.beyond for name in wanted or ())
     runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), beyond)
     if launcher == "slurm":
         from wimfris.matrix.slurm import run_on_slurm

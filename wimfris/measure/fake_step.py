@@ -11,9 +11,6 @@ from wimfris.settings.schema import Settings
 
 CACHED = (
     windows.window_index,
-    windows.window_padding,
-    windows.window_reversal,
-    windows.window_cells,
     decoder.positions_1d,
     decoder.positions_2d,
 )
