@@ -54,12 +54,17 @@ class Study:
     parameters: bool = False  # show the trained parameters of each row
     pictures: tuple[str, ...] = ()  # further figures that its report shows, by name
     extra: Callable[[pd.DataFrame, Published], Section] | None = None  # a table from records of all sets and scales
+    scales: tuple[str, ...] = ()  # that have its variants; by default all
 
     @property
     def variants(self) -> list[str]:
         """The variants of its rows and their baselines, each once, the study's baseline first."""
         baselines = [row.against.variant for row in self.rows if row.against]
         return list(dict.fromkeys([self.baseline, *(row.variant for row in self.rows), *baselines]))
+
+    def is_at(self, scale: str) -> bool:
+        """Return whether the scale has the variants of the study."""
+        return not self.scales or scale in self.scales
 
     def at_grid(self, side: int) -> "Study":
         """Return the study with the rows that are meaningful for an encoder's grid of this side; a note names the rest.

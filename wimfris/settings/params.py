@@ -3,9 +3,13 @@
 The settings of a run are the shared sections, overridden by `scales.<scale>`, by the data set's overrides at this
 scale, by `variants.<variant>` or `extended.<variant>`, and by the data set's overrides of that variant. Invalid
 settings raise an error before anything runs.
+
+A scale may have variants of its own, `scales.<scale>.variants`. They alone may override the encoders and the image
+size, whose values make sense at one scale only.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -32,6 +36,7 @@ Declared = Annotated[
 ]
 DataName = Annotated[str, Field(pattern=r"^\w[\w+.-]*$")]  # part of folder names
 OVERRIDES = {"model", "loss", "train"}  # sections that a variant or a data set may override
+SCALE_OVERRIDES = OVERRIDES | {"data", "encoders"}  # those that a variant of one scale may
 
 
 class Params(Section):
@@ -43,7 +48,7 @@ class Params(Section):
     seeds: Seeds
     variants: dict[Name, dict[str, Any]]
     extended_seeds: Seeds
-    extended: dict[Name, dict[str, Any]]
+    everywhere: dict[Name, dict[str, Any]] = Field(alias="extended")  # variants beyond the core of every scale
     extra_seeds: dict[str, Seeds]  # variant -> seeds beyond the declared ones
     model: dict[str, Any]
     loss: dict[str, Any]
@@ -54,6 +59,14 @@ class Params(Section):
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
     _lines: Lines = PrivateAttr(default_factory=dict)
+
+    @property
+    def extended(self) -> dict[str, dict[str, Any]]:
+        """Return the variants beyond the core: those of every scale, and those of the scale in use."""
+        return self.everywhere | self._of_scale()
+
+    def _of_scale(self) -> dict[str, dict[str, Any]]:
+        return self.scales.get(self.scale, {}).get("variants", {})
 
     @field_validator("seeds", "extended_seeds")
     @classmethod
@@ -85,8 +98,16 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_variant_names(self) -> "Params":
-        both = sorted(self.variants.keys() & self.extended.keys())
+        both = sorted(self.variants.keys() & self.everywhere.keys())
         require(not both, "extended", "without names that are in variants", ", ".join(both))
+        for scale, content in self.scales.items():
+            key, own = f"scales.{scale}.variants", content.get("variants", {})
+            valid = isinstance(own, dict) and all(isinstance(value, dict) for value in own.values())
+            require(valid, key, "a mapping of names to overrides", own)
+            both = sorted(own.keys() & (self.variants.keys() | self.everywhere.keys()))
+            require(not both, key, "without names that are in variants or extended", ", ".join(both))
+            named = [name for name in own if not re.fullmatch(r"\w+", str(name))]
+            require(not named, key, "with names of letters, digits and _", ", ".join(map(str, named)))
         allowed = "a mapping with the key full, because studies compare with this variant"
         require("full" in self.variants, "variants", allowed, f"only {', '.join(self.variants)}")
         return self
@@ -171,12 +192,16 @@ class Params(Section):
             names = ", ".join([*self.variants, *self.extended])
             raise UserError(f"params.yaml: no variant '{variant}'; the variants are {names}")
         overrides = known[variant]
-        foreign = sorted(set(overrides) - OVERRIDES)
+        in_scale = variant in self._of_scale()
+        key = f"scales.{self.scale}.variants.{variant}" if in_scale else f"{section}.{variant}"
+        allowed = SCALE_OVERRIDES if in_scale else OVERRIDES
+        foreign = sorted(set(overrides) - allowed)
         if foreign:
-            key = f"{section}.{variant}"
-            raise self._error(
-                f"{key}.{foreign[0]}", f"the keys of {key} must be model, loss or train, got {foreign[0]}"
-            )
+            names = "model, loss, train, encoders or data" if in_scale else "model, loss or train"
+            raise self._error(f"{key}.{foreign[0]}", f"the keys of {key} must be {names}, got {foreign[0]}")
+        foreign = sorted(set(overrides.get("data", {})) - {"image_size"})
+        if foreign:
+            raise self._error(f"{key}.data", f"the key of {key}.data must be image_size, got {foreign[0]}")
         settings = self.resolve(variant, overrides, group="extended" if section == "extended" else "core")
         model = settings.model
         if section == "variants" and (model.adapters in (*RIVALS, "finetune") or model.neck in RIVALS):
@@ -192,7 +217,7 @@ class Params(Section):
 
         Raises UserError, in one line, if they are invalid.
         """
-        for reserved in {"scale", "variant", "group"} & self.scales[self.scale].keys():
+        for reserved in {"scale", "variant", "group", "own_encoders"} & self.scales[self.scale].keys():
             key = f"scales.{self.scale}.{reserved}"
             raise self._error(key, f"unknown key {key}; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
@@ -200,16 +225,17 @@ class Params(Section):
         own = dict(declared.overrides.get(self.scale, {})) if declared else {}
         own_variants = own.pop("variants", {})
         merged: dict[str, Any] = shared
-        for part in (self.scales[self.scale], own, overrides, own_variants.get(name, {})):
+        shared_scale = {key: value for key, value in self.scales[self.scale].items() if key != "variants"}
+        for part in (shared_scale, own, overrides, own_variants.get(name, {})):
             merged = merge(merged, part)
         merged["data"] = self._with_declaration(merged["data"])
         rival = merged["model"].get("adapters") in RIVALS
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
         merged["model"] = merged["model"] | {"rivals": sizes}
-        merged |= {"scale": self.scale, "variant": name, "group": group}
+        merged |= {"scale": self.scale, "variant": name, "group": group, "own_encoders": "encoders" in overrides}
         in_set = ("datasets", str(self.data.get("name")), "overrides", self.scale)
         sections = [(*in_set, "variants", name), ("variants", name), ("extended", name), in_set]
-        sections += [("scales", self.scale), ()]
+        sections += [("scales", self.scale, "variants", name), ("scales", self.scale), ()]
         return validated(Settings, merged, self._lines, sections, scale=self.scale, variant=name)
 
     def _files(self, name: str) -> Files:

@@ -325,6 +325,7 @@ class Settings(Section):
     scale: str
     variant: str
     group: str = Field(exclude=True)  # folder of the outs: core, extended, extra or a search's
+    own_encoders: bool = Field(default=False, exclude=True)  # the variant overrides the encoders of its scale
     data: Data
     encoders: Encoders
     model: Model
@@ -361,6 +362,16 @@ class Settings(Section):
     def folder(self) -> Path:
         """Return the folder of this data set and scale."""
         return run_folder(self.data.name, self.scale)
+
+    @property
+    def encoders_record(self) -> Path:
+        """Return the file that identifies the frozen encoders: that of the scale, or the variant's own."""
+        return self.folder / (Path("encoders", f"{self.variant}.json") if self.own_encoders else "encoders.json")
+
+    @property
+    def record_command(self) -> str:
+        """Return the command that writes `encoders_record`."""
+        return f"wimfris encoders record --variant {self.variant}" if self.own_encoders else "dvc repro -f encoders"
 
     @property
     def outs(self) -> Path:
