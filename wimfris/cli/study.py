@@ -50,7 +50,7 @@ def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argpar
 
 def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     params = read_params().at_scale(options.scale)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(study, params)
     if options.gaps and not options.no_train:
         raise UserError("--gaps goes with --no-train; without it the missing runs are trained")
     runs = _select(study, params, options.seeds, options.gaps)
@@ -68,6 +68,16 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
         return _reproduce(study)
     _print(_report(study, params, runs))
     return 0
+
+
+def _here(study: Study | Measured, params: Params) -> Study | Measured:
+    """Return the study with the rows of this scale. Raises UserError where the scale has none of its variants."""
+    if isinstance(study, Measured):
+        return study
+    if not study.is_at(params.scale):
+        scales = " or ".join(study.scales)
+        raise UserError(f"{study.name}: its variants exist at scale {scales} alone, got {params.scale}; use --scale")
+    return study.at_grid(params.settings().grid)
 
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
@@ -123,7 +133,7 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    if isinstance(study, Measured):
+    if isinstance(study, Measured) or study.scales:  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
         command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
@@ -159,8 +169,7 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 
 def write_study(name: str, params: Params) -> list[Path]:
     """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
-    study = load_study(name)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
     return write_report(name, study.title, params.settings().folder.name, report, further)

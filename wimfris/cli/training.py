@@ -52,7 +52,9 @@ def train(
         try:
             key = digest(decisive(settings, one.seed))
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
+            own = Path(error.filename) == settings.encoders_record and settings.own_encoders
+            command = settings.record_command if own else "dvc repro prepare encoders"
+            raise UserError(f"{error.filename}: not prepared; run `{command}` first") from None
         entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
         # Importing torch takes seconds; taking a finished run from the store does not need it. Under torchrun, only the
         # leader of the processes may do so, see `train_run`.

@@ -1,10 +1,10 @@
 """Build the model, its loss and its device from the settings."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_text, load_vision, weights_hash
@@ -36,8 +36,8 @@ def build_segmenter(settings: Settings, tokenizer: Tokenizer) -> Segmenter:
 
 def assemble(
     settings: Settings,
-    text: CLIPTextModelWithProjection,
-    vision: Dinov2WithRegistersModel,
+    text: Any,
+    vision: Any,
     hashes: dict[str, str] | None = None,
 ) -> Segmenter:
     """Return the model around two backbones, with the adapters and the neck that the settings name.
