@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from wimfris.data.dataset import Case, ReferDataset
+from wimfris.data.dataset import Case, ReferDataset, to_device
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
 from wimfris.encoders.load import load_tokenizer
@@ -136,7 +137,8 @@ def block_inputs(
     try:
         for first in range(0, len(dataset), BATCH):
             items = [dataset[k] for k in range(first, min(first + BATCH, len(dataset)))]
-            segmenter(*(torch.stack([item[key] for item in items]) for key in ("image", "token_ids")))
+            batch = to_device(default_collate(items), torch.device("cpu"))
+            segmenter(batch["image"], batch["token_ids"])
     finally:
         hook.remove()
     sequences = torch.cat(read)
