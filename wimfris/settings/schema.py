@@ -23,7 +23,7 @@ from wimfris.settings.placement import placed
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # part of file and stage names
 Init = Literal["zero", "kaiming"]
-Split = Literal["val", "testA", "testB", "test"]  # of evaluation; training is on `train`
+Split = Literal["val", "testA", "testB", "test", "tune"]  # of evaluation; training is on `train`
 Size = Annotated[int, Field(gt=0, le=2**16)]  # of a part of the model; the limits refuse slips of the keyboard
 Number = Annotated[int, Field(gt=0, le=2**10)]
 Tokens = Annotated[int, Field(ge=3, le=2**10)]  # of a sentence, with start and end
@@ -59,6 +59,8 @@ class Scenes(Section):
     val: Annotated[int, Field(gt=0, le=10**7)]
     testA: Annotated[int, Field(gt=0, le=10**7)]
     testB: Annotated[int, Field(gt=0, le=10**7)]
+    # Only tuning runs are evaluated on it, and nothing trains on it. It decides no result of another run.
+    tune: Annotated[int, Field(ge=0, le=10**7)] = Field(0, exclude=True)
 
 
 class DataSet(Section):
@@ -76,7 +78,7 @@ class Files(DataSet):
     refs: str  # references: a pickle, or JSON
     instances: str  # COCO's images, annotations and categories
     images: str  # folder
-    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; val chooses the best epoch
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; the first chooses the best epoch
     counts: dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]] = Field(
         default_factory=dict
     )  # split -> objects, sentences, images
@@ -250,6 +252,7 @@ class Loss(Section):
     align: NonNegativeFloat
     align_window: Literal["scan"] | PositiveInt
     align_target: Literal["any", "fraction"]
+    target_resize: Literal["nearest", "area"] = "nearest"  # how the mask comes to the size of the logits
 
 
 class CosineSchedule(Section):
@@ -272,6 +275,7 @@ class Train(Section):
     backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
