@@ -23,7 +23,7 @@ from wimfris.settings.placement import placed
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # part of file and stage names
 Init = Literal["zero", "kaiming"]
-Split = Literal["val", "testA", "testB", "test", "tune"]  # of evaluation; training is on `train`
+Split = Literal["val", "testA", "testB", "test"]  # of evaluation; training is on `train`
 Size = Annotated[int, Field(gt=0, le=2**16)]  # of a part of the model; the limits refuse slips of the keyboard
 Number = Annotated[int, Field(gt=0, le=2**10)]
 Tokens = Annotated[int, Field(ge=3, le=2**10)]  # of a sentence, with start and end
@@ -99,7 +99,7 @@ class Data(Section):
     image_size: Annotated[int, Field(gt=0, le=2**13)]  # side of the letterboxed image, pixels
     tokens: dict[str, Tokens]  # data set -> text tokens, with start and end
     scenes: Scenes
-    splits: tuple[Split, ...] = ("val", "testA", "testB")  # of evaluation
+    splits: tuple[Split | Literal["tune"], ...] = ("val", "testA", "testB")  # of evaluation
     mix: tuple[str, ...] = ()
     drop_shared: bool = False
     files: dict[str, Files] = Field(default_factory=dict, exclude=True)  # of `sets`; where they lie decides no result
