@@ -420,7 +420,7 @@ WRONG = [
     (
         "model__adapters",
         "prompt",
-        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, finetune, got prompt",
+        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, pwam, finetune, got prompt",
     ),
     ("model__placement", "even", "model.placement must be one of spread, early, middle, late, got even"),
     ("extended_seeds", [], "extended_seeds must have at least 1 item, got []"),
