@@ -425,7 +425,7 @@ WRONG = [
     ("model__placement", "even", "model.placement must be one of spread, early, middle, late, got even"),
     ("extended_seeds", [], "extended_seeds must have at least 1 item, got []"),
     ("scales__smoke__model__hmf", 3, "model.hmf must be a valid dictionary, got 3"),
-    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer, got all"),
+    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer or a valid list, got all"),
     ("model__hmf__gate", "max", "model.hmf.gate must be one of attention, text, none, got max"),
     ("model__msa__emphasis", "some", "model.msa.emphasis must be learned or a valid number, got some"),
     ("model__msa__emphasis_initial", 1.0, "model.msa.emphasis_initial must be less than 1, got 1.0"),
