@@ -50,7 +50,7 @@ def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argpar
 
 def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     params = read_params().at_scale(options.scale)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(study, params)
     if options.gaps and not options.no_train:
         raise UserError("--gaps goes with --no-train; without it the missing runs are trained")
     runs = _select(study, params, options.seeds, options.gaps)
@@ -70,9 +70,19 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     return 0
 
 
+def _here(study: Study | Measured, params: Params) -> Study | Measured:
+    """Return the study with the rows of this scale. Raises UserError where the scale has none of its variants."""
+    if isinstance(study, Measured):
+        return study
+    if not study.is_at(params.scale):
+        scales = " or ".join(study.scales)
+        raise UserError(f"{study.name}: its variants exist at scale {scales} alone, got {params.scale}; use --scale")
+    return study.at_grid(params.settings().grid)
+
+
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants or name in params.extended]
+    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
@@ -123,7 +133,7 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    if isinstance(study, Measured):
+    if isinstance(study, Measured) or study.scales:  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
         command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
@@ -159,8 +169,7 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 
 def write_study(name: str, params: Params) -> list[Path]:
     """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
-    study = load_study(name)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
     return write_report(name, study.title, params.settings().folder.name, report, further)
@@ -190,6 +199,9 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
+    if study.costs:
+        costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
+        tables = [table.assign(**{str(name): table["variant"].map(costs[name]) for name in costs}) for table in tables]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:

@@ -24,7 +24,7 @@ def code(scale: ScaleOption = None, data: DataOption = None) -> None:
     from wimfris.runs.fingerprint import variant_content
 
     params = params_at(scale, data)
-    for variant in (*params.variants, *params.extended):
+    for variant in (*params.variants, *params.beyond):
         settings = params.settings(variant)
         text = json.dumps(variant_content(settings), indent=1, sort_keys=True)
         write_text(settings.folder / "code" / f"{variant}.json", text + "\n")
@@ -52,7 +52,9 @@ def train(
         try:
             key = digest(decisive(settings, one.seed))
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
+            own = Path(error.filename) == settings.encoders_record and settings.own_encoders
+            command = settings.record_command if own else "dvc repro prepare encoders"
+            raise UserError(f"{error.filename}: not prepared; run `{command}` first") from None
         entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
         # Importing torch takes seconds; taking a finished run from the store does not need it. Under torchrun, only the
         # leader of the processes may do so, see `train_run`.
@@ -98,7 +100,7 @@ def matrix(
             print_table(main_table(read_runs(params.settings().outs, params.runs_of("full"))))
 
     wanted = None if variants is None else names(variants)
-    beyond = extended or any(name in params.extended for name in wanted or ())
+    beyond = extended or any(name in params.beyond for name in wanted or ())
     runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), beyond)
     if launcher == "slurm":
         from wimfris.matrix.slurm import run_on_slurm

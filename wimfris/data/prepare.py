@@ -58,7 +58,7 @@ def _check_splits(objects: list[ReferredObject], settings: Settings) -> None:
 
 
 def _check_words(objects: list[ReferredObject], settings: Settings) -> None:
-    """Raise UserError for a word that the built-in or random text encoder does not know. CLIP knows every word."""
+    """Raise UserError for a word that the built-in or random text encoder does not know. Published ones know all."""
     if settings.encoders.text.is_public:
         return
     tokenizer = WordTokenizer(vocabulary(), settings.data.length)
@@ -67,6 +67,7 @@ def _check_words(objects: list[ReferredObject], settings: Settings) -> None:
             tokenizer.encode(text)
     except UserError as error:
         raise UserError(
-            f"{settings.data.name}: natural language needs CLIP, as in scales base and large; set `scale`, or "
+            f"{settings.data.name}: natural language needs a published text encoder, such as CLIP in scales base and "
+            f"large; set `scale`, or "
             f"scales.{settings.scale}.encoders.text.source ({error})"
         ) from None

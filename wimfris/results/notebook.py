@@ -73,7 +73,7 @@ class Results:
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
         records = self._records()
-        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.extended])))
+        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond])))
         path = self._scratch / "main.png"
         draw_all_runs(records, path)
         _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
