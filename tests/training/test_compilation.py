@@ -29,7 +29,7 @@ CUDA = torch.cuda.is_available()
 WITHOUT_CODE = "aot_eager_decomp_partition"  # traces and differentiates like inductor, and compiles no C++
 
 
-def smoke_model(project: Any, device: str, **train: Any) -> tuple[Settings, Segmenter]:
+def smoke_model(project: Any, device: str = "cpu", **train: Any) -> tuple[Settings, Segmenter]:
     """Return the smoke model on a device, without dropout: a compiler draws it in another order."""
     settings = project.params().settings()
     decoder = settings.model.decoder.model_copy(update={"dropout": 0.0})
