@@ -518,6 +518,21 @@ def test_impossible_combination(key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("model__hmf__conv", 5, "model.hmf.conv must be from 2 to 4"),
+        ("model__mta__conv", 1, "model.mta.conv must be from 2 to 4"),
+        ("scales__smoke__model__hmf__width", 20, "model.hmf.width must be such that width * expand is a multiple of 8"),
+        ("scales__smoke__model__mta__width", 3, "model.mta.width must be such that width * expand is a multiple of 8"),
+    ],
+)
+def test_sizes_that_mamba_ssm_lacks(key: str, value: int, reason: str, tmp_path: Path) -> None:
+    assert read_params(changed(tmp_path, model__scan="mamba_ssm")).settings().model.scan == "mamba_ssm"
+    message = message_of(tmp_path, model__scan="mamba_ssm", **{key: value})
+    assert message == f"params.yaml: {reason} with model.scan mamba_ssm, got {value} (scale smoke, variant full)"
+
+
+@pytest.mark.parametrize(
     ("adapters", "sizes", "reason"),
     [
         (
