@@ -39,6 +39,7 @@ pytestmark = [
 ]
 
 FOLDER = Path("runs/photos-base")
+PROTOCOLS = ("cris", "lavt", "remamber")
 COUNTS = {"train": [164, 328, 24], "val": [65, 130, 9], "testA": [62, 124, 8], "testB": [34, 68, 7]}
 CHANGES = {
     "scale": "base",
@@ -116,7 +117,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _, *arguments = shlex.split(line)
             result = CliRunner().invoke(app, arguments, catch_exceptions=False)
             assert result.exit_code == 0, f"{line}\n{result.output}"
-            outputs[" ".join(arguments[:2])] = result.output
+            outputs[line] = result.output
     (folder / "outputs.json").write_text(json.dumps(outputs))
     return folder
 
@@ -128,10 +129,11 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_step_says_what_it_did() -> None:
     outputs = json.loads(Path("outputs.json").read_text())
-    assert "all there, all counts right" in outputs["data check"]
-    assert "325 referred objects, 650 sentences" in outputs["data prepare"]
-    assert "photos" in outputs["data audit"]
-    assert "photos, scale base, protocol cris" in outputs["evaluate --run"] or "remamber" in outputs["evaluate --run"]
+    assert "all there, all counts right" in outputs["wimfris data check"]
+    assert "325 referred objects, 650 sentences" in outputs["wimfris data prepare"]
+    assert "photos" in outputs["wimfris data audit"]
+    for protocol, line in zip(PROTOCOLS, (line for line in outputs if " evaluate " in line), strict=True):
+        assert f"photos, scale base, protocol {protocol}" in outputs[line]
 
 
 def test_every_photo_and_mask_is_in_the_index() -> None:
@@ -157,7 +159,7 @@ def test_records_hold_every_sentence_under_each_protocol() -> None:
     pd.testing.assert_frame_equal(read_records(Path("cris.parquet")), run)
     index = read_index(FOLDER / "index" / "index.parquet")
     areas = {row["ref_id"]: decode_mask(row).sum() for row in index.to_dict("records")}
-    for protocol in ("cris", "lavt", "remamber"):
+    for protocol in PROTOCOLS:
         records = read_records(Path(f"{protocol}.parquet"))
         assert set(records["protocol"]) == {protocol} and set(records["split"]) == {"val"}
         assert records.groupby("condition").size().to_dict() == {"sentence": 130, "shuffled": 130, "empty": 130}
