@@ -258,6 +258,21 @@ def test_a_step_trains_what_the_adapters_say(tmp_path: Path, text: str, vision: 
         assert {name.split(".")[0] for name in inside} == {"text", "vision"}
 
 
+@pytest.mark.slow
+def test_every_variant_of_scale_base_is_built_without_its_weights() -> None:
+    """`wimfris estimate` and `wimfris profile` do so on torch's device without storage."""
+    params = read_params(ROOT / "params.yaml").at_scale("base")
+    millions = {}
+    for variant in params.scales["base"]["variants"]:
+        segmenter = blank_segmenter(params.settings(variant))
+        for name in ("text", "vision"):
+            backbone = getattr(segmenter, name).backbone
+            millions[f"{variant}.{name}"] = round(sum(p.numel() for p in backbone.parameters()) / 1e6)
+    assert millions["vision_dinov2.vision"] == 87 and millions["vision_dinov3.vision"] == 86
+    assert millions["vision_siglip2.vision"] == 86, "without its pooling"
+    assert millions["text_siglip2.text"] == 282 and millions["text_minilm.text"] == 33
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
