@@ -58,12 +58,50 @@ def message_of(path: Path, *, line: bool = False, **values: Any) -> str:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_shipped_scale_and_variant_resolves(scale: str, tmp_path: Path) -> None:
     params = read_params(changed(tmp_path, shipped_variants=True, scale=scale))
-    for variant in (*SHIPPED["variants"], *SHIPPED["extended"], *SHIPPED["controls"]):
+    for variant in (*SHIPPED["variants"], *params.extended, *SHIPPED["controls"]):
         resolved = params.settings(variant)
         assert (resolved.scale, resolved.variant) == (scale, variant)
         assert resolved.folder == Path(f"runs/scenes-{scale}")
         beyond = variant not in SHIPPED["variants"]
         assert resolved.outs == (resolved.folder / ("extended" if beyond else "core"))
+
+
+def test_a_scale_has_variants_of_its_own(tmp_path: Path) -> None:
+    own = {"other": {"data": {"image_size": 48}, "encoders": {"vision": {"width": 32}}, "train": {"epochs": 1}}}
+    params = read_params(changed(tmp_path, scales__smoke__variants=own))
+    resolved = params.settings("other")
+    assert (resolved.data.image_size, resolved.encoders.vision.width, resolved.train.epochs) == (48, 32, 1)
+    assert resolved.own_encoders and resolved.group == "extended" and not params.settings().own_encoders
+    assert resolved.encoders_record == resolved.folder / "encoders" / "other.json"
+    assert list(params.extended) == ["other"] and "other" not in params.at_scale("tiny").extended
+    assert [str(run) for run in params.runs_of("other")] == ["other-0", "other-1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"other": {"rivals": {}}},
+            "scales.smoke.variants.other must be model, loss, train, encoders or data",
+        ),
+        (
+            {"other": {"data": {"tokens": {}}}},
+            "scales.smoke.variants.other.data must be image_size, got tokens",
+        ),
+        ({"other": {"data": {"image_size": 30}}}, "data.image_size must be a multiple of 4"),
+        ({"other": {"encoders": {"text": {"width": 17}}}}, "encoders.text.width must be a multiple of 2"),
+        ({"full": {}}, "scales.smoke.variants must be without names that are in variants or extended, got full"),
+        ({"a b": {}}, "scales.smoke.variants must be with names of letters, digits and _, got a b"),
+        (["other"], "scales.smoke.variants must be a mapping of names to overrides"),
+    ],
+)
+def test_impossible_variants_of_a_scale(tmp_path: Path, own: Any, message: str) -> None:
+    assert message in message_of(tmp_path, scales__smoke__variants=own)
+
+
+def test_only_variants_of_a_scale_change_encoders(tmp_path: Path) -> None:
+    message = message_of(tmp_path, extended={"other": {"encoders": {"text": {"width": 32}}}})
+    assert "the keys of extended.other must be model, loss or train, got encoders" in message
 
 
 def test_scales_are_the_documented_ones() -> None:

@@ -76,7 +76,7 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
         return study
     if not study.is_at(params.scale):
         scales = " or ".join(study.scales)
-        raise UserError(f"{study.name}: its variants exist at scale {scales} alone, got {params.scale}; use --scale")
+        raise UserError(f"study {study.name} must run at scale {scales}, which has its variants; add --scale {scales}")
     return study.at_grid(params.settings().grid)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,9 +52,9 @@ def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
     """Return scale and shift, (3, 1, 1), that turn CLIP's normalisation of an image into that by a mean and standard
     deviation.
     """
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in colours)
-    scale, shift = torch.from_numpy(CLIP_STD) / std, (torch.from_numpy(CLIP_MEAN) - mean) / std
-    return scale.float()[:, None, None], shift.float()[:, None, None]
+    mean, std = map(np.array, colours)
+    scale, shift = (torch.tensor(value.tolist())[:, None, None] for value in (CLIP_STD / std, (CLIP_MEAN - mean) / std))
+    return scale, shift
 
 
 @dataclass(frozen=True)
