@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def _passes(rows: pd.DataFrame, cases: list[Case]) -> list[list[int]]:
     for number, case in enumerate(cases):
         groups.setdefault((rows["file_name"].iloc[case.row], case.text), []).append(number)
     return list(groups.values())
+
+
+def judge(predicted: np.ndarray, target: np.ndarray) -> dict[str, int]:
+    """Return the pixels in both of two bool masks, and those in either."""
+    return {
+        "intersection": int(np.count_nonzero(predicted & target)),
+        "union": int(np.count_nonzero(predicted | target)),
+    }
 
 
 class Evaluator:
@@ -121,14 +130,16 @@ class Evaluator:
         the original image.
         """
         rows = self.split(split)
-        cases = CONDITIONS[condition](rows)
+        cases, objects = CONDITIONS[condition](rows), rows.to_dict("records")
+
+        @lru_cache(maxsize=1)  # the sentences of one object follow each other
+        def target(row: int) -> np.ndarray:
+            return self.protocol.target(decode_mask(objects[row]))
+
         records: dict[int, dict[str, Any]] = {}
-        decoded, target = -1, np.empty(0, bool)
         for number, predicted in self.predictions(segmenter, rows, cases):
             case = cases[number]
-            row = rows.iloc[case.row]
-            if case.row != decoded:  # the sentences of one object follow each other
-                decoded, target = case.row, self.protocol.target(decode_mask(row))
+            row = objects[case.row]
             records[number] = {
                 "dataset": dataset_label(self.settings.data, row["dataset"]),
                 "split": split,
@@ -139,9 +150,7 @@ class Evaluator:
                 "sentence": case.text,
                 "kind": row["kinds"][case.sentence],
                 "target_area": int(row["area"]),
-                "intersection": int((predicted & target).sum()),
-                "union": int((predicted | target).sum()),
-            }
+            } | judge(predicted, target(case.row))
             advance()
         for part in self.group.gather(records):
             records |= part
