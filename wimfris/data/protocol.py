@@ -38,6 +38,8 @@ class Letterboxed:
 
     threshold: float  # probability above which a pixel belongs to the prediction
 
+    at_original = True
+
     def image(self, image: np.ndarray, size: int) -> np.ndarray:
         """Return an RGB image (H, W, 3) uint8 as the model's input, (3, size, size) float32."""
         return letterbox_image(image, size)
