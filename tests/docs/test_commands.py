@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ DRY = {
     "--slurm timeout_min=720",
     "python studies/window_size.py --dry-run",
     "python studies/search.py --dry-run",
+    "python studies/tuning.py --dry-run",
     "python studies/search.py --space placement --trials 30",
     "python studies/search.py --space all --against parameters",
     "python studies/search.py --space planted --sampler random",
@@ -327,10 +329,12 @@ def test_a_command_dry_runs(command: str, capsys: pytest.CaptureFixture[str]) ->
 
 def run_study(path: Path, arguments: list[str]) -> int:
     """Run a file of studies/ in this process; return its exit code."""
-    from wimfris.cli import search, study
+    from wimfris.cli import search, study, tuning
 
+    own = {"search": search.main, "tuning": tuning.main}
+    main = own.get(path.stem) or partial(study.main, load_study(path.stem, path.parent))
     with pytest.raises(SystemExit) as stop:
-        search.main(arguments) if path.stem == "search" else study.main(load_study(path.stem, path.parent), arguments)
+        main(arguments)
     assert isinstance(stop.value.code, int)
     return stop.value.code
 

@@ -13,7 +13,7 @@ from wimfris.encoders.load import load_tokenizer
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.manifest import read_manifest
 from wimfris.settings.schema import Settings
-from wimfris.training.build import build_segmenter
+from wimfris.training.build import build_loss, build_segmenter
 from wimfris.training.compilation import compile_segmenter
 
 pytestmark = pytest.mark.slow
@@ -100,3 +100,16 @@ def test_run_continues_eagerly_if_compilation_fails(
     assert project.files().weights.read_bytes() == eager_weights
     manifest = read_manifest(project.files().manifest)
     assert manifest["settings"]["train"]["compile"] and not manifest["compiled"]
+
+
+def test_forward_and_losses_are_one_graph_without_warnings(project: Any, recwarn: pytest.WarningsRecorder) -> None:
+    settings, segmenter = smoke_model(project)
+    loss, size, batch = build_loss(settings), settings.data.image_size, settings.train.batch_size
+
+    @torch.compile(backend="eager", fullgraph=True, dynamic=False)  # type: ignore[untyped-decorator]  # a break raises
+    def total(image: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
+        return loss(segmenter(image, token_ids), mask).total
+
+    token_ids = torch.full((batch, settings.data.length), segmenter.text.end_token)
+    total(torch.randn(batch, 3, size, size), token_ids, torch.zeros(batch, 1, size, size)).backward()
+    assert not [warning for warning in recwarn if "lru_cache" in str(warning.message)]

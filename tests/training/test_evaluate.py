@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from wimfris.data import refer
 from wimfris.data.index import read_index
-from wimfris.data.letterbox import geometry, letterbox_image
+from wimfris.data.letterbox import geometry, letterbox_image, normalise
 from wimfris.data.objects import read_objects
 from wimfris.data.rle import decode_rle
 from wimfris.data.source import source_images
@@ -111,7 +111,7 @@ def test_records_equal_an_independent_computation(trained: Any, model: TrainedMo
         image = cv2.imread(str(trained.runs / "refer" / "images" / "train2014" / referred.file_name))
         assert image is not None
         size = 32
-        pixels = torch.from_numpy(letterbox_image(np.ascontiguousarray(image[..., ::-1]), size))[None]
+        pixels = normalise(torch.from_numpy(letterbox_image(np.ascontiguousarray(image[..., ::-1]), size)))[None]
         tokens = torch.from_numpy(model.tokenizer.encode(record["sentence"]))[None]
         with torch.no_grad():
             logits = model.segmenter(pixels, tokens).logits

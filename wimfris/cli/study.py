@@ -206,7 +206,7 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
     if study.costs:
         costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
-        tables = [table.assign(**{name: table["variant"].map(costs[name]) for name in costs}) for table in tables]
+        tables = [table.assign(**{str(name): table["variant"].map(costs[name]) for name in costs}) for table in tables]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:

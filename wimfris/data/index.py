@@ -52,6 +52,7 @@ IMAGE_COLUMNS: Mapping[str, str] = {
 }
 LIST_COLUMNS = ("ann_ids", "sentences", "sent_ids", "kinds")
 KEY = ["dataset", "ref_id"]  # one row each
+TUNE = "tune"  # the split that tuning runs are evaluated on
 
 
 def write_index(objects: Sequence[ReferredObject], images_dir: Path, folder: Path) -> pd.DataFrame:
@@ -181,6 +182,17 @@ def read_index(path: Path) -> pd.DataFrame:
     for column in LIST_COLUMNS:
         index[column] = pd.Series([values.tolist() for values in index[column]], index=index.index, dtype=object)
     return index.astype(dict(INDEX_COLUMNS))
+
+
+def with_tuning_split(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the index with a split `tune`. The built-in data set has one. Of any other, a tenth of the training images
+    move there from `train`; their names decide which.
+    """
+    if (index["split"] == TUNE).any():
+        return index
+    tenth = {name for name in set(index["file_name"]) if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0}
+    held_out = (index["split"] == "train") & index["file_name"].isin(tenth)
+    return index.assign(split=index["split"].mask(held_out, TUNE))
 
 
 def _index_row(referred: ReferredObject) -> dict[str, Any]:

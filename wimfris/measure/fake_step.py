@@ -6,19 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.timing import training_step
-from wimfris.model import decoder, windows
+from wimfris.model.tables import forget_tables
 from wimfris.settings.schema import Settings
-
-CACHED = (
-    windows.window_index,
-    decoder.positions_1d,
-    decoder.positions_2d,
-)
 
 
 def watch_step(settings: Settings, batch: int, watcher: TorchDispatchMode) -> None:
     """Run a training step, forward to update, on fake CPU tensors. The watcher sees every operator."""
-    _clear()
+    forget_tables()
     try:
         segmenter = blank_segmenter(settings)  # on `meta`: drawing initial weights needs numbers
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -26,10 +20,4 @@ def watch_step(settings: Settings, batch: int, watcher: TorchDispatchMode) -> No
             with watcher:
                 step()
     finally:
-        _clear()
-
-
-def _clear() -> None:
-    """Empty the caches of indices and positions: a fake tensor must not serve a real model, nor the other way round."""
-    for function in CACHED:
-        function.cache_clear()
+        forget_tables()

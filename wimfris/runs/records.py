@@ -14,7 +14,7 @@ from wimfris.errors import UserError
 from wimfris.files import replacing
 from wimfris.runs.files import RunFiles
 
-SPLITS = ("train", "val", "testA", "testB", "test")
+SPLITS = ("train", "val", "testA", "testB", "test", "tune")
 """The splits, in the order in which tables show them."""
 
 CONDITIONS = ("sentence", "shuffled", "empty")

@@ -10,6 +10,7 @@ size, whose values make sense at one scale only.
 """
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -29,6 +30,7 @@ from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
 from wimfris.settings.run import Run
 from wimfris.settings.schema import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Settings, Split
+from wimfris.settings.tuning import GROUP, Tuning
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Declared = Annotated[
@@ -57,6 +59,7 @@ class Params(Section):
     evaluate: dict[str, Any]
     rivals: dict[str, dict[str, Any]]
     search: dict[str, Any]  # read only by wimfris.search.space; no run depends on it
+    tuning: Tuning
     pretrain: Pretrain
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
@@ -167,7 +170,14 @@ class Params(Section):
         """Return whether a run is one of the core: a core variant with one of `seeds`."""
         return run.variant in self.variants and run.seed in self.seeds
 
+    @cached_property
+    def tuned(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The variants of tuning runs: name -> the variant it changes, and the changes."""
+        return self.tuning.overrides()
+
     def _seeds_of(self, variant: str) -> list[int]:
+        if variant in self.tuned:
+            return self.tuning.recipe.seeds if variant.startswith("recipe_") else self.tuning.seeds
         return self.extended_seeds if variant in self.beyond else self.seeds
 
     def at_scale(self, scale: str | None) -> "Params":
@@ -204,6 +214,9 @@ class Params(Section):
         if self.scale not in self.scales:
             raise self._error("scale", f"scale must be one of {', '.join(self.scales)}, got {self.scale}")
         known = self.variants | self.beyond
+        if variant in self.tuned:
+            base, changes = self.tuned[variant]
+            return self.resolve(variant, merge(known[base], changes), group=GROUP)
         if variant not in known:
             raise UserError(f"params.yaml: no variant '{variant}'; the variants are {', '.join(known)}")
         overrides = known[variant]
@@ -244,6 +257,8 @@ class Params(Section):
         for part in (shared_scale, own, overrides, own_variants.get(name, {})):
             merged = merge(merged, part)
         merged["data"] = self._with_declaration(merged["data"])
+        if group == GROUP:
+            merged["data"] = merged["data"] | {"splits": ["tune"]}
         family = merged["model"].get("adapters")
         sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {}))
         if family in RIVALS and family not in sizes:

@@ -60,6 +60,8 @@ class Scenes(Section):
     val: Annotated[int, Field(gt=0, le=10**7)]
     testA: Annotated[int, Field(gt=0, le=10**7)]
     testB: Annotated[int, Field(gt=0, le=10**7)]
+    # Only tuning runs are evaluated on it, and nothing trains on it. It decides no result of another run.
+    tune: Annotated[int, Field(ge=0, le=10**7)] = Field(0, exclude=True)
 
 
 class DataSet(Section):
@@ -77,7 +79,7 @@ class Files(DataSet):
     refs: str  # references: a pickle, or JSON
     instances: str  # COCO's images, annotations and categories
     images: str  # folder
-    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; val chooses the best epoch
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; the first chooses the best epoch
     counts: dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]] = Field(
         default_factory=dict
     )  # split -> objects, sentences, images
@@ -98,7 +100,7 @@ class Data(Section):
     image_size: Annotated[int, Field(gt=0, le=2**13)]  # side of the letterboxed image, pixels
     tokens: dict[str, Tokens]  # data set -> text tokens, with start and end
     scenes: Scenes
-    splits: tuple[Split, ...] = ("val", "testA", "testB")  # of evaluation
+    splits: tuple[Split | Literal["tune"], ...] = ("val", "testA", "testB")  # of evaluation
     mix: tuple[str, ...] = ()
     drop_shared: bool = False
     files: dict[str, Files] = Field(default_factory=dict, exclude=True)  # of `sets`; where they lie decides no result
@@ -280,6 +282,7 @@ class Loss(Section):
     align: NonNegativeFloat
     align_window: Literal["scan"] | PositiveInt
     align_target: Literal["any", "fraction"]
+    target_resize: Literal["nearest", "area"] = "nearest"  # how the mask comes to the size of the logits
 
 
 class CosineSchedule(Section):
@@ -302,6 +305,7 @@ class Train(Section):
     backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]

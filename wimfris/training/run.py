@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from wimfris.data.index import read_index
+from wimfris.data.index import TUNE, read_index, with_tuning_split
 from wimfris.data.objects import read_objects
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
@@ -168,6 +168,8 @@ def assemble_trainer(
     be_deterministic(settings)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
+    if TUNE in settings.data.splits:
+        index = with_tuning_split(index)
     tokenizer = load_tokenizer(settings)
     segmenter = build_segmenter(settings, tokenizer).to(device)
     compiled = train.compile and compile_segmenter(segmenter, settings, device)
