@@ -104,7 +104,12 @@ SHELL = (
 _GPU, _NETWORK, _OFFICIAL = "needs a GPU", "needs a network", "needs the official data and a GPU"
 _ITSELF = "is this test suite, or a part of CI"
 _OWN_DATA = "tests/docs/test_own_data.py runs it"
+_INGEST = "tests/docs/test_ingest.py runs it"
 CHECKED = {
+    "wimfris ingest lavt_released --masks lavt.jsonl --split val": _INGEST,
+    "wimfris evaluate --run full-0 --out full.parquet --export-masks full.jsonl": _INGEST,
+    "wimfris tables": _INGEST,
+    "wimfris study failure_modes": _INGEST,
     "wimfris data check": _OWN_DATA,
     "wimfris data make": _OWN_DATA,
     "wimfris data prepare": _OWN_DATA,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from wimfris.data import refer
 from wimfris.data.index import read_index
 from wimfris.data.letterbox import geometry, letterbox_image, normalise
+from wimfris.data.objects import read_objects
 from wimfris.data.rle import decode_rle
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
@@ -48,7 +49,9 @@ class TrainedModel:
         """Return an evaluator; by default of the run's own settings and index."""
         settings = settings or self.settings
         index = self.index if index is None else index
-        return Evaluator(settings, index, source_images(self.settings), self.tokenizer, torch.device("cpu"))
+        objects = read_objects(self.settings.folder / "index")
+        images = source_images(self.settings)
+        return Evaluator(settings, index, images, self.tokenizer, torch.device("cpu"), objects=objects)
 
     @property
     def index(self) -> pd.DataFrame:

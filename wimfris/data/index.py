@@ -17,6 +17,7 @@ import pandas as pd
 from rich.progress import track
 
 from wimfris.data.images import decode_image
+from wimfris.data.objects import OBJECTS, objects_table
 from wimfris.data.refer import ReferredObject
 from wimfris.data.rle import decode_rle, pairwise_iou
 from wimfris.errors import UserError
@@ -55,14 +56,15 @@ TUNE = "tune"  # the split that tuning runs are evaluated on
 
 
 def write_index(objects: Sequence[ReferredObject], images_dir: Path, folder: Path) -> pd.DataFrame:
-    """Check the images of these objects, write index.parquet and images.parquet to `folder`, and return the index.
+    """Check the images of these objects, write index.parquet, images.parquet and objects.parquet to `folder`, and
+    return the index.
 
     Raises UserError if any image is missing or damaged; `folder`/problems.txt lists all of them.
     """
     folder = Path(folder)
     index, images, problems = build_index(objects, images_dir)
     report_problems(problems, folder / "problems.txt")
-    for frame, name in ((index, "index.parquet"), (images, "images.parquet")):
+    for frame, name in ((index, "index.parquet"), (images, "images.parquet"), (objects_table(objects), OBJECTS)):
         with replacing(folder / name) as partial:
             frame.to_parquet(partial, index=False)
     return index

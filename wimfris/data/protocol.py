@@ -38,6 +38,8 @@ class Letterboxed:
 
     threshold: float  # probability above which a pixel belongs to the prediction
 
+    at_original = True
+
     def image(self, image: np.ndarray, size: int) -> np.ndarray:
         """Return an RGB image (H, W, 3) uint8 at input size, (3, size, size) uint8."""
         return letterbox_image(image, size)

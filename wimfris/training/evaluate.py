@@ -1,7 +1,7 @@
 """Evaluation: every sentence of every object is one case, and gives one record."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader
 from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sentence, shuffled_sentences, to_device
 from wimfris.data.index import decode_mask
 from wimfris.data.mixed import dataset_label
+from wimfris.data.objects import Candidates, ImageObjects
 from wimfris.data.protocol import PROTOCOLS
+from wimfris.data.rle import encode_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.schema import Settings
+from wimfris.settings.schema import Data, Settings
 from wimfris.training.batches import start_worker
 from wimfris.training.distributed import Processes
 from wimfris.training.memory import fitting
@@ -50,11 +52,37 @@ def _passes(rows: pd.DataFrame, cases: list[Case]) -> list[list[int]]:
     return list(groups.values())
 
 
-def judge(predicted: np.ndarray, target: np.ndarray) -> dict[str, int]:
-    """Return the pixels in both of two bool masks, and those in either."""
-    return {
+def judge(
+    predicted: np.ndarray, target: np.ndarray, candidates: Candidates | None = None, *, keep_mask: bool = False
+) -> dict[str, Any]:
+    """Return the pixels in both of two bool masks (H, W), and those in either.
+
+    With `candidates`, also which object of the image the prediction overlaps most, see `Candidates.best`. With
+    `keep_mask`, also the prediction as COCO's run lengths, `mask`.
+    """
+    judgement: dict[str, Any] = {
         "intersection": int(np.count_nonzero(predicted & target)),
         "union": int(np.count_nonzero(predicted | target)),
+    }
+    if candidates or keep_mask:
+        counts = encode_mask(predicted)
+        judgement |= candidates.best(counts, *predicted.shape) if candidates else {}
+        judgement |= {"mask": {"size": list(predicted.shape), "counts": counts}} if keep_mask else {}
+    return judgement
+
+
+def describe_case(data: Data, row: Mapping[Any, Any], case: Case, condition: str) -> dict[str, Any]:
+    """Return the columns of a record that do not depend on the prediction; `row` is the case's row of the index."""
+    return {
+        "dataset": dataset_label(data, row["dataset"]),
+        "split": row["split"],
+        "condition": condition,
+        "ref_id": row["ref_id"],
+        "sent_id": row["sent_ids"][case.sentence],
+        "image_id": row["image_id"],
+        "sentence": case.text,
+        "kind": row["kinds"][case.sentence],
+        "target_area": int(row["area"]),
     }
 
 
@@ -72,11 +100,19 @@ class Evaluator:
         tokenizer: Tokenizer,
         device: torch.device,
         group: Processes | None = None,
+        objects: pd.DataFrame | None = None,
+        *,
+        keep_masks: bool = False,
     ) -> None:
+        """`objects`, from `read_objects`, give the records their columns of objects. With `keep_masks` they have the
+        column `mask`: the predicted mask as COCO's run lengths, at the size at which the protocol judges.
+        """
         self.settings, self.index, self.images = settings, index, images
         self.tokenizer, self.device = tokenizer, device
         self.group = group or Processes()
         self.protocol = PROTOCOLS[settings.evaluate.protocol]
+        self.objects = None if objects is None else ImageObjects(objects, self.protocol)
+        self.keep_masks = keep_masks
 
     def split(self, name: str) -> pd.DataFrame:
         """Return the rows of a split, numbered from 0."""
@@ -160,23 +196,14 @@ class Evaluator:
         cases, objects = CONDITIONS[condition](rows), rows.to_dict("records")
 
         @lru_cache(maxsize=TARGETS)  # the sentences of one object follow each other
-        def target(row: int) -> np.ndarray:
-            return self.protocol.target(decode_mask(objects[row]))
+        def truth(row: int) -> tuple[np.ndarray, Candidates | None]:
+            candidates = self.objects.candidates(objects[row]) if self.objects else None
+            return self.protocol.target(decode_mask(objects[row])), candidates
 
         def record(number: int, predicted: np.ndarray) -> tuple[int, dict[str, Any]]:
             case = cases[number]
-            row = objects[case.row]
-            return number, {
-                "dataset": dataset_label(self.settings.data, row["dataset"]),
-                "split": split,
-                "condition": condition,
-                "ref_id": row["ref_id"],
-                "sent_id": row["sent_ids"][case.sentence],
-                "image_id": row["image_id"],
-                "sentence": case.text,
-                "kind": row["kinds"][case.sentence],
-                "target_area": int(row["area"]),
-            } | judge(predicted, target(case.row))
+            described = describe_case(self.settings.data, objects[case.row], case, condition)
+            return number, described | judge(predicted, *truth(case.row), keep_mask=self.keep_masks)
 
         records: dict[int, dict[str, Any]] = {}
         for number, entry in self.finished(segmenter, rows, cases, record):

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from wimfris.data.index import TUNE, read_index, with_tuning_split
+from wimfris.data.objects import read_objects
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
@@ -175,7 +176,8 @@ def assemble_trainer(
     model = group.wrap(segmenter)
     if not group.leads:  # every process has the same weights, but its own dropout
         torch.manual_seed(run.seed + RANK_SEEDS * group.rank)
-    evaluator = Evaluator(settings, index, images, tokenizer, device, group)
+    objects = read_objects(settings.folder / "index")
+    evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects)
     trainer = Trainer(
         settings,
         run,
