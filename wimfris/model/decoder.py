@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,8 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """Map (B, C, H, W), sentence (B, T) -> logits (B, 1, 4H, 4W)."""
-        *upsampling, mix = self.pixels
+        parts: list[Any] = list(self.pixels)
+        *upsampling, mix = parts
         for layer in upsampling:
             x = layer(x)
         kernel = self.kernel(sentence)
