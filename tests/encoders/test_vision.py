@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wimfris.encoders.vision import Guidance, VisionEncoder, interpolate_positions, set_positions, vision_backbone
+from wimfris.encoders.backbones import vision_backbone
+from wimfris.encoders.vision import Guidance, VisionEncoder, interpolate_positions, set_positions
 
 TAPS = (1, 2)
 PREFIX = 3  # the class token and two register tokens

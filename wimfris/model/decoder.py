@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,9 +121,10 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """Map (B, C, H, W), sentence (B, T) -> logits (B, 1, 4H, 4W)."""
-        first, second, mix = self.pixels
-        assert isinstance(mix, nn.Conv2d) and mix.bias is not None
-        x = second(first(x))
+        parts: list[Any] = list(self.pixels)
+        *upsampling, mix = parts
+        for layer in upsampling:
+            x = layer(x)
         kernel = self.kernel(sentence)
         weight = kernel[:, :-1].unflatten(1, (x.shape[1], 9))
         # The 1x1 convolution is applied to the sentence's kernel instead of the map, which is larger.
@@ -138,6 +140,6 @@ def convolve_each(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Te
     """
     cells = x.permute(0, 2, 3, 1).flatten(1, 2)
     # Products of nine columns are slow, and of a multiple of eight fast.
-    weight, offset = (F.pad(tensor.flip(-1), (0, 7)) for tensor in (weight, offset))
+    weight, offset = (F.pad(x.flip(-1), (0, 7)) for x in (weight, offset))
     taps = torch.baddbmm(offset[:, None], cells, weight)[..., :9].mT
     return F.fold(taps, x.shape[-2:], kernel_size=3, padding=1) + bias[:, None, None, None]

@@ -178,12 +178,14 @@ def splits(evidence: Evidence) -> str:
 
 def studies(evidence: Evidence) -> str:
     """Return the studies: the question, the runs beyond the core, and the table of the committed results."""
-    folder, grid = evidence.params.settings().folder.name, evidence.params.settings().grid
     rows = []
     for study in load_studies(evidence.root / "studies"):
-        used = study.at_grid(grid).variants if isinstance(study, Study) else study.variants
-        runs = sum(len(evidence.params.runs_of(name)) for name in used if name in evidence.params.extended)
-        link = f"[table](../reports/tables/{folder}/{study.name}.md)"
+        params = evidence.params
+        link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
+        if isinstance(study, Study) and not study.is_at(params.scale):
+            params, link = params.model_copy(update={"scale": study.scales[0]}), f"scale {study.scales[0]} alone"
+        used = study.at_grid(params.settings().grid).variants if isinstance(study, Study) else study.variants
+        runs = sum(len(params.runs_of(name)) for name in used if name in params.extended)
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
     return _table(("study", "question", "results", "runs beyond the core"), rows, words=3)
 
