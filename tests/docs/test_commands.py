@@ -124,6 +124,7 @@ CHECKED = {
     "make lint": _ITSELF,
     "make test-slow": _ITSELF,
     "make docs": "tests/docs/test_site.py builds the site",
+    "make gpu": "tests/benchmarks/test_gpu.py runs its smoke form and its order",
     "wimfris demo --serve": "serves until it is stopped",
     "python tests/training/test_golden_smoke.py": "rewrites a committed file",
     ". .venv/bin/activate": "the tests run in an environment",

@@ -74,7 +74,7 @@ def records(trained: Any) -> pd.DataFrame:
 
 
 def test_one_record_per_sentence_and_condition(model: TrainedModel, records: pd.DataFrame) -> None:
-    rows = model.index[model.index["split"] != "train"]
+    rows = model.index[model.index["split"].isin(model.settings.data.splits)]
     sentences = {
         (split, condition, ref, sent)
         for split, ref, sents in zip(rows["split"], rows["ref_id"], rows["sent_ids"], strict=True)
@@ -179,7 +179,7 @@ def test_few_batches_wait_for_their_judgement(threads: int, model: TrainedModel)
 def test_an_error_of_a_thread_is_raised_and_the_mode_restored(
     model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise UserError("this mask is refused")
 
     monkeypatch.setattr("wimfris.training.evaluate.judge", refuse)
