@@ -29,7 +29,7 @@ def run(*arguments: str) -> int:
 def folder(project: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The prepared smoke project with two variants and the published figures."""
     variants = {name: project.params().variants[name] for name in ("full", "none")}
-    project.edit(variants=variants, extended={}, seeds=[0, 1])
+    project.edit(variants=variants, extended={}, controls={}, seeds=[0, 1])
     (project.folder / "reports").mkdir()
     shutil.copy(ROOT / "reports" / "published.csv", project.folder / "reports")
     return project.folder

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from wimfris.encoders.load import load_tokenizer
+from wimfris.model.hmf import MIXINGS
 from wimfris.model.scan import causal_conv_silu, selective_scan
 from wimfris.results.studies import load_study
 from wimfris.rivals.families import FAMILIES, NECKS
@@ -101,7 +102,17 @@ def test_neck(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
     assert any(parameter.startswith("neck.gate") for parameter in trained)
 
 
-def trained_with(folder: Path, **choice: str) -> Any:
+@pytest.mark.parametrize("module", ["A mixing"], indirect=True)
+def test_mixing(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (variant,) = yaml.safe_load(block("A mixing", "yaml"))["extended"].values()
+    name = variant["model"]["hmf"]["mixing"]
+    assert name not in MIXINGS
+    monkeypatch.setitem(MIXINGS, name, module.__name__)
+    trained = trained_with(tmp_path, hmf=settings_with(tmp_path).model.hmf.model_copy(update={"mixing": name}))
+    assert any(parameter.startswith("neck.fusion.mamba.project") for parameter in trained)
+
+
+def trained_with(folder: Path, **choice: Any) -> Any:
     """Return what `check_trains` does for the settings with this adapter family or neck."""
     settings = settings_with(folder)
     return check_trains(settings.model_copy(update={"model": settings.model.model_copy(update=choice)}))

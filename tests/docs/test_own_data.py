@@ -54,6 +54,7 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.mark.slow
 def test_every_step_says_what_it_did() -> None:
     check, _, prepare, *_, table = json.loads(Path("outputs.json").read_text())
     assert "all there, all counts right" in check

@@ -248,6 +248,7 @@ def test_a_file_has_no_revision(settings: Settings, tmp_path: Path) -> None:
 # --- from official files to records -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_mixed_data_from_official_files_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatc
     assert choose_backend("auto", "cuda").backend == "triton" and len(tried) == 3
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_takes_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the compiler would use the GPU
 
@@ -125,3 +126,15 @@ def test_the_limits_of_causal_conv1d(taps: int, width: int) -> None:
     check_conv("triton", taps, width)
     with pytest.raises(UserError, match=f"got {taps} taps and {width} channels; set model.scan to triton or reference"):
         check_conv("mamba_ssm", taps, width)
+
+
+def test_channels_that_causal_conv1d_cannot_take_go_to_another_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of channels can be narrow."""
+    install(tmp_path, monkeypatch, "selective_scan_cuda", "causal_conv1d_cuda")
+    measures(monkeypatch, 1e-6)
+    monkeypatch.setattr(backends, "_installed", lambda *_: True)
+    assert choose_backend("auto", "cuda", (8, 17, 16, 4)).backend == "mamba_ssm"
+    narrow = choose_backend("auto", "cuda", (8, 17, 4, 4))
+    assert narrow.backend == "triton" and "a multiple of 8 channels" in narrow.reason

@@ -10,7 +10,8 @@ import pytest
 from wimfris.runs.fingerprint import PACKAGE, decisive, digest, run_code
 from wimfris.settings.params import read_params
 
-FULL = {"adapters": "wimfris", "neck": "hmf", "scan": "reference"}
+FULL = {"adapters": "wimfris", "neck": "hmf", "scan": "reference", "hmf": {"mixing": "ssm"}}
+SSD = FULL | {"hmf": {"mixing": "ssd"}}
 LORA = FULL | {"adapters": "lora"}
 DETRIS = {"adapters": "detris", "neck": "detris", "scan": "reference"}
 CPU = FULL | {"scan": "cpu"}
@@ -34,7 +35,7 @@ def edit(tmp_path: Path) -> Edit:
     return make
 
 
-def changed(model: dict[str, str], package: Path) -> set[str]:
+def changed(model: dict[str, Any], package: Path) -> set[str]:
     """The modules by which the code of a run differs from this package's."""
     before, after = run_code(model), run_code(model, package)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
@@ -44,6 +45,7 @@ def test_a_run_reaches_its_own_code_alone() -> None:
     full, lora, detris = run_code(FULL), run_code(LORA), run_code(DETRIS)
     assert {"wimfris.training.trainer", "wimfris.model.hmf", "wimfris.data.letterbox", "wimfris.metrics"} <= full.keys()
     assert "wimfris.rivals.lora" in lora.keys() - full.keys() - detris.keys()
+    assert "wimfris.model.mamba2" in run_code(SSD).keys() - full.keys(), "a new mixing leaves the others' runs current"
     assert "wimfris.rivals.detris" in detris.keys() - full.keys() - lora.keys()
     assert not [name for name in full if name.startswith(("wimfris.results", "wimfris.matrix", "wimfris.cli"))]
 
@@ -87,12 +89,14 @@ def test_a_new_entry_of_the_table_of_families_changes_no_fingerprint(edit: Edit)
     assert changed(FULL, package) == changed(LORA, package) == set()
 
 
+@pytest.mark.slow
 def test_a_mended_kernel_changes_the_runs_that_use_it(edit: Edit) -> None:
     package = edit("kernels/cpu.py", "", "\nX = 1\n")
     assert changed(CPU, package) == changed(AUTO, package) == {"wimfris.kernels.cpu"}
     assert changed(FULL, package) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
@@ -108,6 +112,7 @@ def test_an_edit_of_shared_code_changes_every_run(edit: Edit, file: str, old: st
         assert changed(model, package) == {name}
 
 
+@pytest.mark.slow
 def test_a_property_of_the_settings_counts(edit: Edit) -> None:
     package = edit(
         "settings/schema.py", "self.data.image_size // self.encoders", "1 + self.data.image_size // self.encoders"
@@ -115,6 +120,7 @@ def test_a_property_of_the_settings_counts(edit: Edit) -> None:
     assert changed(FULL, package) == {"wimfris.settings.schema"}
 
 
+@pytest.mark.slow
 def test_imports_within_functions_count_and_those_for_types_do_not(edit: Edit) -> None:
     lazy = edit("training/batches.py", "", "\n\ndef f():\n    from wimfris.results import tables\n")
     assert "wimfris.results.tables" in run_code(FULL, lazy)

@@ -22,6 +22,7 @@ from wimfris.results.comparison_figure import draw
 from wimfris.results.comparison_tables import sections
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
+from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.releases import origin_of
@@ -82,7 +83,7 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants or name in params.extended]
+    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
@@ -172,7 +173,11 @@ def write_study(name: str, params: Params) -> list[Path]:
     study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
-    return write_report(name, study.title, params.settings().folder.name, report, further)
+    folder = params.settings().folder.name
+    paths = write_report(name, study.title, folder, report, further)
+    for part, own in report.parts.items():
+        paths += write_report(f"{name}-{part}", f"{study.title}: {part}", folder, own)
+    return paths
 
 
 def write_report(name: str, title: str, folder: str, report: Report, further: Sequence[str] = ()) -> list[Path]:
@@ -199,6 +204,12 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
+    if study.costs:
+        costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
+        tables = [
+            table.assign(**{name: table["variant"].map(costs[name]) for name in ("minutes", "memory_gib")})
+            for table in tables
+        ]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:
@@ -220,7 +231,7 @@ def _intro(study: Study | Measured) -> str:
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:
     name = params.settings().folder.name
     measures = {file: read_measure(name, file) for file in study.measures}
-    return Inputs(params, params.settings(), evidence.records, measures)
+    return Inputs(params, params.settings(), evidence.records, measures, read_ingested(params))
 
 
 def _everything(params: Params, variants: Sequence[str]) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from wimfris.settings.schema import SCENES, Settings
 
 
 def prepare_index(settings: Settings) -> tuple[pd.DataFrame, list[str]]:
-    """Write index.parquet, images.parquet and audit.md of the data set in use, and mixed.csv for mixed data.
+    """Write index.parquet, images.parquet, objects.parquet and audit.md of the data set in use, and for mixed data
+    mixed.csv.
 
     Returns the index and notes: images that training shares with val or test, annotations that are left out, and masks
     without a pixel. Raises UserError if annotations or images are missing or damaged, if the object counts are not the

@@ -57,6 +57,12 @@ def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+
+
 @dataclass(frozen=True)
 class Guidance:
     """The second input of a vision adapter: words (B, L, T), padding (B, L; True at padding) and grid (H, W)."""
@@ -100,6 +106,8 @@ class VisionEncoder(nn.Module):
         blocks = blocks_of(backbone)
         for layer, adapter in adapters.items():
             blocks[layer].get_submodule("mlp").register_forward_hook(partial(self._add_adapter, adapter))
+        for norm in (part for block in blocks for part in block.children() if isinstance(part, nn.LayerNorm)):
+            norm.register_forward_hook(_narrow)
         for layer in taps:
             blocks[layer].register_forward_hook(self._tap)
         if checkpointing:

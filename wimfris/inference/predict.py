@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import ValidationError
 
 from wimfris.data.images import read_image
+from wimfris.data.letterbox import normalise
 from wimfris.data.protocol import PROTOCOLS
 from wimfris.data.tokens import ClipTokenizer, PretrainedTokenizer, Tokenizer
 from wimfris.encoders.load import (
@@ -213,7 +214,8 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
             image = read_image(Path(image), orient=True)
         size, protocol = self.settings.data.image_size, PROTOCOLS["cris"]
         token_ids = torch.from_numpy(self.tokenizer.encode(sentence))[None]
-        logits = self.segmenter(torch.from_numpy(protocol.image(image, size))[None], token_ids).logits
+        pixels = normalise(torch.from_numpy(protocol.image(image, size)))[None]
+        logits = self.segmenter(pixels, token_ids).logits
         height, width = image.shape[:2]
         return protocol.predicted(protocol.scores(logits, size)[0], height, width)
 

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from wimfris.data.index import read_index
+from wimfris.data.index import TUNE, read_index, with_tuning_split
+from wimfris.data.objects import read_objects
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
@@ -167,13 +168,16 @@ def assemble_trainer(
     be_deterministic(settings)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
+    if TUNE in settings.data.splits:
+        index = with_tuning_split(index)
     tokenizer = load_tokenizer(settings)
     segmenter = build_segmenter(settings, tokenizer).to(device)
     compiled = train.compile and compile_segmenter(segmenter, settings, device)
     model = group.wrap(segmenter)
     if not group.leads:  # every process has the same weights, but its own dropout
         torch.manual_seed(run.seed + RANK_SEEDS * group.rank)
-    evaluator = Evaluator(settings, index, images, tokenizer, device, group)
+    objects = read_objects(settings.folder / "index")
+    evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects)
     trainer = Trainer(
         settings,
         run,
