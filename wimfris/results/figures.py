@@ -230,9 +230,9 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends.
 
-    The PNG has a palette, which takes a third of the bytes, unless photos would suffer from it. It names the hash of
-    its content. A picture with the same
-    content is left alone: another machine's font renderer would change its bytes and nothing that a reader sees.
+    The PNG has a palette, which takes a third of the bytes, unless it shows photos, and names the hash of its content.
+    A picture with the same content is left alone: another machine's font renderer would change its bytes and nothing
+    that a reader sees.
     """
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
