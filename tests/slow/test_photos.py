@@ -95,7 +95,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after every step."""
     folder = tmp_path_factory.mktemp("photos")
     content = merge(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), CHANGES)
-    content |= {"variants": {"full": {}}, "extended": {}}  # the windows of others do not fit a grid of 5 x 5
+    content |= {
+        "variants": {"full": {}},
+        "extended": {},
+        "controls": {},
+    }  # the windows of others do not fit a grid of 5 x 5
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "data").mkdir()
     for name in ("photos", "images"):
