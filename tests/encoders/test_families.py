@@ -129,7 +129,7 @@ def test_an_image_is_normalised_as_the_family_expects(stir: Any) -> None:
     from wimfris.data.letterbox import normalise
 
     pixels = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8)
-    ours = torch.from_numpy(normalise(pixels.numpy()))
+    ours = normalise(pixels.permute(2, 0, 1))
     for family, mean, std in (
         ("siglip", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ("dinov3_vit", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
