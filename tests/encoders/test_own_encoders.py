@@ -26,7 +26,7 @@ def call(*arguments: str) -> str:
 
 
 def test_it_trains_evaluates_and_predicts(project: Any) -> None:
-    project.edit(scales__smoke__variants={"other": OTHER}, extended={}, variants={"full": {}})
+    project.edit(scales__smoke__variants={"other": OTHER}, extended={}, controls={}, variants={"full": {}})
     with pytest.raises(UserError, match="not prepared; run `wimfris encoders record --variant other` first"):
         call("train", "--run", "other-0")
     call("encoders", "record", "--variant", "other")

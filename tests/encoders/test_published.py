@@ -96,7 +96,7 @@ def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings_of(folder: Path, text: str, vision: str, **changes: Any) -> Settings:
     """Return the settings of scale smoke with encoders of these families from the cache."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}}
+    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
     content["variants"] = {"full": {}}
     encoders = content["scales"]["smoke"]["encoders"]
     for name, family in (("text", text), ("vision", vision)):

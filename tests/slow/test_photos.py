@@ -11,12 +11,11 @@ import shlex
 import shutil
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -96,7 +95,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after every step."""
     folder = tmp_path_factory.mktemp("photos")
     content = merge(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), CHANGES)
-    content |= {"variants": {"full": {}}, "extended": {}}  # the windows of others do not fit a grid of 5 x 5
+    content |= {
+        "variants": {"full": {}},
+        "extended": {},
+        "controls": {},
+    }  # the windows of others do not fit a grid of 5 x 5
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "data").mkdir()
     for name in ("photos", "images"):
@@ -137,21 +140,17 @@ def test_every_step_says_what_it_did() -> None:
 
 
 def test_every_photo_and_mask_is_in_the_index() -> None:
-    """A mask has the photo's size, is not empty, and lies in the box that COCO gives for it."""
+    """A mask is the one that COCO's own code draws from the polygons, and has the photo's size."""
     index = read_index(FOLDER / "index" / "index.parquet")
     instances = json.loads((PHOTOS / "photos" / "instances.json").read_text())
-    boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
+    polygons = {annotation["id"]: annotation["segmentation"] for annotation in instances["annotations"]}
     assert index["file_name"].nunique() == 48 and len(index) == 325
     for row in index.to_dict("records"):
         mask = decode_mask(row)
         with Image.open(PHOTOS / "images" / "train2014" / row["file_name"]) as photo:
             assert mask.shape == photo.size[::-1]
-        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-        left, top, box_width, box_height = boxes[row["ann_ids"][0]]
-        assert mask.any()
-        assert (
-            abs(np.array([x - left, y - top, x + width - left - box_width, y + height - top - box_height])).max() <= 2
-        )
+        runs = coco_mask.merge(coco_mask.frPyObjects(polygons[row["ann_ids"][0]], *mask.shape))
+        assert mask.any() and (coco_mask.decode(runs) == mask).all()
 
 
 def test_records_hold_every_sentence_under_each_protocol() -> None:
@@ -177,6 +176,7 @@ def test_the_record_of_the_encoders_names_the_tokenizer() -> None:
 def test_the_pictures_are_drawn() -> None:
     with Image.open("reports/figures/photos-base/gallery.png") as gallery:
         assert min(gallery.size) > 800
+        assert gallery.mode == "RGB", "a palette would posterise photos"
     photo = next((PHOTOS / "images" / "train2014").iterdir())
     with Image.open(photo) as original:
         for path in Path("predicted").iterdir():
