@@ -62,6 +62,7 @@ def test_a_module_imports_only_what_its_folder_may(name: str) -> None:
     assert {folder(other) for other in imports(modules()[name])} <= allowed
 
 
+@pytest.mark.slow
 def test_the_layers_and_the_modules_have_no_circle() -> None:
     list(TopologicalSorter({name: below - {name} for name, below in LAYERS.items()}).static_order())
     list(TopologicalSorter({name: imports(path) - {name} for name, path in modules().items()}).static_order())

@@ -52,6 +52,7 @@ def files() -> list[Path]:
     return [path for path in map(Path, filter(None, listing.stdout.split("\0"))) if (ROOT / path).is_file()]
 
 
+@pytest.mark.slow
 def test_every_imported_package_is_a_declared_dependency() -> None:
     distributions = importlib.metadata.packages_distributions()
     declared = {normal(line) for line in DIRECT}

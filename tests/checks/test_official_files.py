@@ -103,6 +103,7 @@ def test_damaged_files_are_problems_not_tracebacks(root: Path) -> None:
         problems(root)
 
 
+@pytest.mark.slow
 def test_what_a_declaration_lacks_is_named(root: Path, project: object) -> None:
     files = RIGHT["refcoco"].model_copy(update={"counts": {}, "splits": ("val", "test")})
     (line,) = check.check(root, {"refcoco": files}).problems

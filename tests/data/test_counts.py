@@ -38,6 +38,7 @@ def test_declared_counts_sum_to_the_data_sets_totals() -> None:
     assert totals["refcocog-google"][:2] == [49822, 95010], "its splits share images"
 
 
+@pytest.mark.slow
 def test_object_counts_must_be_the_declared_ones(objects: list[ReferredObject]) -> None:
     with pytest.raises(UserError, match="testA has 4 objects, expected 1975"):
         check_object_counts(objects, official(FIXTURE), DECLARED["refcoco"])

@@ -33,6 +33,7 @@ def refused(path: Path, content: bytes) -> str:
     return message.removeprefix(f"{path}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_colour_images_are_rgb(tmp_path: Path, mode: str) -> None:
     (tmp_path / "a.png").write_bytes(encoded(mode))
@@ -89,6 +90,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> 
     assert refused(tmp_path / "a.jpg", b"").startswith("empty; get the file again")
 
 
+@pytest.mark.slow
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     width = images.MAX_PIXELS // 8192 + 1
     for size in ((width, 8192), (20_000, 20_000)):

@@ -54,6 +54,7 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.mark.slow
 def test_every_step_says_what_it_did() -> None:
     check, _, prepare, *_, table = json.loads(Path("outputs.json").read_text())
     assert "all there, all counts right" in check
@@ -101,7 +102,9 @@ def test_a_word_that_the_encoder_does_not_know_is_named_by_prepare(tmp_path: Pat
         path.write_text(before.replace("the triangle", "the café"))
         call("wimfris data make")
         result = CliRunner().invoke(app, ["data", "prepare"])
-        assert re.match(r"shapes: natural language needs CLIP, .* \(word 'caf\S+ ", str(result.exception))
+        assert re.match(
+            r"shapes: natural language needs a published text encoder, .* \(word 'caf\S+ ", str(result.exception)
+        )
     finally:
         path.write_text(before)
         call("wimfris data make")

@@ -209,6 +209,7 @@ def test_hub_encoders_are_described(settings: Settings, cache: Path, models: dic
     assert described["vision"]["parameters"] == sum(p.numel() for p in models["vision"].parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key", "wrong", "right"),
     [
@@ -247,6 +248,7 @@ def test_a_missing_snapshot_is_refused_with_the_command(name: str, settings: Set
         load_vision(settings) if name == "vision" else load_tokenizer(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"), [("text", "pytorch_model.bin"), ("text", "config.json"), ("vision", "model.safetensors")]
 )

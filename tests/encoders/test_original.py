@@ -16,8 +16,9 @@ from wimfris.cli import prepare, training
 from wimfris.data.dataset import every_sentence
 from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
+from wimfris.encoders.backbones import vision_backbone
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
-from wimfris.encoders.vision import interpolate_positions, vision_backbone
+from wimfris.encoders.vision import interpolate_positions
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
 from wimfris.settings.params import read_params
@@ -247,6 +248,7 @@ def test_a_file_has_no_revision(settings: Settings, tmp_path: Path) -> None:
 # --- from official files to records -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_mixed_data_from_official_files_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

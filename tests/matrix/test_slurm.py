@@ -43,6 +43,7 @@ def test_options_are_submitits() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -98,6 +98,7 @@ def test_parts_add_up_and_the_window_moves_the_scan_alone(smoke: Params) -> None
     }
 
 
+@pytest.mark.slow
 def test_a_step_counts_forward_and_backward_once(smoke: Params) -> None:
     """Between two and three forwards: frozen weights have no gradients, and nothing that is repeated counts."""
     settings, scan = smoke.settings("full"), mamba_module.selective_scan
@@ -108,6 +109,7 @@ def test_a_step_counts_forward_and_backward_once(smoke: Params) -> None:
     assert mamba_module.selective_scan is scan, "counting restores it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "cpu", "triton"])
 def test_the_backend_does_not_change_the_count(smoke: Params, backend: str) -> None:
     settings = smoke.settings("full")

@@ -14,6 +14,7 @@ from wimfris.training.build import build_segmenter
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["full", "none", "detris_adapters_detris_neck", "lora", "finetune"])
 def test_a_blank_model_has_the_parameters_of_the_real_one(project: Any, variant: str) -> None:
     settings = project.params().settings(variant)

@@ -36,6 +36,7 @@ def test_norms_are_those_of_the_jacobian(mamba: Mamba | Mamba2, x: torch.Tensor)
         assert torch.allclose(reach.norms[k], jacobian.flatten(1).norm(dim=1), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_random_directions_give_the_norm_in_expectation(mamba: Mamba | Mamba2, x: torch.Tensor) -> None:
     x = x[:1, :6]
     exact = text_reach(mamba, x, directions(8, 8)).norms

@@ -19,6 +19,7 @@ def test_measuring_leaves_every_time_and_the_memory(project: Any) -> None:
         assert all(value is not None and value >= 0 for value in timings.memory.values())
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_measured_is_one_line(project: Any) -> None:
     with pytest.raises(UserError, match=r"measuring nothing failed: .*no variant 'nothing'"):
         time_apart("nothing", "smoke", 1)

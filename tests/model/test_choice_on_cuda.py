@@ -110,6 +110,7 @@ def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatc
     assert choose_backend("auto", "cuda").backend == "triton" and len(tried) == 3
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_takes_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the compiler would use the GPU
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from wimfris.model.hmf import Gate, Neck, WindowMambaFusion
 from wimfris.model.layers import CoordConv
 from wimfris.model.scan import scan_windows
+from wimfris.model.tables import forget_tables
 from wimfris.model.windows import (
     ORDERS,
     window_index,
@@ -388,7 +389,7 @@ def test_a_window_larger_than_the_grid_is_an_error(grid: tuple[int, int]) -> Non
 
 
 def test_windows_first_cut_in_inference_mode_can_be_trained() -> None:
-    window_index.cache_clear()
+    forget_tables()
     wmf, grid = fusion(2).double(), (5, 4)
     tokens, sentence = tokens_of(grid)
     with torch.inference_mode():

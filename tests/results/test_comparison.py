@@ -252,6 +252,7 @@ def test_a_grid_shows_every_block_by_label() -> None:
     assert cells.loc["a", "x"] == f"{100 * table['miou'][0]:.1f} ± {100 * table['miou_sd'][0]:.1f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [RUNS, {"full": 1, "part": 1}, {"full": 1}])
 def test_the_figure_is_drawn_for_any_number_of_runs(runs: dict[str, int], tmp_path: Path) -> None:
     frame = records(runs, SHIFTS)

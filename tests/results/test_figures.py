@@ -156,6 +156,7 @@ def test_emphasis_shows_the_last_epoch_and_its_mean(tmp_path: Path, drawn: list[
     assert labels == ["full-0", "full-1", "mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "shown"), [("tiny", False), ("base", True)])
 def test_the_papers_ranges_are_drawn_only_at_its_scale(
     tmp_path: Path, drawn: list[Figure], scale: str, shown: bool
@@ -228,6 +229,7 @@ def test_a_wrong_example_is_refused(tmp_path: Path) -> None:
         gallery(examples(target=np.zeros((2, 2), bool)), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_a_picture_with_the_same_content_is_left_alone(tmp_path: Path) -> None:
     """Another machine's font renderer changes bytes, and nothing that a reader sees."""
     path = tmp_path / "figure.png"

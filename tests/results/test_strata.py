@@ -103,6 +103,7 @@ def test_the_table_shows_n_intervals_and_power(labels: pd.DataFrame, rng: np.ran
     assert "say nothing about the figures in the paper" in text and "the detectable difference in mIoU is" in text
 
 
+@pytest.mark.slow
 def test_labels_are_joined_by_data_set_object_and_sentence(labels: pd.DataFrame, rng: np.random.Generator) -> None:
     """Sentence ids that start again in every object, beside the labels of another data set with the same ids."""
     table = records(labels, rng, 0.1)

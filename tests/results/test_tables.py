@@ -97,6 +97,7 @@ def test_a_control_that_one_seed_lacks_is_empty() -> None:
     assert main_table(pd.concat(parts))["miou_empty"].isna().all()
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_depend_on_that_of_the_records() -> None:
     table = main_table(several())
     scenes = table[table["dataset"] == "scenes"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wimfris.model.segmenter import Segmenter, padding_after
+from wimfris.encoders.text import padding_after
+from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import load_detris
 
 GRIDS = ("native_grid", "interpolated_grid")
@@ -45,6 +46,7 @@ def test_every_golden_number(golden: Any, loaded: dict[str, Segmenter], grid: st
         assert error(value, arrays[name]) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_the_authors_interpolation_of_positions_is_needed(golden: Any, new_detris: Any, states: Any) -> None:
     """Left at 6 x 6, positions are interpolated by transformers, with antialiasing and without the offset."""
     arrays = arrays_of(golden, "interpolated_grid")

@@ -58,6 +58,7 @@ def test_the_tables_have_the_names_of_the_settings() -> None:
     assert all(hasattr(load_neck(name), "neck") for name in NECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", ADAPTERS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_rivals_have_about_our_trained_parameters(settings_of: SettingsOf, scale: str, adapters: str) -> None:
@@ -86,6 +87,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(settings_of: Setti
     assert adapters == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_trained_state_restores_the_model(settings_of: SettingsOf, variant: str) -> None:
     settings = settings_of("smoke", variant)
@@ -118,6 +120,7 @@ def test_a_family_that_starts_at_zero_leaves_the_frozen_features(settings_of: Se
         torch.testing.assert_close(ours, frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rivals_run_in_half_precision(settings_of: SettingsOf, variant: str) -> None:
     settings = settings_of("smoke", variant)

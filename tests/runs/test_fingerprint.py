@@ -89,12 +89,14 @@ def test_a_new_entry_of_the_table_of_families_changes_no_fingerprint(edit: Edit)
     assert changed(FULL, package) == changed(LORA, package) == set()
 
 
+@pytest.mark.slow
 def test_a_mended_kernel_changes_the_runs_that_use_it(edit: Edit) -> None:
     package = edit("kernels/cpu.py", "", "\nX = 1\n")
     assert changed(CPU, package) == changed(AUTO, package) == {"wimfris.kernels.cpu"}
     assert changed(FULL, package) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
@@ -110,6 +112,7 @@ def test_an_edit_of_shared_code_changes_every_run(edit: Edit, file: str, old: st
         assert changed(model, package) == {name}
 
 
+@pytest.mark.slow
 def test_a_property_of_the_settings_counts(edit: Edit) -> None:
     package = edit(
         "settings/schema.py", "self.data.image_size // self.encoders", "1 + self.data.image_size // self.encoders"
@@ -117,6 +120,7 @@ def test_a_property_of_the_settings_counts(edit: Edit) -> None:
     assert changed(FULL, package) == {"wimfris.settings.schema"}
 
 
+@pytest.mark.slow
 def test_imports_within_functions_count_and_those_for_types_do_not(edit: Edit) -> None:
     lazy = edit("training/batches.py", "", "\n\ndef f():\n    from wimfris.results import tables\n")
     assert "wimfris.results.tables" in run_code(FULL, lazy)

@@ -15,6 +15,7 @@ from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.manifest import PACKAGES, code_revision, is_finished, read_manifest
 
 
+@pytest.mark.slow
 def test_manifest_of_a_run(trained: Any) -> None:
     manifest = read_manifest(trained.files().manifest)
     settings = trained.params().settings()

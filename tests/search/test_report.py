@@ -135,6 +135,7 @@ def test_front() -> None:
     assert list(cells(report.report_sections([search]), "Front")["trained parameters"]) == ["100", "200", "900"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_objectives", [False, True])
 def test_figure(tmp_path: Path, two_objectives: bool) -> None:
     random = evidence(SEARCH["trials"], sampler="random", importances={})

@@ -37,6 +37,7 @@ def draws(space: Space, number: int) -> list[dict[str, Any]]:
     return [space.draw(study.ask()) for _ in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("scale", ["smoke", "tiny", "base"])
 def test_every_draw_of_a_shipped_space_is_valid(params: Params, name: str, scale: str) -> None:
@@ -49,6 +50,7 @@ def test_every_draw_of_a_shipped_space_is_valid(params: Params, name: str, scale
     assert len({str(overrides) for overrides in drawn}) > 3
 
 
+@pytest.mark.slow
 def test_placement_holds_the_trained_parameters(params: Params) -> None:
     space = make_space(params, "placement")
     full = trained_parameters(params.settings())["adapters"]
@@ -81,6 +83,7 @@ def test_values_that_hold_for_all_trials(params: Params) -> None:
     assert all(overrides["loss"] == {"dice": 0.0} for overrides in draws(space, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("declared", "message"),
     [

@@ -24,6 +24,7 @@ def study(name: str) -> Measured:
     return module.STUDY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_tables_follow_from_what_is_committed(
     name: str, committed: Path, monkeypatch: pytest.MonkeyPatch

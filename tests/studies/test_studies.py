@@ -58,6 +58,26 @@ def test_every_variant_is_in_a_study_or_promoted_from_a_search(committed: Path) 
     assert used | promoted(params, searches).keys() == params.variants.keys() | params.extended.keys()
 
 
+def test_the_encoders_are_compared_at_their_own_scale() -> None:
+    """Every row has a grid of 32 x 32, and one side of the encoders changes at a time, but for the last row."""
+    encoders, params = study("encoders"), read_params(ROOT / "params.yaml")
+    assert encoders.scales == ("base",) and not encoders.is_at(params.scale)
+    base = params.at_scale("base")
+    own = base.extended.keys() - params.extended.keys()
+    assert {"full", *own} == set(encoders.variants)
+    full = base.settings()
+    for variant in own:
+        settings = base.settings(variant)
+        assert settings.own_encoders and settings.grid == 32
+        assert settings.encoders_record == settings.folder / "encoders" / f"{variant}.json"
+        changed = {
+            name for name in ("text", "vision") if getattr(settings.encoders, name) != getattr(full.encoders, name)
+        }
+        assert variant == "both_siglip2" or changed == {variant.split("_")[0]}
+        assert (settings.model, settings.loss, settings.train) == (full.model, full.loss, full.train)
+    assert not full.own_encoders and full.encoders_record == full.folder / "encoders.json"
+
+
 def test_windows_as_large_as_the_grid_are_left_out() -> None:
     windows = study("window_size")
     assert "window_8" not in windows.at_grid(8).variants and "8x8" in windows.at_grid(8).note

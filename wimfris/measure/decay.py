@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from wimfris.data.dataset import Case, ReferDataset
+from wimfris.data.dataset import Case, ReferDataset, to_device
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
 from wimfris.encoders.load import load_tokenizer
@@ -150,7 +151,8 @@ def block_inputs(
         for first in range(0, len(dataset), BATCH):
             items = [dataset[k] for k in range(first, min(first + BATCH, len(dataset)))]
             calls.clear()
-            segmenter(*(torch.stack([item[key] for item in items]) for key in ("image", "token_ids")))
+            batch = to_device(default_collate(items), torch.device("cpu"))
+            segmenter(batch["image"], batch["token_ids"])
             read.append(calls[0])
     finally:
         hook.remove()

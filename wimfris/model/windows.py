@@ -3,19 +3,18 @@
 A map's H * W tokens are in raster order, and so are its n_win windows. The M tokens of a window are in the order of the
 scan. Border windows can have fewer tokens than M: the real ones come first and padding follows, so that a causal scan
 reads no padding before a real token. `window` and `shift` are (height, width) in cells; the borders lie at `shift` plus
-multiples of the window. The indices are cached, on the CPU.
+multiples of the window. The indices are cached on each device.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from wimfris.model.tables import table
+
 ORDERS = ("raster", "backwards", "down", "up")  # of a window's tokens: by rows or by columns, forwards or in reverse
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # an index that an evaluation makes first must serve training too
+@table
 def window_index(
     height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
 ) -> tuple[Tensor, Tensor]:
@@ -45,6 +44,7 @@ def window_index(
     return cells.view(len(starts), -1), places
 
 
+@table
 def window_padding(
     height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
 ) -> Tensor:
@@ -52,6 +52,7 @@ def window_padding(
     return window_index(height, width, window, order, shift)[0] < 0
 
 
+@table
 def window_cells(
     height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
 ) -> Tensor:
@@ -68,8 +69,8 @@ def window_partition(
     shift: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Cut a map into windows: (B, H * W, C) -> (B * n_win, M, C). Padding repeats the map's first token."""
-    cells = window_index(height, width, window, order, shift)[0].clamp(min=0)
-    return tokens[:, cells.to(tokens.device)].flatten(0, 1)
+    cells, _ = window_index(height, width, window, order, shift, device=tokens.device)
+    return tokens[:, cells.clamp(min=0)].flatten(0, 1)
 
 
 def window_unpartition(
@@ -81,9 +82,9 @@ def window_unpartition(
     shift: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Put windows back into a map and drop padding: (B * n_win, M, C) -> (B, H * W, C)."""
-    cells, places = window_index(height, width, window, order, shift)
+    cells, places = window_index(height, width, window, order, shift, device=windows.device)
     tokens = windows.reshape(-1, cells.numel(), windows.shape[-1])
-    return tokens[:, places.to(windows.device)]
+    return tokens[:, places]
 
 
 def join_sentence(

@@ -55,6 +55,7 @@ class Study:
     costs: bool = False  # show the minutes and the memory of each row's runs
     pictures: tuple[str, ...] = ()  # further figures that its report shows, by name
     extra: Callable[[pd.DataFrame, Published], Section] | None = None  # a table from records of all sets and scales
+    scales: tuple[str, ...] = ()  # that have its variants; by default all
 
     @property
     def variants(self) -> list[str]:
@@ -66,6 +67,10 @@ class Study:
         """The variants of its own family."""
         baselines = [row.against.variant for row in self.rows if row.against]
         return list(dict.fromkeys([self.baseline, *(row.variant for row in self.rows), *baselines]))
+
+    def is_at(self, scale: str) -> bool:
+        """Return whether the scale has the variants of the study."""
+        return not self.scales or scale in self.scales
 
     def at_grid(self, side: int) -> "Study":
         """Return the study with the rows that are meaningful for an encoder's grid of this side; a note names the rest.

@@ -41,7 +41,8 @@ def compare(
     `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more runs than these. A comparison uses the
     seeds that both systems have. Columns, all values fractions:
 
-    * variant, baseline, split, metric (`COMPARED`); value, baseline_value (means over the common seeds) and difference;
+    * variant, baseline, split, metric (`COMPARED`, and `OF_OBJECTS` where the records have them); value, baseline_value
+      (means over the common seeds) and difference;
     * these_low, these_high: interval for these seeds, percentiles of the bootstrap over images. In simulations with 250
       images it covers 95% for mIoU, and 93% for oIoU, which a few large objects dominate (BCa: 95% and 91%);
     * any_low, any_high, standard_error, df, p: for any seed, see `AnySeed`; NaN with one common seed or one image. The
@@ -64,7 +65,7 @@ def compare(
     scores = read_scores(records, [*systems, *(name for name in dict.fromkeys(pool) if name not in systems)], split)
     ratios = scores.ratios()
     resampled = resample(ratios, resamples, seed)
-    linear = {metric: linearise(*ratios[metric]) for metric in COMPARED}
+    linear = {metric: linearise(*parts) for metric, parts in ratios.items()}
     pooled = {metric: between_seeds(values.mean(axis=-1), scores.present) for metric, values in linear.items()}
     rows = []
     for index, variant in enumerate(variants, start=1):
@@ -74,7 +75,7 @@ def compare(
                 f"{split}: {variant} and {baseline} have no seed in common; train one with `dvc repro` to compare them"
             )
         improvement = _improvement(scores.iou[index, common], scores.iou[0, common])
-        for metric in COMPARED:
+        for metric in ratios:
             values = linear[metric][index, common] - linear[metric][0, common]
             system, other = (linear[metric][which, common].mean(axis=-1) for which in (index, 0))
             draws = (resampled[metric][index, common] - resampled[metric][0, common]).mean(axis=0)

@@ -91,7 +91,11 @@ def missing_html(runs: Sequence[Run]) -> str:
     for run in runs:
         seeds.setdefault(run.variant, []).append(str(run.seed))
     missing = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
-    return notice(f"Not in the evidence: {missing}. Rows that need these runs are empty below.") if runs else ""
+    if not runs:
+        return ""
+    return notice(
+        f"Not in the evidence: {missing}. A row below rests on the runs that are there; without any it is empty."
+    )
 
 
 def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> str:

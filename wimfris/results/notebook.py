@@ -20,6 +20,7 @@ from wimfris.results.evidence import Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
 from wimfris.results.html import folded, missing_html, notice, runs_html, section_html, table_html
+from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.results.measured import Measured
 from wimfris.results.published import built_in_note, read_published
 from wimfris.results.releases import origin_of
@@ -72,12 +73,13 @@ class Results:
 
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
-        records = self._records()
+        records, others = self._records(), read_ingested(self.params)
         _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond])))
         path = self._scratch / "main.png"
         draw_all_runs(records, path)
         _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
-        table = main_table(records)
+        everything = pd.concat([records, others], ignore_index=True) if len(others) else records
+        table = main_table(everything)
         order = ["full", *self.params.variants, *table["system"]]
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
         cells = main_cells(table).replace("", DASH)
@@ -85,6 +87,8 @@ class Results:
             title = f"Every system at {self.place}, split {split}"
             part = cells[cells["split"] == split].drop(columns="split")
             _html(section_html(Section(title, "", part, left=("system",)), fold=True))
+        if len(others):
+            _html(section_html(ingested_section(beside_ours(everything))))
         _html(runs_html(self.place, records, list(table["system"].unique())))
 
     def study(self, study: str | Study, split: str = "val") -> None:

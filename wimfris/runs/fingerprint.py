@@ -40,6 +40,9 @@ class _Settings(Protocol):
     @property
     def folder(self) -> Path: ...
 
+    @property
+    def encoders_record(self) -> Path: ...
+
     def model_dump(self, *, mode: str, exclude_defaults: bool) -> dict[str, Any]: ...
 
 
@@ -60,7 +63,7 @@ def decisive(settings: _Settings, seed: int) -> dict[str, Any]:
     return variant_content(settings) | {
         "seed": seed,
         "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
-        "encoders": json.loads((settings.folder / "encoders.json").read_text(encoding="utf-8")),
+        "encoders": json.loads(settings.encoders_record.read_text(encoding="utf-8")),
     }
 
 

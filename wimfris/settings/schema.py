@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.messages import require, require_known, require_numbers
 from wimfris.settings.placement import placed
 
@@ -59,6 +60,8 @@ class Scenes(Section):
     val: Annotated[int, Field(gt=0, le=10**7)]
     testA: Annotated[int, Field(gt=0, le=10**7)]
     testB: Annotated[int, Field(gt=0, le=10**7)]
+    # Only tuning runs are evaluated on it, and nothing trains on it. It decides no result of another run.
+    tune: Annotated[int, Field(ge=0, le=10**7)] = Field(0, exclude=True)
 
 
 class DataSet(Section):
@@ -76,7 +79,7 @@ class Files(DataSet):
     refs: str  # references: a pickle, or JSON
     instances: str  # COCO's images, annotations and categories
     images: str  # folder
-    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; val chooses the best epoch
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; the first chooses the best epoch
     counts: dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]] = Field(
         default_factory=dict
     )  # split -> objects, sentences, images
@@ -97,7 +100,7 @@ class Data(Section):
     image_size: Annotated[int, Field(gt=0, le=2**13)]  # side of the letterboxed image, pixels
     tokens: dict[str, Tokens]  # data set -> text tokens, with start and end
     scenes: Scenes
-    splits: tuple[Split, ...] = ("val", "testA", "testB")  # of evaluation
+    splits: tuple[Split | Literal["tune"], ...] = ("val", "testA", "testB")  # of evaluation
     mix: tuple[str, ...] = ()
     drop_shared: bool = False
     files: dict[str, Files] = Field(default_factory=dict, exclude=True)  # of `sets`; where they lie decides no result
@@ -113,7 +116,10 @@ class Data(Section):
         return self.mix or (self.name,)
 
 
-class TextBackbone(Section):
+class Backbone(Section):
+    """A frozen encoder. Its `family` is one of wimfris/settings/backbones.py."""
+
+    family: str
     source: str  # builtin | builtin-small | random | a hub id | an original weight file
     revision: str | None = None  # commit of the hub id
     width: Size
@@ -136,12 +142,17 @@ class TextBackbone(Section):
         return self.source not in BUILT_IN
 
 
-class VisionBackbone(TextBackbone):
+class TextBackbone(Backbone):
+    family: Literal["clip", "siglip", "bert"] = "clip"
+
+
+class VisionBackbone(Backbone):
     patch: Size
     registers: Annotated[int, Field(ge=0, le=2**10)]
     taps: tuple[NonNegativeInt, NonNegativeInt]  # zero-based blocks whose outputs are the first two stages
     # How positions come to the grid of the images: as transformers and the released DINOv2 do, or as DETRIS does.
     positions: Literal["transformers", "detris"] = "transformers"
+    family: Literal["dinov2_with_registers", "dinov2", "dinov3_vit", "siglip"] = "dinov2_with_registers"
 
 
 class Encoders(Section):
@@ -271,6 +282,7 @@ class Loss(Section):
     align: NonNegativeFloat
     align_window: Literal["scan"] | PositiveInt
     align_target: Literal["any", "fraction"]
+    target_resize: Literal["nearest", "area"] = "nearest"  # how the mask comes to the size of the logits
 
 
 class CosineSchedule(Section):
@@ -293,6 +305,7 @@ class Train(Section):
     backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
@@ -337,6 +350,7 @@ class Settings(Section):
     scale: str
     variant: str
     group: str = Field(exclude=True)  # folder of the outs: core, extended, extra or a search's
+    own_encoders: bool = Field(default=False, exclude=True)  # the variant overrides the encoders of its scale
     data: Data
     encoders: Encoders
     model: Model
@@ -374,6 +388,16 @@ class Settings(Section):
     def folder(self) -> Path:
         """Return the folder of this data set and scale."""
         return run_folder(self.data.name, self.scale)
+
+    @property
+    def encoders_record(self) -> Path:
+        """Return the file that identifies the frozen encoders: that of the scale, or the variant's own."""
+        return self.folder / (Path("encoders", f"{self.variant}.json") if self.own_encoders else "encoders.json")
+
+    @property
+    def record_command(self) -> str:
+        """Return the command that writes `encoders_record`."""
+        return f"wimfris encoders record --variant {self.variant}" if self.own_encoders else "dvc repro -f encoders"
 
     @property
     def outs(self) -> Path:
@@ -496,6 +520,25 @@ class Settings(Section):
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
             allowed = "a commit if source is a hub id, null otherwise"
             require(backbone.is_hub == (backbone.revision is not None), f"{key}.revision", allowed, backbone.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _check_families(self) -> "Settings":
+        text, vision = self.encoders.text, self.encoders.vision
+        for key, backbone, families in (("encoders.text", text, TEXT), ("encoders.vision", vision, VISION)):
+            built_in = backbone.family == next(iter(families))  # of the first family, as scales tiny and small have it
+            possible = families[backbone.family].files if backbone.is_file else backbone.is_public or built_in
+            allowed = f"a hub id or random with family {backbone.family}"
+            require(possible or backbone.source == "random", f"{key}.source", allowed, backbone.source)
+        family = VISION[vision.family]
+        allowed = f"0, because family {vision.family} has no register tokens"
+        require(family.registers or not vision.registers, "encoders.vision.registers", allowed, vision.registers)
+        allowed = f"transformers with family {vision.family}, which has no learned position of a class token"
+        detris = vision.positions == "detris"
+        require(family.detris_positions or not detris, "encoders.vision.positions", allowed, vision.positions)
+        if family.positions == "rotary":
+            allowed = f"a multiple of {4 * vision.heads} (rotary positions turn pairs of rows and columns in each head)"
+            require(vision.width % (4 * vision.heads) == 0, "encoders.vision.width", allowed, vision.width)
         return self
 
 

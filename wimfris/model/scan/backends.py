@@ -1,10 +1,12 @@
 """Which scan backend runs, and why."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +22,22 @@ EXTENSIONS = {  # what the backend `mamba_ssm` imports: packages, and the compil
 }
 CONV_TAPS = (2, 3, 4)  # kernels that causal_conv1d has
 CONV_MULTIPLE = 8  # it wants a multiple of these channels where the tokens lie channels-last
+
+
+Result = TypeVar("Result")
+
+
+def _once(function: Callable[..., Result]) -> Any:
+    """Cache a function's results. torch.compile takes them as constants."""
+    cached = cache(function)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @wraps(function)
+    def read(*arguments: Any) -> Result:
+        return cached(*arguments)
+
+    read.cache_clear = cached.cache_clear
+    return read
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,7 @@ def check_conv(backend: str, taps: int, width: int) -> None:
         )
 
 
-@cache
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_once
 def _choose_on_cuda(convolves: bool) -> tuple[str, str]:
     """Return the backend of `auto` on CUDA, and the reason. convolves: whether causal_conv1d takes the channels."""
     failure = mamba_failure() if convolves else f"causal_conv1d wants a multiple of {CONV_MULTIPLE} channels"
@@ -87,13 +104,12 @@ def _choose_on_cuda(convolves: bool) -> tuple[str, str]:
     return "triton" if agrees else "reference", f"{failure}; triton {result}"
 
 
-@cache
+@_once
 def _installed(*packages: str) -> bool:
     return all(find_spec(package) is not None for package in packages)
 
 
-@cache
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_once
 def mamba_failure() -> str | None:
     """Return why the backend `mamba_ssm` cannot be imported, or None. A build can leave out the compiled code."""
     for package, modules in EXTENSIONS.items():

@@ -91,9 +91,9 @@ def scan_windows(
     if in_place is not None and text is not None and text_token == "first":
         backend: str = block.backend  # type: ignore[attr-defined]
         if choose_backend(backend, tokens.device.type).backend in READS_WINDOWS:
-            return in_place(tokens, text, window_cells(*grid, window, order, shift).to(tokens.device))
+            return in_place(tokens, text, window_cells(*grid, window, order, shift, device=tokens.device))
     windows = window_partition(tokens, *grid, window, order, shift)
-    padding = window_padding(*grid, window, order, shift).to(tokens.device).repeat(len(tokens), 1)
+    padding = window_padding(*grid, window, order, shift, device=tokens.device).repeat(len(tokens), 1)
     number = len(windows) // len(tokens)
     if text is not None:
         text = text.repeat_interleave(number, dim=0)
