@@ -90,7 +90,10 @@ def test_a_scale_has_variants_of_its_own(tmp_path: Path) -> None:
         ),
         ({"other": {"data": {"image_size": 30}}}, "data.image_size must be a multiple of 4"),
         ({"other": {"encoders": {"text": {"width": 17}}}}, "encoders.text.width must be a multiple of 2"),
-        ({"full": {}}, "scales.smoke.variants must be without names that are in variants or extended, got full"),
+        (
+            {"full": {}},
+            "scales.smoke.variants must be without names that are in variants, extended or controls, got full",
+        ),
         ({"a b": {}}, "scales.smoke.variants must be with names of letters, digits and _, got a b"),
         (["other"], "scales.smoke.variants must be a mapping of names to overrides"),
     ],
