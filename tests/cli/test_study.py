@@ -1,6 +1,7 @@
 """`python studies/<name>.py`: what it trains, adds to the evidence, prints and writes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def test_missing_runs_are_trained_and_added_and_seeds_only_print(
     assert not (folder / "reports" / "tables").exists(), "a narrowed study only prints"
     assert run("--no-train", "--seeds", "0") == 0
     assert run("--no-train", "--gaps") == 0
+
+
+def test_a_study_of_another_scale_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(replace(STUDY, scales=("base",)), ["--dry-run"])
+    assert "study example must run at scale base, which has its variants; add --scale base" in capsys.readouterr().err
 
 
 def test_a_failed_run_gives_exit_code_1(

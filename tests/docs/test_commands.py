@@ -58,6 +58,7 @@ DRY = {
     "wimfris matrix --launcher slurm --jobs 8 --slurm partition=gpu --slurm gpus_per_node=1 --slurm mem_gb=48 "
     "--slurm timeout_min=720",
     "python studies/window_size.py --dry-run",
+    "python studies/encoders.py --scale base --dry-run",
     "python studies/search.py --dry-run",
     "python studies/tuning.py --dry-run",
     "python studies/search.py --space placement --trials 30",
@@ -143,6 +144,8 @@ CHECKED = {
     "wimfris train --run full-0": _GPU,
     "torchrun --nproc-per-node 8 -m -- wimfris evaluate --run full-0 --out records.parquet": _GPU,
     "wimfris encoders fetch --scale base": _NETWORK,
+    "wimfris encoders fetch --scale base --variant vision_dinov3": _NETWORK,
+    "wimfris estimate --scale base --data refcoco --variant vision_dinov3": "takes minutes and times the machine",
     "wimfris evaluate --detris best.pth --out detris.parquet": "needs a released checkpoint",
     "dvc exp run -S scale=base -S data.name=refcoco prepare encoders": _OFFICIAL,
     "dvc exp run -S scale=base -S data.name=refcoco -S +scales.base.train.gradient_checkpointing=true train@full-0": (

@@ -17,7 +17,7 @@ from wimfris.errors import UserError
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import RIVALS, Settings, TextBackbone, VisionBackbone
 
 ROOT = Path(__file__).parents[2]
 PREFIX = {"dinov2_with_registers": 3, "dinov2": 1, "dinov3_vit": 3, "siglip": 0}  # with two registers, where possible
@@ -219,10 +219,13 @@ def assert_only_adapters_learn(encoder: TextEncoder | VisionEncoder) -> None:
 # --- the whole model --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "vision"), [("siglip", "siglip"), ("bert", "dinov3_vit"), ("clip", "dinov2")], ids=lambda name: name
-)
-@pytest.mark.parametrize("adapters", ["wimfris", "finetune", "lora"])
+PAIRS = [("siglip", "siglip"), ("bert", "dinov3_vit"), ("clip", "dinov2")]
+STEPS = [(*pair, adapters) for pair in PAIRS for adapters in ("wimfris", "finetune", "lora")]
+STEPS += [("siglip", "siglip", adapters) for adapters in ("detris", "etris", "bottleneck")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "vision", "adapters"), STEPS)
 def test_a_step_trains_what_the_adapters_say(tmp_path: Path, text: str, vision: str, adapters: str) -> None:
     settings = settings_with(
         tmp_path,
@@ -230,7 +233,7 @@ def test_a_step_trains_what_the_adapters_say(tmp_path: Path, text: str, vision: 
         {"family": vision, "registers": 2 if VISION[vision].registers else 0, "width": 16, "heads": 2},
     )
     model = settings.model.model_copy(update={"adapters": adapters})
-    if adapters == "lora":
+    if adapters in RIVALS:
         sizes = read_params(tmp_path / "params.yaml").rivals["smoke"]
         model = type(model).model_validate(model.model_dump() | {"rivals": sizes})
     segmenter = blank_segmenter(settings.model_copy(update={"model": model}), "cpu").train()
@@ -255,9 +258,25 @@ def test_a_step_trains_what_the_adapters_say(tmp_path: Path, text: str, vision: 
         assert {name.split(".")[0] for name in inside} == {"text", "vision"}
 
 
+@pytest.mark.slow
+def test_every_variant_of_scale_base_is_built_without_its_weights() -> None:
+    """`wimfris estimate` and `wimfris profile` do so on torch's device without storage."""
+    params = read_params(ROOT / "params.yaml").at_scale("base")
+    millions = {}
+    for variant in params.scales["base"]["variants"]:
+        segmenter = blank_segmenter(params.settings(variant))
+        for name in ("text", "vision"):
+            backbone = getattr(segmenter, name).backbone
+            millions[f"{variant}.{name}"] = round(sum(p.numel() for p in backbone.parameters()) / 1e6)
+    assert millions["vision_dinov2.vision"] == 87 and millions["vision_dinov3.vision"] == 86
+    assert millions["vision_siglip2.vision"] == 86, "without its pooling"
+    assert millions["text_siglip2.text"] == 282 and millions["text_minilm.text"] == 33
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

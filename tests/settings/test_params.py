@@ -58,12 +58,50 @@ def message_of(path: Path, *, line: bool = False, **values: Any) -> str:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_shipped_scale_and_variant_resolves(scale: str, tmp_path: Path) -> None:
     params = read_params(changed(tmp_path, shipped_variants=True, scale=scale))
-    for variant in (*SHIPPED["variants"], *SHIPPED["extended"], *SHIPPED["controls"]):
+    for variant in (*SHIPPED["variants"], *params.extended, *SHIPPED["controls"]):
         resolved = params.settings(variant)
         assert (resolved.scale, resolved.variant) == (scale, variant)
         assert resolved.folder == Path(f"runs/scenes-{scale}")
         beyond = variant not in SHIPPED["variants"]
         assert resolved.outs == (resolved.folder / ("extended" if beyond else "core"))
+
+
+def test_a_scale_has_variants_of_its_own(tmp_path: Path) -> None:
+    own = {"other": {"data": {"image_size": 48}, "encoders": {"vision": {"width": 32}}, "train": {"epochs": 1}}}
+    params = read_params(changed(tmp_path, scales__smoke__variants=own))
+    resolved = params.settings("other")
+    assert (resolved.data.image_size, resolved.encoders.vision.width, resolved.train.epochs) == (48, 32, 1)
+    assert resolved.own_encoders and resolved.group == "extended" and not params.settings().own_encoders
+    assert resolved.encoders_record == resolved.folder / "encoders" / "other.json"
+    assert list(params.extended) == ["other"] and "other" not in params.at_scale("tiny").extended
+    assert [str(run) for run in params.runs_of("other")] == ["other-0", "other-1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"other": {"rivals": {}}},
+            "scales.smoke.variants.other must be model, loss, train, encoders or data",
+        ),
+        (
+            {"other": {"data": {"tokens": {}}}},
+            "scales.smoke.variants.other.data must be image_size, got tokens",
+        ),
+        ({"other": {"data": {"image_size": 30}}}, "data.image_size must be a multiple of 4"),
+        ({"other": {"encoders": {"text": {"width": 17}}}}, "encoders.text.width must be a multiple of 2"),
+        ({"full": {}}, "scales.smoke.variants must be without names that are in variants or extended, got full"),
+        ({"a b": {}}, "scales.smoke.variants must be with names of letters, digits and _, got a b"),
+        (["other"], "scales.smoke.variants must be a mapping of names to overrides"),
+    ],
+)
+def test_impossible_variants_of_a_scale(tmp_path: Path, own: Any, message: str) -> None:
+    assert message in message_of(tmp_path, scales__smoke__variants=own)
+
+
+def test_only_variants_of_a_scale_change_encoders(tmp_path: Path) -> None:
+    message = message_of(tmp_path, extended={"other": {"encoders": {"text": {"width": 32}}}})
+    assert "the keys of extended.other must be model, loss or train, got encoders" in message
 
 
 def test_scales_are_the_documented_ones() -> None:
@@ -420,12 +458,12 @@ WRONG = [
     (
         "model__adapters",
         "prompt",
-        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, finetune, got prompt",
+        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, pwam, finetune, got prompt",
     ),
     ("model__placement", "even", "model.placement must be one of spread, early, middle, late, got even"),
     ("extended_seeds", [], "extended_seeds must have at least 1 item, got []"),
     ("scales__smoke__model__hmf", 3, "model.hmf must be a valid dictionary, got 3"),
-    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer, got all"),
+    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer or a valid list, got all"),
     ("model__hmf__gate", "max", "model.hmf.gate must be one of attention, text, none, got max"),
     ("model__msa__emphasis", "some", "model.msa.emphasis must be learned or a valid number, got some"),
     ("model__msa__emphasis_initial", 1.0, "model.msa.emphasis_initial must be less than 1, got 1.0"),
@@ -515,6 +553,21 @@ IMPOSSIBLE = {
 def test_impossible_combination(key: str, tmp_path: Path) -> None:
     value, reason = IMPOSSIBLE[key]
     assert message_of(tmp_path, **{key: value}) == f"params.yaml: {reason} (scale smoke, variant full)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("model__hmf__conv", 5, "model.hmf.conv must be from 2 to 4"),
+        ("model__mta__conv", 1, "model.mta.conv must be from 2 to 4"),
+        ("scales__smoke__model__hmf__width", 20, "model.hmf.width must be such that width * expand is a multiple of 8"),
+        ("scales__smoke__model__mta__width", 3, "model.mta.width must be such that width * expand is a multiple of 8"),
+    ],
+)
+def test_sizes_that_mamba_ssm_lacks(key: str, value: int, reason: str, tmp_path: Path) -> None:
+    assert read_params(changed(tmp_path, model__scan="mamba_ssm")).settings().model.scan == "mamba_ssm"
+    message = message_of(tmp_path, model__scan="mamba_ssm", **{key: value})
+    assert message == f"params.yaml: {reason} with model.scan mamba_ssm, got {value} (scale smoke, variant full)"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
         return study
     if not study.is_at(params.scale):
         scales = " or ".join(study.scales)
-        raise UserError(f"{study.name}: its variants exist at scale {scales} alone, got {params.scale}; use --scale")
+        raise UserError(f"study {study.name} must run at scale {scales}, which has its variants; add --scale {scales}")
     return study.at_grid(params.settings().grid)
 
 
@@ -206,7 +206,10 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
     if study.costs:
         costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
-        tables = [table.assign(**{str(name): table["variant"].map(costs[name]) for name in costs}) for table in tables]
+        tables = [
+            table.assign(**{name: table["variant"].map(costs[name]) for name in ("minutes", "memory_gib")})
+            for table in tables
+        ]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,9 +52,15 @@ def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
     """Return scale and shift, (3, 1, 1), that turn CLIP's normalisation of an image into that by a mean and standard
     deviation.
     """
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in colours)
-    scale, shift = torch.from_numpy(CLIP_STD) / std, (torch.from_numpy(CLIP_MEAN) - mean) / std
-    return scale.float()[:, None, None], shift.float()[:, None, None]
+    mean, std = map(np.array, colours)
+    scale, shift = (torch.tensor(value.tolist())[:, None, None] for value in (CLIP_STD / std, (CLIP_MEAN - mean) / std))
+    return scale, shift
+
+
+def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class VisionEncoder(nn.Module):
         blocks = blocks_of(backbone)
         for layer, adapter in adapters.items():
             blocks[layer].get_submodule("mlp").register_forward_hook(partial(self._add_adapter, adapter))
+        for norm in (part for block in blocks for part in block.children() if isinstance(part, nn.LayerNorm)):
+            norm.register_forward_hook(_narrow)
         for layer in taps:
             blocks[layer].register_forward_hook(self._tap)
         if checkpointing:

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,8 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """Map (B, C, H, W), sentence (B, T) -> logits (B, 1, 4H, 4W)."""
-        *upsampling, mix = self.pixels
+        parts: list[Any] = list(self.pixels)
+        *upsampling, mix = parts
         for layer in upsampling:
             x = layer(x)
         kernel = self.kernel(sentence)
@@ -138,5 +140,6 @@ def convolve_each(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Te
     """
     cells = x.permute(0, 2, 3, 1).flatten(1, 2)
     # Products of nine columns are slow, and of a multiple of eight fast.
-    taps = torch.baddbmm(F.pad(offset, (0, 7))[:, None], cells, F.pad(weight, (0, 7)))[..., :9].flip(2).mT
+    weight, offset = (F.pad(x.flip(-1), (0, 7)) for x in (weight, offset))
+    taps = torch.baddbmm(offset[:, None], cells, weight)[..., :9].mT
     return F.fold(taps, x.shape[-2:], kernel_size=3, padding=1) + bias[:, None, None, None]

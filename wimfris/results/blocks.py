@@ -265,6 +265,40 @@ def trained(evidence: Evidence) -> str:
     return _table(("`model.scan`", *seeds, *(f"mean {METRICS[metric]}" for metric in _SHORT)), rows)
 
 
+def step_gpu(evidence: Evidence) -> str:
+    """Return the least time and memory of a training step on a GPU, by model and scan backend."""
+    runs = pd.read_csv(evidence.root / "benchmarks" / "step_operators.csv")
+    runs = runs[runs["operator"] == "total"]
+    rows = [
+        [
+            f"`{row['variant']}`",
+            f"`{row['backend']}`",
+            f"{row['milliseconds']:.0f}",
+            f"{row['megabytes'] / 1000:.0f}",
+            f"{row['gflop'] / 1000:.1f}",
+            f"{row['peak_gigabytes']:.1f}",
+        ]
+        for row in runs.to_dict("records")
+    ]
+    return _table(("variant", "`model.scan`", "ms", "GB moved", "TFLOP", "peak GB"), rows, words=2)
+
+
+def step_cpu(evidence: Evidence) -> str:
+    """Return how much faster a training step of scale tiny is than before the upsampling convolution."""
+    runs = pd.read_csv(evidence.root / "benchmarks" / "step_cpu.csv")
+    rows = [
+        [
+            f"`{row['variant']}`",
+            str(row["threads"]),
+            f"{row['milliseconds_before']:.0f}",
+            f"{row['milliseconds']:.0f}",
+            f"{row['times_faster']:.2f}",
+        ]
+        for row in runs.to_dict("records")
+    ]
+    return _table(("variant", "threads", "ms before", "ms", "times faster"), rows)
+
+
 def example(evidence: Evidence) -> str:
     """Return the worked example of docs/statistics.md: one comparison of a claim, step by step."""
     claim, rival = EXAMPLE
@@ -302,5 +336,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "search": search,
     "scan": scan,
     "trained": trained,
+    "step_gpu": step_gpu,
+    "step_cpu": step_cpu,
     "example": example,
 }

@@ -73,7 +73,7 @@ def check_comparable(part: pd.DataFrame, where: str) -> None:
 
 def by_seed(part: pd.DataFrame) -> pd.DataFrame:
     """Return one row a seed: seed, n, `METRICS`, the mIoU of each control (NaN if the run has no records of it),
-    `GENERALISED` if a sentence names nothing, and `OF_OBJECTS` if a run has them (NaN for a run without them).
+    `GENERALISED` if a sentence names nothing, and `OF_OBJECTS` if a run has them (NaN where a run lacks them).
     """
     rows = []
     for seed, run in part.groupby("seed"):

@@ -52,7 +52,7 @@ class Params(Section):
     variants: dict[Name, dict[str, Any]]
     extended_seeds: Seeds
     everywhere: dict[Name, dict[str, Any]] = Field(alias="extended")  # variants beyond the core of every scale
-    controls: dict[Name, dict[str, Any]] = Field(default_factory=dict)  # overrides, and `same_as`: a variant
+    controls: dict[Name, dict[str, Any]] = Field(default_factory=dict)  # `same_as`, a variant, and further overrides
     extra_seeds: dict[str, Seeds]  # variant -> seeds beyond the declared ones
     model: dict[str, Any]
     loss: dict[str, Any]
@@ -139,11 +139,14 @@ class Params(Section):
 
     @property
     def beyond(self) -> dict[str, dict[str, Any]]:
-        """Return the overrides of the variants beyond the core: the extended ones and the controls."""
-        controls = {
-            name: {key: value for key, value in control.items() if key != "same_as"}
-            for name, control in self.controls.items()
-        }
+        """Return the overrides of the variants beyond the core: the extended ones and the controls.
+
+        A control has the overrides of the variant in `same_as`, and its own.
+        """
+        controls = {}
+        for name, control in self.controls.items():
+            own = {key: value for key, value in control.items() if key != "same_as"}
+            controls[name] = merge((self.variants | self.extended)[control["same_as"]], own)
         return self.extended | controls
 
     def runs(self) -> list[Run]:

@@ -474,6 +474,9 @@ class Settings(Section):
         if self.model.scan == "mamba_ssm":
             for key, block in (("model.mta", self.model.mta), ("model.hmf", self.model.hmf)):
                 inner = block.expand * block.width
+                if isinstance(block, Hmf):
+                    inner //= len(block.windows)
+                    inner += 2 * block.state if block.mixing == "ssd" else 0  # its convolution takes B and C too
                 require(2 <= block.conv <= 4, f"{key}.conv", "from 2 to 4 with model.scan mamba_ssm", block.conv)
                 allowed = "such that width * expand is a multiple of 8 with model.scan mamba_ssm"
                 require(inner % 8 == 0, f"{key}.width", allowed, block.width)

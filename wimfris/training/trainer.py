@@ -84,6 +84,7 @@ class Trainer:
         self.best_epoch, self.best_score = 0, -1.0
         self.best_weights: dict[str, Tensor] = segmenter.trained_state()
         self.log: list[dict[str, Any]] = []
+        self.unread: list[tuple[Tensor, list[Case]]] = []  # loss and batch of each step since the last check
         self._restore()
 
     @property
@@ -106,9 +107,11 @@ class Trainer:
                     self.average.update(self.step)
                 progress.advance(bar)
                 if self.step % LOG_EVERY == 0 or self.step == 1:
+                    self._check_losses()
                     self._log("step", epoch, losses)
                     self._write_progress()
                 if self.step % self.batches.steps_per_epoch == 0:
+                    self._check_losses()
                     self._end_epoch(epoch, losses, progress)
                 self.seconds = before + time.monotonic() - started
                 if self._checkpoint_is_due(saved):
@@ -139,12 +142,7 @@ class Trainer:
         with precision_context(train.precision, self.device):
             output = self.model(batch["image"], batch["token_ids"])
         losses = self.loss(output, batch["mask"])
-        if not torch.isfinite(losses.total):
-            ids = ", ".join(str(self.batches.rows["ref_id"].iloc[case.row]) for case in cases)
-            raise UserError(
-                f"run {self.run}: the loss is {losses.total.item()} at step {self.step + 1}, in the batch of ref_ids "
-                f"{ids}; lower train.learning_rate"
-            )
+        self.unread.append((losses.total.detach(), cases))
         self.optimizer.zero_grad()
         self.scaler.scale(losses.total).backward()
         if train.clip_norm is not None:
@@ -153,6 +151,21 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
+
+    def _check_losses(self) -> None:
+        """Raise UserError where a loss since the last check is not finite.
+
+        Reading a loss makes the host wait for the GPU, so several are read at once.
+        """
+        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
+        for number, (loss, (_, cases)) in enumerate(zip(losses, self.unread, strict=True)):
+            if not math.isfinite(loss):
+                ids = ", ".join(str(self.batches.rows["ref_id"].iloc[case.row]) for case in cases)
+                raise UserError(
+                    f"run {self.run}: the loss is {loss} at step {self.step - len(losses) + number + 1}, in the batch "
+                    f"of ref_ids {ids}; lower train.learning_rate"
+                )
+        self.unread.clear()
 
     def _end_epoch(self, epoch: int, losses: Losses, progress: Progress) -> None:
         bar = progress.add_task(f"{self.run} validation", total=self.evaluator.cases([self.split], ["sentence"]))
@@ -188,6 +201,7 @@ class Trainer:
         return line
 
     def _save(self) -> None:
+        self._check_losses()  # a checkpoint holds no step that failed
         training = {
             "step": self.step,
             "seconds": self.seconds,

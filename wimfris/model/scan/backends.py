@@ -54,9 +54,10 @@ def choose_backend(
     """Return the backend that runs on a device ("cpu", "cuda", ...).
 
     shape: (batch, L, D, N) of the scan, where it is known; dtype: the parameters'. `auto` takes the compiled kernels on
-    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where its extensions can be imported,
-    else Triton where it agrees with the reference on this GPU; elsewhere the reference. On `meta`, where nothing is
-    computed, every backend is the reference. Raises UserError where the backend is unknown or cannot run.
+    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where its extensions can be imported
+    and take the channels, else Triton where it agrees with the reference on this GPU; elsewhere the reference. On
+    `meta`, where nothing is computed, every backend is the reference. Raises UserError where the backend is unknown or
+    cannot run.
     """
     if backend not in BACKENDS:
         raise UserError(f"model.scan must be one of {', '.join(BACKENDS)}, got '{backend}'")
@@ -68,7 +69,7 @@ def choose_backend(
             raise UserError(f"model.scan: {obstacle}")
         return Choice(backend, "named in model.scan")
     if device == "cuda":
-        return Choice(*_choose_on_cuda())
+        return Choice(*_choose_on_cuda(shape is None or shape[2] % CONV_MULTIPLE == 0))
     if device != "cpu":
         return Choice("reference", f"nothing faster runs on {device}")
     if _obstacle("cpu", device):
@@ -90,9 +91,9 @@ def check_conv(backend: str, taps: int, width: int) -> None:
 
 
 @_once
-def _choose_on_cuda() -> tuple[str, str]:
-    """Return the backend of `auto` on CUDA, and the reason."""
-    failure = mamba_failure()
+def _choose_on_cuda(convolves: bool) -> tuple[str, str]:
+    """Return the backend of `auto` on CUDA, and the reason. convolves: whether causal_conv1d takes the channels."""
+    failure = mamba_failure() if convolves else f"causal_conv1d wants a multiple of {CONV_MULTIPLE} channels"
     if failure is None:
         return "mamba_ssm", "its extensions can be imported"
     if not torch.cuda.is_available():

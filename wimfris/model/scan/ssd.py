@@ -20,7 +20,7 @@ def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, de
     G groups of heads share B and C. The state has A's precision, and the output x's dtype.
     """
     state, groups = A.dtype, B.shape[2]
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):  # there is none for meta tensors
         inputs = x.to(state)
         delta = F.softplus(delta.to(state) + delta_bias)
         drive, logs = inputs * delta[..., None], delta * A
