@@ -1,11 +1,13 @@
 """Wrong object or bad mask: the planted shares and IoUs come back, and records of earlier versions show nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from wimfris.results.differences import compare
-from wimfris.results.right_object import objects_table, sections
+from wimfris.results.right_object import draw, objects_table, sections
 from wimfris.results.scores import of_objects
 from wimfris.results.tables import main_cells, main_table
 from wimfris.runs.records import NO_SEED, OBJECT_COLUMNS
@@ -54,7 +56,7 @@ def labels() -> pd.DataFrame:
     return pd.DataFrame({"split": "val", "ref_id": image, "sent_id": image, "share": 0.01})
 
 
-def test_shares_and_ious_are_the_planted_ones(records: pd.DataFrame, labels: pd.DataFrame) -> None:
+def test_shares_and_ious_are_the_planted_ones(records: pd.DataFrame, labels: pd.DataFrame, tmp_path: Path) -> None:
     table = objects_table(records, labels, ["full", "other"], resamples=200)
     assert set(table["stratum"]) == {"all", "kind", "distractors"}  # all targets have one size
     overall = table[table["stratum"] == "all"].set_index("system")
@@ -65,6 +67,8 @@ def test_shares_and_ious_are_the_planted_ones(records: pd.DataFrame, labels: pd.
     (section,) = sections(table, {"full": "ours"})
     assert {"ours", "other"} <= set(section.cells["system"])
     assert "nan" not in section.cells.to_string().lower()
+    draw(table, {"full": "ours"}, tmp_path / "objects.png")
+    assert (tmp_path / "objects.png").stat().st_size > 10_000
 
 
 def test_the_share_can_be_compared(records: pd.DataFrame) -> None:
