@@ -197,7 +197,9 @@ def evidence_by_place(params: Params, reports: Path = _REPORTS) -> Mapping[str, 
     own = params.settings().folder.name
     names = [own, *(name for name in evidence_names(reports) if name != own)]
     scaled = {name: params.at_name(name) for name in names}
-    return {name: (scaled[name], read_evidence(scaled[name], reports)) for name in names}
+    parts = {name: (scaled[name], read_evidence(scaled[name], reports)) for name in names}
+    # A place may hold systems that were not trained here, and none of ours.
+    return {name: part for name, part in parts.items() if name == own or len(part[1].runs)}
 
 
 def missing_runs(records: pd.DataFrame, params: Params, variants: Iterable[str]) -> list[Run]:
