@@ -42,12 +42,8 @@ test: setup ## the test suite: at most 15 minutes on 2 cores
 test-slow: setup ## the rest: the pipeline by DVC, kills, long simulations, browsers
 	$(PYTEST) -m long
 
-gpu: setup ## on a machine with a GPU: what works, the GPU tests, then the benchmarks; leaves CSV and JSON in benchmarks/
-	$(BIN)/wimfris doctor --scale base || true
-	$(BIN)/python -m pytest -m gpu -n 0
-	$(BIN)/python benchmarks/scan.py --device cuda
-	$(BIN)/python benchmarks/model.py --device cuda
-	$(BIN)/python benchmarks/loader.py --workers 0 4 8 --time-step
+gpu: setup ## on a machine with a GPU: a smoke run, the GPU tests, all benchmarks; leaves CSV and JSON in benchmarks/
+	$(BIN)/python benchmarks/gpu.py
 
 lint: setup ## linter, formatter check and type checker
 	$(BIN)/ruff check

@@ -1,14 +1,17 @@
-"""Count the bytes and the floating-point operations of every operator of one training step, on fake tensors.
+"""Count the bytes, the floating-point operations, the least time and the memory of one training step on a GPU.
 
     python benchmarks/step_operators.py                # scale base, a batch of 32 -> step_operators.csv
 
-Nothing is computed, and neither a GPU nor much memory is needed. An operator counts the bytes of the tensors that it
-reads and writes; a view moves none. Operations are those of torch's counter. The step is the CPU's with the scale's
-precision: on CUDA autocast and attention differ in a few operators, and deterministic upsampling reads and writes
-more. Every operator counts as if each of its tensors crossed the memory bus once.
+The step runs on fake tensors: nothing is computed, and neither a GPU nor much memory is needed. The precision is the
+scale's, deterministic algorithms are on as in training, and autocast and attention choose as on CUDA. An operator
+counts the bytes of the tensors that it reads and writes; a view moves none. Operations are those of torch's counter.
+The time of an operator is that of its bytes at an H100's bandwidth or of its operations at its bf16 rate, whichever is
+longer. A real step takes longer. The memory is the largest sum of the bytes of all tensors that live at one time:
+weights, what autograd saves, gradients and the optimizer's state.
 """
 
 import argparse
+import weakref
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ import torch
 from measured import write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from wimfris.measure.fake_step import watch_step
 from wimfris.settings.params import read_params
+from wimfris.training.determinism import be_deterministic
 
 HERE = Path(__file__).parent
 VARIANTS = (
@@ -31,8 +35,7 @@ VARIANTS = (
     "bottleneck",
     "finetune",
 )
-ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"  # torch's counter does not know it
-
+BYTES_A_SECOND, OPERATIONS_A_SECOND = 3.0e12, 742e12  # of an H100 SXM: measured copies and bf16 matrix products
 UNMOVED = ("_unsafe_view", "empty", "empty_like", "new_empty", "new_empty_strided")  # they neither read nor write
 
 
@@ -42,11 +45,13 @@ def _bytes(x: torch.Tensor) -> int:
 
 
 class Traffic(TorchDispatchMode):
-    """Sums calls, bytes and operations by operator."""
+    """Sums calls, bytes, operations and least seconds by operator, and the bytes that live at one time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0.0])
+        self.live = self.peak = 0
+        self.known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,19 +59,28 @@ class Traffic(TorchDispatchMode):
         if function.namespace == "prim":  # questions about a tensor, such as its device
             return out
         tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        for tensor in tensors:
+            self._note(tensor.untyped_storage())
         moved = 0 if function.is_view or packet.__name__ in UNMOVED else sum(map(_bytes, tensors))
+        operations = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+        seconds = max(moved / BYTES_A_SECOND, operations / OPERATIONS_A_SECOND)
         sums = self.sums[packet.__name__]
-        for place, value in enumerate((1, moved, self._operations(packet, args, kwargs, out))):
+        for place, value in enumerate((1, moved, operations, seconds)):
             sums[place] += value
         return out
 
-    @staticmethod
-    def _operations(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
-        if packet.__name__ == ATTENTION:
-            return sdpa_flop_count(*(x.shape for x in args[:3]))
-        if packet.__name__ == f"{ATTENTION}_backward":
-            return sdpa_backward_flop_count(*(x.shape for x in args[:4]))
-        return flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage from its first use until it is freed."""
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
 
 
 def main() -> None:
@@ -78,29 +92,31 @@ def main() -> None:
     options = parser.parse_args()
     params = read_params().at_scale(options.scale)
     rows: list[dict[str, object]] = []
-    for variant in options.variants:
+    for variant, backend in [(name, "triton") for name in options.variants] + [("full", "reference")]:
         settings = params.settings(variant)
-        settings = settings.model_copy(
-            update={"model": settings.model.model_copy(update={"scan": "reference"})}  # its operators can be counted
-        )
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
+        be_deterministic(settings)  # as in training
         watcher = Traffic()
-        watch_step(settings, options.batch, watcher)
-        by_bytes = sorted(watcher.sums.items(), key=lambda item: -item[1][1])
+        watch_step(settings, options.batch, watcher, as_on_cuda=True)
+        by_time = sorted(watcher.sums.items(), key=lambda item: -item[1][3])
         total = [sum(values) for values in zip(*watcher.sums.values(), strict=True)]
-        for name, (calls, moved, operations) in [("total", total), *by_bytes]:
+        for name, (calls, moved, operations, seconds) in [("total", total), *by_time]:
             if moved or operations:
                 rows.append(
                     {
                         "scale": options.scale,
                         "batch": options.batch,
                         "variant": variant,
+                        "backend": backend,
                         "operator": name,
                         "calls": calls,
                         "megabytes": round(moved / 1e6, 1),
                         "gflop": round(operations / 1e9, 1),
+                        "milliseconds": round(1e3 * seconds, 3),
+                        "peak_gigabytes": round(watcher.peak / 1e9, 1) if name == "total" else None,
                     }
                 )
-        print(f"{variant}: {total[1] / 1e9:.1f} GB moved, {total[2] / 1e12:.2f} TFLOP", flush=True)
+        print(f"{variant}, {backend}: {1e3 * total[3]:.1f} ms, {total[1] / 1e9:.0f} GB, peak {watcher.peak / 1e9:.1f}")
     write(rows, options.out, options)
 
 

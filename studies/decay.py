@@ -24,6 +24,7 @@ ROWS = {
     "window_2": "window 2",
     "full": "window 4",
     "no_window": "no window",  # one sequence over the whole grid
+    "mixing_ssd": "window 4, Mamba-2",
 }
 STUDY = Measured(
     name="decay",

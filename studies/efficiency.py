@@ -22,6 +22,12 @@ ROWS = {
     "window_1": "window 1",
     "window_2": "window 2",
     "no_window": "no window",
+    "passes_2": "two passes, the second shifted",
+    "windows_2_4_8_grid": "windows 2, 4, 8 and grid",
+    "bidirectional": "scan both ways",
+    "cross": "scan in four directions",
+    "text_words": "all words in front",
+    "mixing_ssd": "Mamba-2",
     "mixing_attention": "window attention",
     "no_neck": "no neck",
     "none": "no adapters",
@@ -33,6 +39,7 @@ ROWS = {
     "etris_adapters_no_neck": "ETRIS adapters, no neck",
     "lora": "LoRA, HMF",
     "bottleneck": "plain adapters, HMF",
+    "pwam": "LAVT's PWAM, HMF",
     "finetune": "finetuned, HMF",
 }
 STUDY = Measured(

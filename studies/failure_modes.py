@@ -8,6 +8,10 @@ several windows, context in a far window is out of reach. It counts none of them
 falls with the windows that a target touches and with the distance to its context. Large targets touch more windows
 than small ones: testB, which holds large ones only, parts the two.
 
+Is a low IoU a wrong object, or a bad mask? Where the records say which object a prediction overlaps most, a second
+table and picture (failure_modes-objects) show the share of right objects, and the IoU where the object is right, by
+kind of sentence, size and distractors of the same class, also for the systems that `wimfris ingest` took in.
+
     wimfris measure failure_modes              # half a minute: the strata of every evaluated sentence
     python studies/failure_modes.py     # half a minute: tables and picture
 

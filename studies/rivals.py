@@ -1,10 +1,10 @@
 """Do MSA and MTA beat other ways of tuning with as many trained parameters? (asked by the reviewers)
 
 Every row has the HMF neck and the same decoder, and its adapters have about the trained parameters of MSA + MTA (within
-5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading). Two ends
-beside them: nothing tuned in the encoders, and all of them fine-tuned.
+5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading), LAVT's
+pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned.
 
-    python studies/rivals.py          # 16 runs at scale tiny, 10 of them beyond the core: about 40 minutes on 2 cores
+    python studies/rivals.py          # 18 runs at scale tiny, 12 of them beyond the core: about 45 minutes on 2 cores
 """
 
 from wimfris.cli.study import main
@@ -23,6 +23,7 @@ STUDY = Study(
         Row("DETRIS's adapters", "detris_adapters", block=EQUAL),
         Row("ETRIS's bridger", "etris_adapters", block=EQUAL),
         Row("bottleneck", "bottleneck", block=EQUAL),
+        Row("LAVT's pixel-word attention", "pwam", block=EQUAL),
         Row("LoRA", "lora", block=EQUAL),
         Row("frozen", "none", block=ENDS),
         Row("fine-tuned", "finetune", block=ENDS),

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from wimfris.data.prepare import prepare_index
 from wimfris.data.source import make_source
+from wimfris.encoders.backbones import text_backbone, vision_backbone
 from wimfris.encoders.load import describe_encoders
-from wimfris.encoders.text import TextEncoder, text_backbone
-from wimfris.encoders.vision import VisionEncoder, vision_backbone
+from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.msa import MultiScaleAligner

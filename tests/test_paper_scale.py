@@ -27,7 +27,13 @@ SCALES = ("base", "large")  # WIMFRIS-B and WIMFRIS-L; WIMFRIS-L* is `large` on 
 def shallow(scale: str, name: str, folder: Path) -> Settings:
     """Return the settings of a scale and data set, reduced to two layers and a grid of 8 x 8; the widths stay."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content |= {"scale": scale, "data": {"name": name, "root": "data"}, "variants": {"full": {}}, "extended": {}}
+    content |= {
+        "scale": scale,
+        "data": {"name": name, "root": "data"},
+        "variants": {"full": {}},
+        "extended": {},
+        "controls": {},
+    }
     section = content["scales"][scale]
     section["data"]["image_size"] = 8 * section["encoders"]["vision"]["patch"]
     section["encoders"]["text"]["layers"] = section["encoders"]["vision"]["layers"] = 2

@@ -1,6 +1,7 @@
 """`python studies/<name>.py`: what it trains, adds to the evidence, prints and writes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run(*arguments: str) -> int:
 def folder(project: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The prepared smoke project with two variants and the published figures."""
     variants = {name: project.params().variants[name] for name in ("full", "none")}
-    project.edit(variants=variants, extended={}, seeds=[0, 1])
+    project.edit(variants=variants, extended={}, controls={}, seeds=[0, 1])
     (project.folder / "reports").mkdir()
     shutil.copy(ROOT / "reports" / "published.csv", project.folder / "reports")
     return project.folder
@@ -67,6 +68,12 @@ def test_missing_runs_are_trained_and_added_and_seeds_only_print(
     assert not (folder / "reports" / "tables").exists(), "a narrowed study only prints"
     assert run("--no-train", "--seeds", "0") == 0
     assert run("--no-train", "--gaps") == 0
+
+
+def test_a_study_of_another_scale_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(replace(STUDY, scales=("base",)), ["--dry-run"])
+    assert "study example must run at scale base, which has its variants; add --scale base" in capsys.readouterr().err
 
 
 def test_a_failed_run_gives_exit_code_1(

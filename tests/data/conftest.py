@@ -6,7 +6,7 @@ from wimfris.data.scenes import Scene, draw_scene
 from wimfris.data.sentences import Description
 
 SIDE = 64
-COUNTS = {"train": 150, "val": 80, "testA": 80, "testB": 80}
+COUNTS = {"train": 150, "val": 80, "testA": 80, "testB": 80, "tune": 80}
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from wimfris.data.dataset import (
     epoch_cases,
     every_sentence,
     shuffled_sentences,
+    to_device,
 )
 from wimfris.data.images import read_image
 from wimfris.data.index import build_index
-from wimfris.data.letterbox import letterbox_image, letterbox_mask
+from wimfris.data.letterbox import letterbox_image, letterbox_mask, letterbox_mask_uint8, normalise
 from wimfris.data.refer import read_refer, scenes_source
 from wimfris.data.rle import decode_rle
 from wimfris.data.scenes import write_scenes
@@ -108,11 +109,14 @@ def test_items(root: Path, index: pd.DataFrame) -> None:
     for number in (0, 1, len(cases) - 1):
         item, row = dataset[number], index.iloc[cases[number].row]
         assert item["number"] == number
-        assert item["image"].shape == (3, SIZE, SIZE) and item["image"].dtype == torch.float32
+        assert item["image"].shape == (3, SIZE, SIZE) and item["image"].dtype == item["mask"].dtype == torch.uint8
         np.testing.assert_array_equal(item["image"], letterbox_image(read_image(images / row["file_name"]), SIZE))
         mask = decode_rle(row["rle_counts"], row["height"], row["width"])
-        np.testing.assert_array_equal(item["mask"][0], letterbox_mask(mask, SIZE))
-        assert item["mask"].shape == (1, SIZE, SIZE) and item["mask"].min() >= 0 and item["mask"].max() <= 1
+        np.testing.assert_array_equal(item["mask"][0], letterbox_mask_uint8(mask, SIZE))
+        assert item["mask"].shape == (1, SIZE, SIZE)
+        read = to_device({key: torch.as_tensor(value)[None] for key, value in item.items()}, torch.device("cpu"))
+        assert torch.equal(read["image"][0], normalise(item["image"]))
+        np.testing.assert_array_equal(read["mask"][0, 0], letterbox_mask(mask, SIZE))
         np.testing.assert_array_equal(item["token_ids"], tokenizer.encode(cases[number].text))
     assert "mask" not in ReferDataset(index, cases, images, tokenizer, SIZE, with_mask=False)[0]
 

@@ -124,3 +124,14 @@ def test_chance_iou_is_the_mean_over_the_annotations_of_the_image(objects: list[
         chance = index.chance_iou(referred.rle_counts, referred.image_masks, referred.height, referred.width)
         assert chance == pytest.approx(expected)
         assert chance >= 1 / len(guesses)
+
+
+def test_a_tenth_of_the_training_images_becomes_the_tuning_split() -> None:
+    names = [f"COCO_train2014_{number:012d}.jpg" for number in range(4000)]
+    frame = pd.DataFrame({"split": ["train"] * 3000 + ["val"] * 1000, "file_name": names})
+    divided = index.with_tuning_split(pd.concat([frame, frame[:500]]))
+    images = divided.groupby("file_name")["split"]
+    assert (images.nunique() == 1).all(), "all objects of an image are on one side"
+    assert (divided["split"] == "val").sum() == 1000
+    assert 0.08 < (images.first() == "tune").sum() / 3000 < 0.12
+    assert index.with_tuning_split(divided).equals(divided), "a set with a tuning split keeps it"

@@ -27,12 +27,27 @@ def predict(logits: torch.Tensor, height: int, width: int, size: int, threshold:
     return letterbox.original_probabilities(probabilities, height, width) > threshold
 
 
+def seen(image: np.ndarray, size: int) -> np.ndarray:
+    """Return an image (H, W, 3) as the model sees it, (3, size, size) float32."""
+    return letterbox.normalise(torch.from_numpy(letterbox.letterbox_image(image, size))).numpy()
+
+
+def test_torch_normalises_every_level_to_the_bits_of_numpy() -> None:
+    """CRIS normalises with numpy."""
+    levels = np.arange(256, dtype=np.uint8)
+    mean, std = (np.float32(value).reshape(3, 1) for value in (letterbox.CLIP_MEAN, letterbox.CLIP_STD))
+    expected = (levels.astype(np.float32) / np.float32(255) - mean) / std
+    image = torch.from_numpy(np.broadcast_to(levels, (3, 1, 256)).copy())
+    assert np.array_equal(letterbox.normalise(image).numpy()[:, 0], expected)
+    assert np.array_equal(letterbox.fraction(image[0]).numpy()[0], levels.astype(np.float32) / np.float32(255))
+
+
 def test_the_golden_numbers_are_reproduced(golden: dict[str, np.ndarray]) -> None:
     height, width = golden["mask"].shape
     place = letterbox.geometry(height, width, 448)
     assert np.array_equal(place.forward, golden["matrix"])
     assert np.array_equal(place.inverse, golden["inverse"])
-    image = letterbox.letterbox_image(golden["image"], 448)
+    image = seen(golden["image"], 448)
     assert image.dtype == np.float32
     assert np.array_equal(image.astype(np.float16), golden["letterbox_image_mean_std"])
     mask = letterbox.letterbox_mask(golden["mask"], 448)
@@ -70,7 +85,7 @@ def test_a_mask_is_recovered(height: int, width: int, size: int, x: float, y: fl
 
 
 def test_the_border_is_the_mean_colour() -> None:
-    image = letterbox.letterbox_image(np.full((20, 40, 3), 255, np.uint8), 64)
+    image = seen(np.full((20, 40, 3), 255, np.uint8), 64)
     assert image.shape == (3, 64, 64)
     half_a_level = 0.5 / 255 / letterbox.CLIP_STD
     # The image fills rows 16 to 47, and the cubic kernel reaches two pixels further.
@@ -84,7 +99,7 @@ def test_the_border_is_the_mean_colour() -> None:
 def test_colours_keep_their_order() -> None:
     image = np.zeros((16, 16, 3), np.uint8)
     image[..., 0] = 255
-    channels = letterbox.letterbox_image(image, 16)[:, 8, 8] * letterbox.CLIP_STD + letterbox.CLIP_MEAN
+    channels = seen(image, 16)[:, 8, 8] * letterbox.CLIP_STD + letterbox.CLIP_MEAN
     assert np.allclose(channels, [1, 0, 0], atol=1e-6)
 
 

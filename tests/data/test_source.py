@@ -64,4 +64,4 @@ def test_the_built_in_set_has_the_counts_of_the_scale(project: Any) -> None:
     settings = project.params().settings()
     assert sources(settings)[0].refs == Path("runs/scenes-smoke/refer/scenes/refs(seed).p")
     images = list(source_images(settings).iterdir())
-    assert len(images) == sum(settings.data.scenes.model_dump().values())
+    assert len(images) == sum(dict(settings.data.scenes).values())

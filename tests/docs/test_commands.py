@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,13 @@ DRY = {
     "wimfris matrix --launcher slurm --jobs 8 --slurm partition=gpu --slurm gpus_per_node=1 --slurm mem_gb=48 "
     "--slurm timeout_min=720",
     "python studies/window_size.py --dry-run",
+    "python studies/encoders.py --scale base --dry-run",
     "python studies/search.py --dry-run",
+    "python studies/tuning.py --dry-run",
     "python studies/search.py --space placement --trials 30",
     "python studies/search.py --space all --against parameters",
     "python studies/search.py --space planted --sampler random",
+    "python studies/search.py --space plus --trials 24",
     "python studies/search.py --storage postgresql+psycopg://user@host/name",
 }
 
@@ -101,7 +105,12 @@ SHELL = (
 _GPU, _NETWORK, _OFFICIAL = "needs a GPU", "needs a network", "needs the official data and a GPU"
 _ITSELF = "is this test suite, or a part of CI"
 _OWN_DATA = "tests/docs/test_own_data.py runs it"
+_INGEST = "tests/docs/test_ingest.py runs it"
 CHECKED = {
+    "wimfris ingest lavt_released --masks lavt.jsonl --split val": _INGEST,
+    "wimfris evaluate --run full-0 --out full.parquet --export-masks full.jsonl": _INGEST,
+    "wimfris tables": _INGEST,
+    "wimfris study failure_modes": "needs runs of three variants; tests/studies makes the report",
     "wimfris data check": _OWN_DATA,
     "wimfris data make": _OWN_DATA,
     "wimfris data prepare": _OWN_DATA,
@@ -116,6 +125,7 @@ CHECKED = {
     "make lint": _ITSELF,
     "make test-slow": _ITSELF,
     "make docs": "tests/docs/test_site.py builds the site",
+    "make gpu": "tests/benchmarks/test_gpu.py runs its smoke form and its order",
     "wimfris demo --serve": "serves until it is stopped",
     "python tests/training/test_golden_smoke.py": "rewrites a committed file",
     ". .venv/bin/activate": "the tests run in an environment",
@@ -136,6 +146,8 @@ CHECKED = {
     "wimfris train --run full-0": _GPU,
     "torchrun --nproc-per-node 8 -m -- wimfris evaluate --run full-0 --out records.parquet": _GPU,
     "wimfris encoders fetch --scale base": _NETWORK,
+    "wimfris encoders fetch --scale base --variant vision_dinov3": _NETWORK,
+    "wimfris estimate --scale base --data refcoco --variant vision_dinov3": "takes minutes and times the machine",
     "wimfris evaluate --detris best.pth --out detris.parquet": "needs a released checkpoint",
     "dvc exp run -S scale=base -S data.name=refcoco prepare encoders": _OFFICIAL,
     "dvc exp run -S scale=base -S data.name=refcoco -S +scales.base.train.gradient_checkpointing=true train@full-0": (
@@ -322,10 +334,12 @@ def test_a_command_dry_runs(command: str, capsys: pytest.CaptureFixture[str]) ->
 
 def run_study(path: Path, arguments: list[str]) -> int:
     """Run a file of studies/ in this process; return its exit code."""
-    from wimfris.cli import search, study
+    from wimfris.cli import search, study, tuning
 
+    own = {"search": search.main, "tuning": tuning.main}
+    main = own.get(path.stem) or partial(study.main, load_study(path.stem, path.parent))
     with pytest.raises(SystemExit) as stop:
-        search.main(arguments) if path.stem == "search" else study.main(load_study(path.stem, path.parent), arguments)
+        main(arguments)
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
@@ -345,7 +359,7 @@ def clone(tmp_path: Path) -> Path:
     path = folder / "params.yaml"
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
-    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}}
+    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}, "controls": {}}
     content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from wimfris.encoders.load import load_tokenizer
+from wimfris.model.hmf import MIXINGS
 from wimfris.model.scan import causal_conv_silu, selective_scan
 from wimfris.results.studies import load_study
 from wimfris.rivals.families import FAMILIES, NECKS
+from wimfris.settings.backbones import VISION
 from wimfris.settings.params import merge, read_params
 from wimfris.settings.schema import Files, Settings
 from wimfris.training.build import build_segmenter
@@ -100,7 +102,17 @@ def test_neck(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
     assert any(parameter.startswith("neck.gate") for parameter in trained)
 
 
-def trained_with(folder: Path, **choice: str) -> Any:
+@pytest.mark.parametrize("module", ["A mixing"], indirect=True)
+def test_mixing(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (variant,) = yaml.safe_load(block("A mixing", "yaml"))["extended"].values()
+    name = variant["model"]["hmf"]["mixing"]
+    assert name not in MIXINGS
+    monkeypatch.setitem(MIXINGS, name, module.__name__)
+    trained = trained_with(tmp_path, hmf=settings_with(tmp_path).model.hmf.model_copy(update={"mixing": name}))
+    assert any(parameter.startswith("neck.fusion.mamba.project") for parameter in trained)
+
+
+def trained_with(folder: Path, **choice: Any) -> Any:
     """Return what `check_trains` does for the settings with this adapter family or neck."""
     settings = settings_with(folder)
     return check_trains(settings.model_copy(update={"model": settings.model.model_copy(update=choice)}))
@@ -116,8 +128,21 @@ def allowed(text: str, key: str) -> str:
 
 def test_encoder(tmp_path: Path) -> None:
     settings = settings_with(tmp_path, block("An encoder", "yaml"))
-    assert settings.encoders.vision.width == 32
+    vision = settings.encoders.vision
+    assert (vision.family, vision.width) == ("dinov3_vit", 32)
     check_trains(settings)
+
+
+@pytest.mark.parametrize("module", ["An encoder"], indirect=True)
+def test_family_of_encoders(module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.FAMILY not in VISION.values()
+    monkeypatch.setitem(VISION, "clip", module.FAMILY)
+    settings = settings_with(tmp_path)
+    changes = {"family": "clip", "registers": 0}
+    vision = settings.encoders.vision.model_copy(update=changes)
+    encoders = settings.encoders.model_copy(update={"vision": vision})
+    trained = check_trains(settings.model_copy(update={"encoders": encoders}))
+    assert not any(".backbone." in name for name in trained)
 
 
 @pytest.mark.parametrize("module", ["A scan backend"], indirect=True)

@@ -102,7 +102,9 @@ def test_a_word_that_the_encoder_does_not_know_is_named_by_prepare(tmp_path: Pat
         path.write_text(before.replace("the triangle", "the café"))
         call("wimfris data make")
         result = CliRunner().invoke(app, ["data", "prepare"])
-        assert re.match(r"shapes: natural language needs CLIP, .* \(word 'caf\S+ ", str(result.exception))
+        assert re.match(
+            r"shapes: natural language needs a published text encoder, .* \(word 'caf\S+ ", str(result.exception)
+        )
     finally:
         path.write_text(before)
         call("wimfris data make")

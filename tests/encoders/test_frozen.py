@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection
 
 from wimfris.encoders.load import _load_snapshot
 from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.segmenter import Segmenter
+from wimfris.settings.backbones import TEXT
 from wimfris.settings.schema import TextBackbone
 
 
@@ -74,4 +74,4 @@ def test_backbones_use_fused_attention_from_every_source(build: Any, tmp_path: A
         assert build[name]().config._attn_implementation == "sdpa"
     build["text_backbone"]().save_pretrained(tmp_path)
     backbone = TextBackbone(source="a/b", revision="0", width=16, layers=3, heads=2)
-    assert _load_snapshot(CLIPTextModelWithProjection, backbone, tmp_path).config._attn_implementation == "sdpa"
+    assert _load_snapshot(TEXT["clip"], backbone, tmp_path).config._attn_implementation == "sdpa"

@@ -53,7 +53,12 @@ def change(folder: Path, scale: str = "smoke", text: Any = None, vision: Any = N
     encoders = content["scales"]["smoke"]["encoders"]
     encoders["text"] |= {"source": HUB["text"], "revision": COMMIT["text"]} | (text or {})
     encoders["vision"] |= {"source": HUB["vision"], "revision": COMMIT["vision"]} | (vision or {})
-    content |= {"scale": scale, "variants": {"full": {}}, "extended": {}}  # other variants may not fit the grids here
+    content |= {
+        "scale": scale,
+        "variants": {"full": {}},
+        "extended": {},
+        "controls": {},
+    }  # other variants may not fit the grids here
     for key, value in rest.items():
         content["scales"]["smoke"]["data"][key] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(content))

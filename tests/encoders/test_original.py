@@ -16,8 +16,9 @@ from wimfris.cli import prepare, training
 from wimfris.data.dataset import every_sentence
 from wimfris.data.index import read_index
 from wimfris.data.tokens import BYTE_PAIRS, ClipTokenizer
+from wimfris.encoders.backbones import vision_backbone
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision, weights_hash
-from wimfris.encoders.vision import interpolate_positions, vision_backbone
+from wimfris.encoders.vision import interpolate_positions
 from wimfris.errors import UserError
 from wimfris.runs.records import read_records
 from wimfris.settings.params import read_params
@@ -154,7 +155,7 @@ def change(folder: Path, **vision: Any) -> Settings:
     encoders = content["scales"]["smoke"]["encoders"]
     encoders["text"] |= {"source": str(folder / "ViT.pt")}
     encoders["vision"] |= {"source": str(folder / "dino.pth")} | vision
-    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}}
+    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     return read_params(folder / "params.yaml").settings()
 

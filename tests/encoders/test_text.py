@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wimfris.encoders.text import TextEncoder, text_backbone
+from wimfris.encoders.backbones import text_backbone
+from wimfris.encoders.text import TextEncoder
 
 
 class Probe(nn.Module):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wimfris.encoders.vision import Guidance, VisionEncoder, interpolate_positions, set_positions, vision_backbone
+from wimfris.encoders.backbones import vision_backbone
+from wimfris.encoders.vision import Guidance, VisionEncoder, interpolate_positions, set_positions
 
 TAPS = (1, 2)
 PREFIX = 3  # the class token and two register tokens
@@ -152,3 +153,12 @@ def test_positions_of_another_grid_are_set_as_given() -> None:
     assert torch.equal(embeddings.interpolate_pos_encoding(torch.zeros(1, 65, 16), 32, 32), positions)
     after = own(pixel_values=image).last_hidden_state
     assert after.shape == before.shape and not torch.allclose(after, before)
+
+
+def test_casting_a_norms_output_once_changes_no_output() -> None:
+    backbone = vision_backbone(width=16, layers=2, heads=2, patch=4, registers=1, image_size=16)
+    image, words, padding = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = backbone(pixel_values=image).last_hidden_state[:, 2:]
+        *_, last = VisionEncoder(backbone, {}, (0, 1))(image, words, padding)
+    assert torch.equal(last.flatten(2).mT, expected)

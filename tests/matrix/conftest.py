@@ -64,7 +64,7 @@ def limit(project: Any) -> None:
     content = project.params()
     variants = {name: content.variants[name] for name in ("full", "none")}
     extended = {"gate_none": content.extended["gate_none"]}
-    project.edit(variants=variants, extended=extended, seeds=[0, 1], extended_seeds=[0])
+    project.edit(variants=variants, extended=extended, controls={}, seeds=[0, 1], extended_seeds=[0])
 
 
 @pytest.fixture

@@ -7,8 +7,11 @@ import torch
 
 from wimfris.measure.flops import count_flops, count_step_flops, counting
 from wimfris.model import mamba as mamba_module
+from wimfris.model import mamba2 as mamba2_module
 from wimfris.model.mamba import Mamba
+from wimfris.model.mamba2 import Mamba2
 from wimfris.model.scan import conv_flops, scan_flops
+from wimfris.model.scan.ssd import CHUNK
 from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,37 @@ def test_a_mamba_block_counts_as_by_hand() -> None:
     assert conv_flops(2, 5, 16, 4) == 2 * 5 * 16 * 2 * 4
     assert counter.get_total_flops() == products + conv_flops(2, 5, 16, 4) + scan_flops(2, 5, 16, 3)
     assert original == (mamba_module.selective_scan, mamba_module.causal_conv_silu), "counting restores both"
+
+
+@pytest.mark.parametrize("length", [5, 130])
+def test_a_mamba2_block_counts_as_by_hand(length: int) -> None:
+    """Width 8, inner 16, 2 heads of 8 channels, 3 states: projections, convolution, and the products of the chunks."""
+    block, chunks = Mamba2(8, heads=2, state=3, conv=4, expand=2), -(-length // CHUNK)
+    size = -(-length // chunks)
+    original = mamba2_module.causal_conv_silu
+    with counting() as counter:
+        block(torch.randn(2, length, 8))
+    projections = 2 * 2 * length * 8 * (16 + 22 + 2 + 16)
+    products = 2 * 2 * chunks * size**2 * (3 + 2 * size + 2 * 8)  # C B^T; sums of decays, and y, of each head
+    if chunks > 1:
+        products += 2 * 2 * 2 * chunks * 2 * size * 3 * 8  # the states at the chunks' ends, and what is read of them
+        products += 2 * 2 * 2 * chunks**2 * (chunks + 3 * 8)  # between chunks: sums of decays, states
+    assert counter.get_total_flops() == projections + conv_flops(2, length, 22, 4) + products
+    assert mamba2_module.causal_conv_silu is original, "counting restores it"
+
+
+def test_parts_past_the_paper_count_what_they_run(smoke: Params) -> None:
+    """A second pass scans once more, four directions four times; all words are 15 tokens more in each window."""
+    counts = {name: count_flops(smoke.settings(name)) for name in ("full", "passes_2", "cross", "text_words")}
+    adapter = scan_flops(1, 16, 8, 4)  # MTA's, in all of them
+    neck = {name: count["scan"] - adapter for name, count in counts.items()}
+    assert neck["full"] == scan_flops(4, 17, 16, 4)
+    assert neck["passes_2"] == neck["full"] + scan_flops(9, 17, 16, 4), "a window and a half wide: three by three"
+    assert neck["cross"] == 4 * neck["full"] and neck["text_words"] == scan_flops(4, 32, 16, 4)
+    for name in ("windows_2_4_8_grid", "mixing_ssd", "pwam", "passes_2", "cross", "text_words"):
+        settings = smoke.settings(name)
+        forward, step = count_flops(settings)["total"], count_step_flops(settings, 2)
+        assert 2 * forward < step / 2 < 3 * forward, name
 
 
 def test_counting_does_not_change_what_is_computed() -> None:

@@ -45,7 +45,7 @@ def params(project: Any) -> Params:
     """The smoke project with encoders and decoder of the golden model's size, four patches along a side."""
     content = yaml.safe_load((project.folder / "params.yaml").read_text())
     content["scales"]["smoke"] = merge(content["scales"]["smoke"], SIZES)
-    content |= {"variants": {"full": {}}, "extended": {}}
+    content |= {"variants": {"full": {}}, "extended": {}, "controls": {}}
     content["rivals"]["smoke"]["detris"]["heads"] = 8
     (project.folder / "params.yaml").write_text(yaml.safe_dump(content))
     params: Params = project.params()

@@ -6,11 +6,14 @@ import torch
 
 from wimfris.measure.text_reach import directions, fit_rate, text_reach, unroll
 from wimfris.model.mamba import Mamba
+from wimfris.model.mamba2 import Mamba2
 
 
-@pytest.fixture
-def mamba(stir):  # type: ignore[no-untyped-def]
-    return stir(Mamba(8, state=3, conv=4, expand=2)).double()
+@pytest.fixture(params=["Mamba", "Mamba-2"])
+def mamba(stir, request):  # type: ignore[no-untyped-def]
+    if request.param == "Mamba":
+        return stir(Mamba(8, state=3, conv=4, expand=2)).double()
+    return stir(Mamba2(8, heads=2, state=3, conv=4, expand=2)).double()
 
 
 @pytest.fixture
@@ -18,11 +21,11 @@ def x() -> torch.Tensor:
     return torch.randn(3, 9, 8, dtype=torch.float64)
 
 
-def test_unrolled_is_the_block(mamba: Mamba, x: torch.Tensor) -> None:
+def test_unrolled_is_the_block(mamba: Mamba | Mamba2, x: torch.Tensor) -> None:
     assert torch.allclose(unroll(mamba, x).output, mamba(x), atol=1e-12)
 
 
-def test_norms_are_those_of_the_jacobian(mamba: Mamba, x: torch.Tensor) -> None:
+def test_norms_are_those_of_the_jacobian(mamba: Mamba | Mamba2, x: torch.Tensor) -> None:
     reach = text_reach(mamba, x, directions(8, 8))
     for k in range(len(x)):
 
@@ -34,7 +37,7 @@ def test_norms_are_those_of_the_jacobian(mamba: Mamba, x: torch.Tensor) -> None:
 
 
 @pytest.mark.slow
-def test_random_directions_give_the_norm_in_expectation(mamba: Mamba, x: torch.Tensor) -> None:
+def test_random_directions_give_the_norm_in_expectation(mamba: Mamba | Mamba2, x: torch.Tensor) -> None:
     x = x[:1, :6]
     exact = text_reach(mamba, x, directions(8, 8)).norms
     drawn = torch.stack([text_reach(mamba, x, directions(8, 2, seed)).norms.square() for seed in range(100)])
@@ -43,7 +46,7 @@ def test_random_directions_give_the_norm_in_expectation(mamba: Mamba, x: torch.T
 
 
 @pytest.mark.parametrize("length", [2, 4, 5, 40])
-def test_the_bound_bounds(mamba: Mamba, length: int) -> None:
+def test_the_bound_bounds(mamba: Mamba | Mamba2, length: int) -> None:
     x = 3 * torch.randn(5, length, 8, dtype=torch.float64)
     reach = text_reach(mamba, x, directions(8, 8))
     assert reach.bound[:, :4].isnan().all()  # the convolution shows the prefix to these

@@ -126,3 +126,15 @@ def test_the_limits_of_causal_conv1d(taps: int, width: int) -> None:
     check_conv("triton", taps, width)
     with pytest.raises(UserError, match=f"got {taps} taps and {width} channels; set model.scan to triton or reference"):
         check_conv("mamba_ssm", taps, width)
+
+
+def test_channels_that_causal_conv1d_cannot_take_go_to_another_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of channels can be narrow."""
+    install(tmp_path, monkeypatch, "selective_scan_cuda", "causal_conv1d_cuda")
+    measures(monkeypatch, 1e-6)
+    monkeypatch.setattr(backends, "_installed", lambda *_: True)
+    assert choose_backend("auto", "cuda", (8, 17, 16, 4)).backend == "mamba_ssm"
+    narrow = choose_backend("auto", "cuda", (8, 17, 4, 4))
+    assert narrow.backend == "triton" and "a multiple of 8 channels" in narrow.reason

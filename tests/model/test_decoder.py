@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from wimfris.encoders.text import padding_after
 from wimfris.model.decoder import Decoder, Projector, positions_1d, positions_2d
-from wimfris.model.segmenter import padding_after
 
 GRIDS = ("native_grid", "interpolated_grid")
 GOLDEN_END = 63

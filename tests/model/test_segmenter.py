@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from wimfris.model.decoder import positions_1d, positions_2d
 from wimfris.model.loss import SegmentationLoss
 from wimfris.model.segmenter import Segmenter
-from wimfris.model.windows import window_index
+from wimfris.model.tables import forget_tables
 
 BACKBONES = ("text.backbone.", "vision.backbone.")
 START, END = 18, 19
@@ -159,8 +158,7 @@ def test_training_may_follow_an_evaluation_in_inference_mode(
     segmenter: Segmenter, image: Tensor, token_ids: Tensor
 ) -> None:
     """What was cached in inference mode (indices, positions) must be usable under autograd."""
-    for cached in (window_index, positions_1d, positions_2d):
-        cached.cache_clear()
+    forget_tables()
     with torch.inference_mode():
         segmenter(image.double(), token_ids)
     segmenter(image.double(), token_ids).logits.sum().backward()

@@ -32,7 +32,7 @@ NAME = "scenes-smoke"
 def finished(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Any) -> Any:
     """The smoke project with core runs full-0, full-1 and an extended run, all made from one training."""
     variants, extended = {"full": {}}, {"gate_none": project.params().extended["gate_none"]}
-    project.edit(variants=variants, extended=extended, seeds=[0, 1], extended_seeds=[0])
+    project.edit(variants=variants, extended=extended, controls={}, seeds=[0, 1], extended_seeds=[0])
     for name in ("full-0", "full-1", "gate_none-0"):
         imitate(project, trained_folder, Run.parse(name))
     return project

@@ -10,8 +10,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from wimfris.encoders.text import TextEncoder, text_backbone
-from wimfris.encoders.vision import VisionEncoder, vision_backbone
+from wimfris.encoders.backbones import text_backbone, vision_backbone
+from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris import DenseAligner, DenseTextAdapter, GatedNeck

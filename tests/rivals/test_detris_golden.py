@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wimfris.model.segmenter import Segmenter, padding_after
+from wimfris.encoders.text import padding_after
+from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.detris_weights import load_detris
 
 GRIDS = ("native_grid", "interpolated_grid")

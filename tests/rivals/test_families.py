@@ -28,6 +28,7 @@ ADAPTERS = {  # adapters -> a variant that has them under HMF
     "etris": "etris_adapters",
     "lora": "lora",
     "bottleneck": "bottleneck",
+    "pwam": "pwam",
 }
 VARIANTS = (*ADAPTERS.values(), "finetune", "detris_adapters_detris_neck", "etris_adapters_etris_neck")
 
@@ -53,7 +54,7 @@ def test_the_tables_have_the_names_of_the_settings() -> None:
     assert set(FAMILIES) == set(get_args(Model.model_fields["adapters"].annotation))
     assert set(NECKS) == set(get_args(Model.model_fields["neck"].annotation))
     for family in map(load_family, FAMILIES):
-        assert hasattr(family, "tune") or (hasattr(family, "text_adapter") and hasattr(family, "vision_adapter"))
+        assert hasattr(family, "tune") or hasattr(family, "vision_adapter")
     assert all(hasattr(load_neck(name), "neck") for name in NECKS)
 
 
@@ -82,7 +83,8 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(settings_of: Setti
         assert tuned == {name for name, _ in segmenter.named_parameters() if ".lora_" in name}
         assert bool(tuned) == (settings.model.adapters == "lora")
     adapters = {name.split(".")[0] for name in trained if ".adapters." in name}
-    assert adapters == (set() if settings.model.adapters in ("lora", "finetune") else {"text", "vision"})
+    expected = {"lora": set(), "finetune": set(), "pwam": {"vision"}}.get(settings.model.adapters, {"text", "vision"})
+    assert adapters == expected
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_the_trained_state_restores_the_model(settings_of: SettingsOf, variant: 
         assert torch.equal(other(*given).logits, expected)
 
 
-@pytest.mark.parametrize("variant", ["bottleneck", "lora", "finetune"])
+@pytest.mark.parametrize("variant", ["bottleneck", "lora", "pwam", "finetune"])
 @torch.no_grad()
 def test_a_family_that_starts_at_zero_leaves_the_frozen_features(settings_of: SettingsOf, variant: str) -> None:
     settings = settings_of("smoke", variant)

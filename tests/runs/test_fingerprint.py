@@ -10,7 +10,8 @@ import pytest
 from wimfris.runs.fingerprint import PACKAGE, decisive, digest, run_code
 from wimfris.settings.params import read_params
 
-FULL = {"adapters": "wimfris", "neck": "hmf", "scan": "reference"}
+FULL = {"adapters": "wimfris", "neck": "hmf", "scan": "reference", "hmf": {"mixing": "ssm"}}
+SSD = FULL | {"hmf": {"mixing": "ssd"}}
 LORA = FULL | {"adapters": "lora"}
 DETRIS = {"adapters": "detris", "neck": "detris", "scan": "reference"}
 CPU = FULL | {"scan": "cpu"}
@@ -34,7 +35,7 @@ def edit(tmp_path: Path) -> Edit:
     return make
 
 
-def changed(model: dict[str, str], package: Path) -> set[str]:
+def changed(model: dict[str, Any], package: Path) -> set[str]:
     """The modules by which the code of a run differs from this package's."""
     before, after = run_code(model), run_code(model, package)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
@@ -44,6 +45,7 @@ def test_a_run_reaches_its_own_code_alone() -> None:
     full, lora, detris = run_code(FULL), run_code(LORA), run_code(DETRIS)
     assert {"wimfris.training.trainer", "wimfris.model.hmf", "wimfris.data.letterbox", "wimfris.metrics"} <= full.keys()
     assert "wimfris.rivals.lora" in lora.keys() - full.keys() - detris.keys()
+    assert "wimfris.model.mamba2" in run_code(SSD).keys() - full.keys(), "a new mixing leaves the others' runs current"
     assert "wimfris.rivals.detris" in detris.keys() - full.keys() - lora.keys()
     assert not [name for name in full if name.startswith(("wimfris.results", "wimfris.matrix", "wimfris.cli"))]
 

@@ -1,7 +1,8 @@
 """A worker that computes its score from the settings at once. Files in the working directory control it.
 
-begun: the worker appends its name and process id. seconds: how long it takes. fail, kill, hang: which worker fails, is
-killed or never ends, by the last four characters of its name ("all": every trial).
+begun: the worker appends its name and process id. seconds: how long it takes. fail, kill, hang, slow: which worker
+fails, is killed, never ends or has a step beyond the limit, by the last four characters of its name ("all": every
+trial).
 """
 
 import json
@@ -40,6 +41,11 @@ if control("kill") == name[-4:]:
 if control("fail") == name[-4:] or (control("fail") == "all" and name != "reference"):
     print("wimfris: the loss is nan at step 3; lower train.learning_rate", file=sys.stderr)
     sys.exit(2)
+if job["limits"]:
+    progress["time_ratio"] = 1.5 if control("slow") == name[-4:] else 1.0
+    write_progress()
+    if progress["time_ratio"] > job["limits"]["time"]:
+        sys.exit(3)
 progress["epochs"]["2"] = score
 if job["latency"]:
     progress["latency_ms"] = 10.0

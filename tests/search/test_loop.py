@@ -387,3 +387,37 @@ def test_a_database_that_cannot_be_used(project: Any, url: str, message: str) ->
     with pytest.raises(UserError, match=message) as error:
         run_search(make_plan(url=url), 1, 1)
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_draw_beyond_the_limits_is_refused_and_does_not_count(
+    project: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four directions have too many parameters, which costs nothing; the first trial's step takes too long."""
+    hmf = {"window": {"kind": "choice", "of": [1, 2, 4, 8]}, "direction": {"kind": "choice", "of": ["raster", "cross"]}}
+    first = {"model": {"hmf": {"window": 4, "direction": "raster"}}}
+    space = {"model": {"hmf": hmf}, "limits": {"trained": 0.1, "time": 1.1}, "first": first}
+    project.edit(search__spaces__limited=space)
+    Path("slow").write_text("0000")
+    plan = make_plan("limited")
+    run_search(plan, 6, 1)
+    trials = read_evidence(plan)["trials"]
+    refused = [trial for trial in trials if trial["refused"]]
+    assert len(trials) - len(refused) == 6
+    for trial in trials:
+        window, direction = (trial["drawn"][f"model.hmf.{key}"] for key in ("window", "direction"))
+        if direction == "cross":
+            assert (trial["refused"], trial["time_ratio"]) == ("+18.7% trained parameters", None)
+            assert trial["name"] not in begun()
+        elif window == 4:  # the first, and those that repeat it
+            assert (trial["refused"], trial["time_ratio"]) == ("a step takes 1.50 times that of full", 1.5)
+        else:
+            assert (trial["refused"], trial["time_ratio"]) == (None, 1.0)
+    assert "refused, a step takes 1.50 times that of full; 0 of 6" in capsys.readouterr().out
+
+
+def test_limits_that_leave_nothing_end_the_search(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REFUSALS", 2)
+    hmf = {"window": {"kind": "choice", "of": [1, 2, 4, 8]}, "direction": "cross"}
+    project.edit(search__spaces__limited={"model": {"hmf": hmf}, "limits": {"trained": 0.1, "time": 1.1}})
+    with pytest.raises(UserError, match="5 draws are beyond the limits of the space; widen"):
+        run_search(make_plan("limited"), 2, 1)

@@ -11,6 +11,7 @@ from optuna.trial import FixedTrial
 
 from wimfris.errors import UserError
 from wimfris.measure.parameters import trained_parameters
+from wimfris.search import limits
 from wimfris.search.space import TOLERANCE, Space, nested, read_search
 from wimfris.settings.params import Params, read_params
 
@@ -161,3 +162,27 @@ def test_invalid_section(params: Params) -> None:
 
 def test_nested() -> None:
     assert nested("a.b", 1) == {"a": {"b": 1}}
+
+
+def test_limits(params: Params) -> None:
+    """Relative to `full`; a space without them has none."""
+    own = make_space(params, "plus").limits
+    assert own is not None and make_space(params, "window").limits is None
+    assert own.on_parameters(105, 100) is None and own.on_parameters(95, 100) is None
+    assert own.on_parameters(110, 100) == "+10.0% trained parameters"
+    assert own.on_time(1.1) is None and own.on_time(1.2) == "a step takes 1.20 times that of full"
+    space = {"model": {"hmf": {"window": {"kind": "choice", "of": [1, 2]}}}}
+    for declared, reason in (
+        ({"trained": 0.1}, "limits.time: field required"),
+        ({"trained": 0, "time": 1}, "greater than 0"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            make_space(params, space | {"limits": declared})
+
+
+def test_the_time_of_a_step_is_that_of_pairs(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slows down slows both models; the first pair does not count."""
+    times = iter([9.0, 1.0, 1.2, 1.0, 12.0, 10.0, 3.6, 3.0])
+    monkeypatch.setattr(limits, "seconds", lambda *_, **__: [next(times)])
+    settings = params.at_scale("smoke").settings()
+    assert limits.relative_step(settings, settings, 3) == pytest.approx(1.2)

@@ -37,7 +37,9 @@ def write_job(plan: Plan, overrides: dict[str, Any], **options: Any) -> tuple[Pa
     content = {"settings": settings.model_dump(mode="json") | {"group": settings.group}, "seed": plan.seed}
     folder = plan.folder / "jobs" / settings.variant
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps(content | {"latency": False, "parent": os.getppid()} | options))
+    (folder / "job.json").write_text(
+        json.dumps(content | {"latency": False, "limits": None, "parent": os.getppid()} | options)
+    )
     return folder, settings
 
 

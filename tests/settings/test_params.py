@@ -26,7 +26,7 @@ def changed(path: Path, shipped_variants: bool = False, **values: Any) -> Path:
     """
     content = copy.deepcopy(SHIPPED) | {"scale": "smoke"}
     if not shipped_variants:
-        content |= {"variants": {"full": {}}, "extended": {}}
+        content |= {"variants": {"full": {}}, "extended": {}, "controls": {}}
     for key, value in values.items():
         *parents, last = key.split("__")
         section = content
@@ -58,12 +58,53 @@ def message_of(path: Path, *, line: bool = False, **values: Any) -> str:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_shipped_scale_and_variant_resolves(scale: str, tmp_path: Path) -> None:
     params = read_params(changed(tmp_path, shipped_variants=True, scale=scale))
-    for variant in (*SHIPPED["variants"], *SHIPPED["extended"]):
+    for variant in (*SHIPPED["variants"], *params.extended, *SHIPPED["controls"]):
         resolved = params.settings(variant)
         assert (resolved.scale, resolved.variant) == (scale, variant)
         assert resolved.folder == Path(f"runs/scenes-{scale}")
-        beyond = variant in SHIPPED["extended"]
+        beyond = variant not in SHIPPED["variants"]
         assert resolved.outs == (resolved.folder / ("extended" if beyond else "core"))
+
+
+def test_a_scale_has_variants_of_its_own(tmp_path: Path) -> None:
+    own = {"other": {"data": {"image_size": 48}, "encoders": {"vision": {"width": 32}}, "train": {"epochs": 1}}}
+    params = read_params(changed(tmp_path, scales__smoke__variants=own))
+    resolved = params.settings("other")
+    assert (resolved.data.image_size, resolved.encoders.vision.width, resolved.train.epochs) == (48, 32, 1)
+    assert resolved.own_encoders and resolved.group == "extended" and not params.settings().own_encoders
+    assert resolved.encoders_record == resolved.folder / "encoders" / "other.json"
+    assert list(params.extended) == ["other"] and "other" not in params.at_scale("tiny").extended
+    assert [str(run) for run in params.runs_of("other")] == ["other-0", "other-1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"other": {"rivals": {}}},
+            "scales.smoke.variants.other must be model, loss, train, encoders or data",
+        ),
+        (
+            {"other": {"data": {"tokens": {}}}},
+            "scales.smoke.variants.other.data must be image_size, got tokens",
+        ),
+        ({"other": {"data": {"image_size": 30}}}, "data.image_size must be a multiple of 4"),
+        ({"other": {"encoders": {"text": {"width": 17}}}}, "encoders.text.width must be a multiple of 2"),
+        (
+            {"full": {}},
+            "scales.smoke.variants must be without names that are in variants, extended or controls, got full",
+        ),
+        ({"a b": {}}, "scales.smoke.variants must be with names of letters, digits and _, got a b"),
+        (["other"], "scales.smoke.variants must be a mapping of names to overrides"),
+    ],
+)
+def test_impossible_variants_of_a_scale(tmp_path: Path, own: Any, message: str) -> None:
+    assert message in message_of(tmp_path, scales__smoke__variants=own)
+
+
+def test_only_variants_of_a_scale_change_encoders(tmp_path: Path) -> None:
+    message = message_of(tmp_path, extended={"other": {"encoders": {"text": {"width": 32}}}})
+    assert "the keys of extended.other must be model, loss or train, got encoders" in message
 
 
 def test_scales_are_the_documented_ones() -> None:
@@ -233,6 +274,70 @@ def test_placement_puts_adapters_in_consecutive_layers() -> None:
     assert placed((), "late", 12) == ()
 
 
+def hmf(**values: Any) -> dict[str, Any]:
+    return {"model": {"hmf": values}}
+
+
+SAME = {  # a variant, and another with the same function
+    "a second text token behind a causal scan": ({}, hmf(text_token="both")),
+    "a text token behind it alone": (hmf(text_token="none"), hmf(text_token="last")),
+    "both ways": (hmf(direction="bidirectional"), hmf(direction="bidirectional", text_token="both")),
+    "four ways, Mamba-2": (
+        hmf(mixing="ssd", direction="cross", text_token="none"),
+        hmf(mixing="ssd", direction="cross", text_token="last"),
+    ),
+    "attention has no order": (hmf(mixing="attention"), hmf(mixing="attention", text_token="last")),
+    "nothing mixes": (hmf(mixing="none"), hmf(mixing="none", passes=2, text_token="none", direction="cross")),
+    "groups have no order": (hmf(window=[2, "grid"]), hmf(window=[8, 2])),
+    "no loss, no window of it": (
+        {"loss": {"align": 0.0}},
+        {"loss": {"align": 0.0, "align_window": 2, "align_target": "fraction"}},
+    ),
+    "no mixer, no kernels": (
+        {"model": {"msa": {"mixer": "none"}}},
+        {"model": {"msa": {"mixer": "none", "kernels": [3]}}},
+    ),
+}
+OTHER = {  # near to the above, and another function
+    "attention weighs two tokens": (hmf(mixing="attention"), hmf(mixing="attention", text_token="both")),
+    "an order of words": ({}, hmf(text_token="words")),
+    "a group of its own": ({}, hmf(window=[4, 4])),
+    "two passes of one window": (hmf(window=1), hmf(window=1, passes=2)),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_variant_with_the_function_of_another_is_refused_and_is_its_control(case: str, tmp_path: Path) -> None:
+    one, other = SAME[case]
+    extended = {} if one == {} else {"one": one}
+    name = "one" if extended else "full"
+    message = message_of(tmp_path, extended=extended | {"other": other})
+    assert message == (
+        f"params.yaml: variants {name} and other compute the same function at scale smoke; remove one of them, or move "
+        f"other to controls with same_as: {name}"
+    )
+    params = read_params(changed(tmp_path, extended=extended, controls={"other": other | {"same_as": name}}))
+    assert Run("other", 0) in params.extended_runs() and Run("other", 0) in params.all_runs()
+    assert params.settings_of(Run("other", 0)).group == "extended"
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_variant_with_another_function_is_none_and_no_control(case: str, tmp_path: Path) -> None:
+    one, other = OTHER[case]
+    extended = {} if one == {} else {"one": one}
+    read_params(changed(tmp_path, extended=extended | {"other": other}))
+    name = "one" if extended else "full"
+    message = message_of(tmp_path, extended=extended, controls={"other": other | {"same_as": name}})
+    assert message.startswith(f"params.yaml: control other does not compute the function of {name} at scale smoke")
+
+
+def test_a_control_names_a_variant_and_has_a_name_of_its_own(tmp_path: Path) -> None:
+    message = message_of(tmp_path, controls={"other": {"same_as": "fll"}})
+    assert message == "params.yaml: controls.other.same_as must be one of full, got fll"
+    message = message_of(tmp_path, controls={"full": {"same_as": "full"}})
+    assert message == "params.yaml: controls must be without names that are in variants or extended, got full"
+
+
 def test_only_rivals_have_sizes_of_rivals(tmp_path: Path) -> None:
     extended = {"lora": {"model": {"adapters": "lora", "rivals": {"lora": {"rank": 3}}}}}
     params = read_params(changed(tmp_path, extended=extended))
@@ -240,6 +345,7 @@ def test_only_rivals_have_sizes_of_rivals(tmp_path: Path) -> None:
     rivals = params.settings("lora").model.rivals
     assert rivals is not None and rivals.lora.rank == 3
     assert rivals.lora.alpha == SHIPPED["rivals"]["smoke"]["lora"]["alpha"]
+    assert rivals.model_dump(exclude_none=True).keys() == {"lora"}, "the others have no effect"
 
 
 def test_windows(tmp_path: Path) -> None:
@@ -251,6 +357,8 @@ def test_windows(tmp_path: Path) -> None:
     resolved = settings(tmp_path, model__hmf__window="grid")
     assert (resolved.scan_window, resolved.align_window) == (None, 4)
     resolved = settings(tmp_path, model__neck="none")
+    assert (resolved.scan_window, resolved.align_window) == (None, 4)
+    resolved = settings(tmp_path, model__hmf__window=[2, 8, "grid", 4])
     assert (resolved.scan_window, resolved.align_window) == (None, 4)
     resolved = settings(tmp_path, loss__align_window=8, model__hmf__window=2)
     assert (resolved.scan_window, resolved.align_window) == (2, 8)
@@ -353,12 +461,12 @@ WRONG = [
     (
         "model__adapters",
         "prompt",
-        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, finetune, got prompt",
+        "model.adapters must be one of wimfris, detris, etris, lora, bottleneck, pwam, finetune, got prompt",
     ),
     ("model__placement", "even", "model.placement must be one of spread, early, middle, late, got even"),
     ("extended_seeds", [], "extended_seeds must have at least 1 item, got []"),
     ("scales__smoke__model__hmf", 3, "model.hmf must be a valid dictionary, got 3"),
-    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer, got all"),
+    ("model__hmf__window", "all", "model.hmf.window must be grid or a valid integer or a valid list, got all"),
     ("model__hmf__gate", "max", "model.hmf.gate must be one of attention, text, none, got max"),
     ("model__msa__emphasis", "some", "model.msa.emphasis must be learned or a valid number, got some"),
     ("model__msa__emphasis_initial", 1.0, "model.msa.emphasis_initial must be less than 1, got 1.0"),
@@ -390,6 +498,10 @@ def test_a_schedule_needs_a_kind(tmp_path: Path) -> None:
 IMPOSSIBLE = {
     "scales__smoke__data__image_size": (30, "data.image_size must be a multiple of 4 (encoders.vision.patch), got 30"),
     "model__hmf__window": (9, "model.hmf.window must be at most the grid size (8), got 9"),
+    "model__hmf": (
+        SHIPPED["model"]["hmf"] | {"window": [2, 4, 8]},
+        "model.hmf.width must be a multiple of 3 (groups of channels in model.hmf.window), got 16",
+    ),
     "loss__align_window": (9, "loss.align_window must be at most the grid size (8), got 9"),
     "scales__smoke__encoders__text__width": (
         17,
@@ -444,6 +556,21 @@ IMPOSSIBLE = {
 def test_impossible_combination(key: str, tmp_path: Path) -> None:
     value, reason = IMPOSSIBLE[key]
     assert message_of(tmp_path, **{key: value}) == f"params.yaml: {reason} (scale smoke, variant full)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("model__hmf__conv", 5, "model.hmf.conv must be from 2 to 4"),
+        ("model__mta__conv", 1, "model.mta.conv must be from 2 to 4"),
+        ("scales__smoke__model__hmf__width", 20, "model.hmf.width must be such that width * expand is a multiple of 8"),
+        ("scales__smoke__model__mta__width", 3, "model.mta.width must be such that width * expand is a multiple of 8"),
+    ],
+)
+def test_sizes_that_mamba_ssm_lacks(key: str, value: int, reason: str, tmp_path: Path) -> None:
+    assert read_params(changed(tmp_path, model__scan="mamba_ssm")).settings().model.scan == "mamba_ssm"
+    message = message_of(tmp_path, model__scan="mamba_ssm", **{key: value})
+    assert message == f"params.yaml: {reason} with model.scan mamba_ssm, got {value} (scale smoke, variant full)"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def cloned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def smoke(params: Any) -> None:
         params["scale"], params["seeds"] = "smoke", list(SEEDS)
-        params["variants"], params["extended"] = {"full": {}}, {}
+        params["variants"], params["extended"], params["controls"] = {"full": {}}, {}, {}
         params["scales"]["smoke"]["train"] |= TRAIN
 
     edit(folder, smoke)
@@ -212,7 +212,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes], log
 
 def test_killed_repro_ends_with_the_same_bits(again: Path, reproduced: Path, tmp_path: Path) -> None:
     """kill -9 of all of it in mid-epoch; then of dvc alone, which leaves its trainer running; then to the end."""
-    shutil.rmtree(again / ".dvc" / "cache" / "runs")  # or DVC would restore the results that it remembers
+    shutil.rmtree(again / ".dvc" / "cache")  # or DVC would restore the results that it remembers
     shutil.rmtree(again / ".checkpoints")  # and the store its finished training
     run = again / RUNS / "core" / "full-0"
     names = [str(path.relative_to(again)) for path in run.iterdir()]

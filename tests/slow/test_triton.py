@@ -250,6 +250,7 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
         # two chunks, and windows of which one is padding
         pytest.param((7, 6), 6, {"direction": "bidirectional"}, marks=LONG),
         pytest.param((5, 7), None, {"norm": False}, marks=LONG),
+        ((3, 3), 2, {"passes": 2, "direction": "cross"}),
     ],
 )
 def test_the_fusion_cuts_its_windows_inside_the_kernels(
@@ -270,7 +271,7 @@ def test_the_fusion_cuts_its_windows_inside_the_kernels(
     wmf.double()
     expected = [value.float() for value in derive(torch.float64)]
     wmf.to(DEVICE, torch.float32)
-    for mamba in filter(None, (wmf.mamba, wmf.backwards)):
+    for mamba in filter(None, (wmf.mamba, wmf.backwards, wmf.down, wmf.up)):
         mamba.backend = "triton"
     monkeypatch.setattr("wimfris.model.scan.dispatch.window_partition", None)
     for value, other in zip(derive(DEVICE), expected, strict=True):

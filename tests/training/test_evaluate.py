@@ -1,5 +1,7 @@
 """Evaluation: one record per sentence and condition, whatever the batch size, equal to an independent computation."""
 
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from torch.nn import functional as F
 
 from wimfris.data import refer
 from wimfris.data.index import read_index
-from wimfris.data.letterbox import geometry, letterbox_image
+from wimfris.data.letterbox import geometry, letterbox_image, normalise
+from wimfris.data.objects import read_objects
 from wimfris.data.rle import decode_rle
 from wimfris.data.source import source_images
 from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
+from wimfris.errors import UserError
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs import records as schema
 from wimfris.runs.records import read_records, write_records
@@ -45,7 +49,9 @@ class TrainedModel:
         """Return an evaluator; by default of the run's own settings and index."""
         settings = settings or self.settings
         index = self.index if index is None else index
-        return Evaluator(settings, index, source_images(self.settings), self.tokenizer, torch.device("cpu"))
+        objects = read_objects(self.settings.folder / "index")
+        images = source_images(self.settings)
+        return Evaluator(settings, index, images, self.tokenizer, torch.device("cpu"), objects=objects)
 
     @property
     def index(self) -> pd.DataFrame:
@@ -68,7 +74,7 @@ def records(trained: Any) -> pd.DataFrame:
 
 
 def test_one_record_per_sentence_and_condition(model: TrainedModel, records: pd.DataFrame) -> None:
-    rows = model.index[model.index["split"] != "train"]
+    rows = model.index[model.index["split"].isin(model.settings.data.splits)]
     sentences = {
         (split, condition, ref, sent)
         for split, ref, sents in zip(rows["split"], rows["ref_id"], rows["sent_ids"], strict=True)
@@ -108,7 +114,7 @@ def test_records_equal_an_independent_computation(trained: Any, model: TrainedMo
         image = cv2.imread(str(trained.runs / "refer" / "images" / "train2014" / referred.file_name))
         assert image is not None
         size = 32
-        pixels = torch.from_numpy(letterbox_image(np.ascontiguousarray(image[..., ::-1]), size))[None]
+        pixels = normalise(torch.from_numpy(letterbox_image(np.ascontiguousarray(image[..., ::-1]), size)))[None]
         tokens = torch.from_numpy(model.tokenizer.encode(record["sentence"]))[None]
         with torch.no_grad():
             logits = model.segmenter(pixels, tokens).logits
@@ -139,6 +145,48 @@ def test_batch_size_does_not_matter(size: int, model: TrainedModel, records: pd.
         assert len(actual) == len(expected)
         for name in ("intersection", "union"):
             assert (actual[name] - expected[name]).abs().max() <= 1
+
+
+def with_threads(model: TrainedModel, threads: int) -> Settings:
+    """Return the settings with threads for the judgement, and batches of two cases."""
+    evaluate = model.settings.evaluate.model_copy(update={"batch_size": 2})
+    train = model.settings.train.model_copy(update={"threads": threads})
+    return model.settings.model_copy(update={"evaluate": evaluate, "train": train})
+
+
+def test_threads_change_neither_bits_nor_order(model: TrainedModel) -> None:
+    one, many = (
+        model.evaluator(with_threads(model, threads)).records(model.segmenter, "val", "sentence") for threads in (1, 5)
+    )
+    pd.testing.assert_frame_equal(one, many)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_few_batches_wait_for_their_judgement(threads: int, model: TrainedModel) -> None:
+    evaluator, computed, ahead = model.evaluator(with_threads(model, threads)), [0], []
+    hook = model.segmenter.register_forward_pre_hook(lambda module, inputs: computed.append(len(inputs[0])))
+    rows = evaluator.split("val")
+
+    def slow(number: int, predicted: np.ndarray) -> None:
+        time.sleep(0.01)
+
+    for judged, _ in enumerate(evaluator.finished(model.segmenter, rows, CONDITIONS["sentence"](rows), slow)):
+        ahead.append(sum(computed) - judged)
+    hook.remove()
+    assert max(ahead) <= 2 * (threads + 2)
+
+
+def test_an_error_of_a_thread_is_raised_and_the_mode_restored(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("this mask is refused")
+
+    monkeypatch.setattr("wimfris.training.evaluate.judge", refuse)
+    segmenter, threads = model.segmenter.train(), threading.active_count()
+    with pytest.raises(UserError, match="this mask is refused"):
+        model.evaluator().records(segmenter, "val", "sentence")
+    assert segmenter.training and threading.active_count() == threads
 
 
 def test_progress_counts_every_case(model: TrainedModel) -> None:

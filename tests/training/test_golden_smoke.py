@@ -43,7 +43,10 @@ FAMILIES = (
     "mixing_attention",
     "mixer_depthwise_7",
     "align_fraction",
+    "pwam",
+    "mixing_ssd",
 )
+BEYOND = ("passes_2", "windows_2_4_8_grid", "cross", "text_words")  # past the paper
 
 
 def losses(params: Params, variant: str) -> list[float]:
@@ -73,7 +76,7 @@ def losses(params: Params, variant: str) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in BEYOND)])
 def test_losses_are_the_golden_ones(
     variant: str, smoke_data: Params, smoke_data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,5 +109,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         params = prepare_data(Path(name))
         with contextlib.chdir(name):
-            golden = {variant: losses(params, variant) for variant in FAMILIES}
+            golden = {variant: losses(params, variant) for variant in (*FAMILIES, *BEYOND)}
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

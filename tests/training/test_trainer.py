@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wimfris.data.index import read_index
 from wimfris.encoders.load import weights_hash
@@ -153,6 +154,35 @@ def test_error_in_after_epoch_ends_the_run_without_files(project: Any) -> None:
     with pytest.raises(Pruned):
         train_into(project.params().settings(), 0, folder, prune)
     assert not folder.exists()
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor; on a GPU, each makes the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket is torch.ops.aten._local_scalar_dense
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_reads_no_number_from_a_tensor(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, step = [], Trainer._train_step
+
+    def watched(self: Trainer, *arguments: Any) -> Any:
+        with Reads() as reads:
+            losses = step(self, *arguments)
+        counts.append(reads.count)
+        with reads:
+            losses.total.item()
+        assert reads.count == counts[-1] + 1, "a read is seen"
+        return losses
+
+    monkeypatch.setattr(Trainer, "_train_step", watched)
+    project.train()
+    assert counts and not any(counts)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -35,6 +35,24 @@ def gather(
     print(f"{files.records}: {len(runs)} runs merged ({', '.join(map(str, runs))})")
 
 
+def ingest(
+    name: Annotated[str, typer.Argument(help="The system's name in tables, of letters, digits and _.")],
+    masks: Annotated[Path, typer.Option(help="Its masks: a JSON or JSON Lines file, or a folder of PNGs.")],
+    split: Annotated[str | None, typer.Option(help="The splits, separated by commas; by default all.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace its records of these splits.")] = False,
+    scale: ScaleOption = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "--data", help="Another data set.")] = None,
+) -> None:
+    """Judge the masks of any system, and add it to the evidence in reports/records, beside ours."""
+    from wimfris.measure.ingest import ingest as take_in
+    from wimfris.results.formats import print_section
+    from wimfris.results.ingested import beside_ours, ingested_section
+
+    files, records = take_in(params_at(scale, dataset), name, masks, names(split) if split else (), replace=replace)
+    print_section(ingested_section(beside_ours(records)))
+    print(f"{files.records}: {name}, {len(records)} sentences; `wimfris tables` and `wimfris page` show it beside ours")
+
+
 def study(name: Annotated[str, typer.Argument(help="A file of studies/, for example window_size.")]) -> None:
     """Write the tables and the picture of a study from the evidence; rows without evidence stay open."""
     from wimfris.cli.study import write_study
@@ -66,13 +84,19 @@ def compare() -> None:
 
 
 def tables() -> None:
-    """Write the main table of the core, main.{csv,md,tex}."""
+    """Write the main table of the core, main.{csv,md,tex}, with the systems that `ingest` took in beside it."""
+    import pandas as pd
+
     from wimfris.results.evidence import read_evidence
+    from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
     from wimfris.results.tables import main_table, write_table
 
     params = read_params()
     core = read_evidence(params).require([str(run) for run in params.runs()])
-    write_table(main_table(core.records), REPORTS / "tables" / params.settings().folder.name / "main")
+    others = read_ingested(params)
+    everything = pd.concat([core.records, others], ignore_index=True) if len(others) else core.records
+    further = [ingested_section(beside_ours(everything))] if len(others) else []
+    write_table(main_table(everything), REPORTS / "tables" / params.settings().folder.name / "main", further)
 
 
 def figures() -> None:
@@ -196,4 +220,4 @@ def docs() -> None:
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
 
 
-VERBS = (evidence, gather, compare, study, tables, figures, page, report, reproduction, release, promote, docs)
+VERBS = (evidence, gather, ingest, compare, study, tables, figures, page, report, reproduction, release, promote, docs)

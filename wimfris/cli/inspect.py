@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wimfris.cli.options import DataOption, ScaleOption, params_at
+from wimfris.cli.options import DataOption, ScaleOption, VariantOption, params_at
 from wimfris.settings.params import read_params
 
 
@@ -44,15 +44,17 @@ def profile(scale: ScaleOption = None, variant: str = "full") -> None:
 def estimate(
     scale: ScaleOption = None,
     data: DataOption = None,
+    variant: VariantOption = "full",
     batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
 ) -> None:
     """Say what a run and the studies take on this device in time, memory and disk, from a few timed steps."""
     from wimfris.matrix.costs import duration
     from wimfris.measure import run_cost
+    from wimfris.results.measured import Measured
     from wimfris.results.studies import load_studies
 
     params = params_at(scale, data)
-    settings = run_cost.at_batch(params.settings(), batch)
+    settings = run_cost.at_batch(params.settings(variant), batch)
     volume = run_cost.volume(settings)
     timed = run_cost.time_apart(settings)
     run, shared = run_cost.cost(settings, timed, volume), run_cost.shared_bytes(settings, volume)
@@ -61,8 +63,9 @@ def estimate(
     core, beyond = len(params.runs()), len(params.extended_runs())
     rows = [("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)]
     for study in load_studies():
-        if variants := study.variants:
-            runs = sum(len(params.runs_of(name)) for name in variants)
+        here = isinstance(study, Measured) or study.is_at(params.scale)
+        if study.variants and here:
+            runs = sum(len(params.runs_of(name)) for name in study.variants)
             rows.append((f"studies/{study.name}.py, {runs} runs, some shared", runs))
     for name, runs in rows:
         table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")

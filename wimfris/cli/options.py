@@ -9,6 +9,7 @@ from wimfris.settings.params import Params, read_params
 
 RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
 ScaleOption = Annotated[str | None, typer.Option(help="Another scale than params.yaml's.")]
+VariantOption = Annotated[str, typer.Option(help="The variant; some have encoders of their own.")]
 DataOption = Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")]
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from wimfris.cli.options import DataOption, ScaleOption, names, params_at
+from wimfris.cli.options import DataOption, ScaleOption, VariantOption, names, params_at
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import SCENES, Files, Mixture
@@ -95,22 +95,22 @@ def data_audit(
 
 
 @encoders_app.command("record")
-def encoders_record(scale: ScaleOption = None, data: DataOption = None) -> None:
+def encoders_record(variant: VariantOption = "full", scale: ScaleOption = None, data: DataOption = None) -> None:
     """Load the frozen encoders and write what identifies them."""
     from wimfris.encoders.load import describe_encoders
     from wimfris.files import write_text
 
-    settings = params_at(scale, data).settings()
-    write_text(settings.folder / "encoders.json", json.dumps(describe_encoders(settings), indent=2) + "\n")
+    settings = params_at(scale, data).settings(variant)
+    write_text(settings.encoders_record, json.dumps(describe_encoders(settings), indent=2) + "\n")
 
 
 @encoders_app.command("fetch")
-def encoders_fetch(scale: ScaleOption = None) -> None:
+def encoders_fetch(variant: VariantOption = "full", scale: ScaleOption = None) -> None:
     """Download the encoders of a scale from the hub, at their pinned revisions, into its local cache."""
     from wimfris.encoders.fetch import fetch_encoders
 
-    folders = fetch_encoders(params_at(scale).settings())
-    print("\n".join(map(str, folders)) or "the encoders of this scale are built in or files: nothing to fetch")
+    folders = fetch_encoders(params_at(scale).settings(variant))
+    print("\n".join(map(str, folders)) or "these encoders are built in or files: nothing to fetch")
 
 
 @encoders_app.command("pretrain")

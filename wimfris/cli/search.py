@@ -22,9 +22,11 @@ from wimfris.search.plan import AGAINST, SAMPLERS, Plan
 from wimfris.search.promote import promoted
 from wimfris.search.report import (
     FOLDER,
+    best,
     confirmed_sections,
     finished,
     load_evidence,
+    method,
     read_searches,
     report_sections,
     trials_frame,
@@ -91,6 +93,9 @@ def _report(params: Params, space: str, *, write: bool) -> None:
     )
     for section in report.sections:
         print_section(section, ONLY_IN_FILES)
+    for search in searches:
+        if trial := best(search):
+            print(f"best by {method(search)}: {trial['name']}; confirm it: `wimfris promote {trial['name']} --as NAME`")
     if write:
         paths = write_report(f"search-{space}", f"Search: {space}", folder, report)
         print(f"search-{space}: {', '.join(map(str, paths))}")
@@ -103,6 +108,10 @@ def _print_plan(space: Space, sampler: str, trials: int, jobs: int) -> None:
         bounds = distribution.model_dump(exclude={"kind", "values"})
         values = [f"{key} {value}" for key, value in bounds.items()] or map(str, distribution.extremes())
         print(f"  {path}: {distribution.kind}, {', '.join(values)}")
+    if limits := space.limits:
+        print(
+            f"  limits: trained parameters within {limits.trained:.0%}, a step at most {limits.time} times that of full"
+        )
     length = f"{settings.train.epochs} epochs of {settings.train.epoch_steps or 'all'} steps"
     print(f"a trial: {length}, seed {space.search.seed}")
     searches = map(load_evidence, sorted((REPORTS / FOLDER / settings.folder.name).glob("*.json")))

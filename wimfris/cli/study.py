@@ -23,6 +23,7 @@ from wimfris.results.comparison_tables import sections
 from wimfris.results.comparisons import Comparisons, comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
+from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.releases import origin_of
@@ -51,7 +52,7 @@ def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argpar
 
 def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     params = read_params().at_scale(options.scale)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(study, params)
     if options.gaps and not options.no_train:
         raise UserError("--gaps goes with --no-train; without it the missing runs are trained")
     runs = _select(study, params, options.seeds, options.gaps)
@@ -71,9 +72,19 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     return 0
 
 
+def _here(study: Study | Measured, params: Params) -> Study | Measured:
+    """Return the study with the rows of this scale. Raises UserError where the scale has none of its variants."""
+    if isinstance(study, Measured):
+        return study
+    if not study.is_at(params.scale):
+        scales = " or ".join(study.scales)
+        raise UserError(f"study {study.name} must run at scale {scales}, which has its variants; add --scale {scales}")
+    return study.at_grid(params.settings().grid)
+
+
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants or name in params.extended]
+    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
@@ -124,7 +135,7 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    if isinstance(study, Measured):
+    if isinstance(study, Measured) or study.scales:  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
         command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "compare", f"study@{study.name}"]
@@ -160,11 +171,14 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 
 def write_study(name: str, params: Params) -> list[Path]:
     """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
-    study = load_study(name)
-    study = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+    study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
-    return write_report(name, study.title, params.settings().folder.name, report, further)
+    folder = params.settings().folder.name
+    paths = write_report(name, study.title, folder, report, further)
+    for part, own in report.parts.items():
+        paths += write_report(f"{name}-{part}", f"{study.title}: {part}", folder, own)
+    return paths
 
 
 def write_report(name: str, title: str, folder: str, report: Report, further: Sequence[str] = ()) -> list[Path]:
@@ -191,6 +205,12 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
+    if study.costs:
+        costs = evidence.runs.groupby("variant")[["minutes", "memory_gib"]].mean()
+        tables = [
+            table.assign(**{name: table["variant"].map(costs[name]) for name in ("minutes", "memory_gib")})
+            for table in tables
+        ]
     origin = origin_of(params.settings().folder.name, evidence.runs)
     shown = sections(study, tables, origin)
     if study.extra:
@@ -220,7 +240,7 @@ def _intro(study: Study | Measured) -> str:
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:
     name = params.settings().folder.name
     measures = {file: read_measure(name, file) for file in study.measures}
-    return Inputs(params, params.settings(), evidence.records, measures)
+    return Inputs(params, params.settings(), evidence.records, measures, read_ingested(params))
 
 
 def _everything(params: Params, variants: Sequence[str]) -> pd.DataFrame:

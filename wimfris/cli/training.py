@@ -24,7 +24,7 @@ def code(scale: ScaleOption = None, data: DataOption = None) -> None:
     from wimfris.runs.fingerprint import variant_content
 
     params = params_at(scale, data)
-    for variant in (*params.variants, *params.extended):
+    for variant in (*params.variants, *params.beyond):
         settings = params.settings(variant)
         text = json.dumps(variant_content(settings), indent=1, sort_keys=True)
         write_text(settings.folder / "code" / f"{variant}.json", text + "\n")
@@ -52,7 +52,9 @@ def train(
         try:
             key = digest(decisive(settings, one.seed))
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: not prepared; run `dvc repro prepare encoders` first") from None
+            own = Path(error.filename) == settings.encoders_record and settings.own_encoders
+            command = settings.record_command if own else "dvc repro prepare encoders"
+            raise UserError(f"{error.filename}: not prepared; run `{command}` first") from None
         entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
         # Importing torch takes seconds; taking a finished run from the store does not need it. Under torchrun, only the
         # leader of the processes may do so, see `train_run`.
@@ -98,7 +100,7 @@ def matrix(
             print_table(main_table(read_runs(params.settings().outs, params.runs_of("full"))))
 
     wanted = None if variants is None else names(variants)
-    beyond = extended or any(name in params.extended for name in wanted or ())
+    beyond = extended or any(name in params.beyond for name in wanted or ())
     runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), beyond)
     if launcher == "slurm":
         from wimfris.matrix.slurm import run_on_slurm
@@ -147,6 +149,9 @@ def evaluate(
     run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
     detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
     protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
+    export_masks: Annotated[
+        Path | None, typer.Option(help="Also write the predicted masks, as JSON Lines that `wimfris ingest` reads.")
+    ] = None,
 ) -> None:
     """Evaluate a trained run, or a released DETRIS model: all splits, all sentences, both controls. Under torchrun the
     processes share the batches.
@@ -154,6 +159,8 @@ def evaluate(
     import torch
 
     from wimfris.data.index import read_index
+    from wimfris.data.masks import write_masks
+    from wimfris.data.objects import read_objects
     from wimfris.data.source import source_images
     from wimfris.encoders.load import load_tokenizer
     from wimfris.inference.predict import Predictor
@@ -167,6 +174,8 @@ def evaluate(
     if (run is None) == (detris is None):
         raise UserError("evaluate: give either --run or --detris")
     check_writable(out)
+    if export_masks is not None:
+        check_writable(export_masks)
     params = read_params().with_protocol(protocol)
     if run is not None:
         one = Run.parse(run)
@@ -183,16 +192,19 @@ def evaluate(
         settings, segmenter = released_detris(params, state, tokenizer)
         one = Run(settings.variant, 0)
     torch.set_num_threads(settings.train.threads)
-    index = read_index(settings.folder / "index" / "index.parquet")
+    index, objects = read_index(settings.folder / "index" / "index.parquet"), read_objects(settings.folder / "index")
     with processes(settings.train.device) as group:
         device = build_device(settings)
-        evaluator = Evaluator(settings, index, source_images(settings), tokenizer, device, group)
+        keep, images = export_masks is not None, source_images(settings)
+        evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects, keep_masks=keep)
         segmenter.to(device)
         with make_progress(group) as progress:
             bar = progress.add_task(f"{one} evaluation", total=evaluator.cases())
             records = evaluator.report(segmenter, str(one), one.seed, lambda: progress.advance(bar))
     if group.leads:
-        write_records(records, out)
+        if export_masks is not None:
+            write_masks(records[records["condition"] == "sentence"], export_masks)
+        write_records(records.drop(columns="mask", errors="ignore"), out)
         print_table(main_table(records))
 
 

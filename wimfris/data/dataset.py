@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wimfris.data.index import decode_mask, read_checked
-from wimfris.data.letterbox import letterbox_image, letterbox_mask
+from wimfris.data.letterbox import fraction, letterbox_image, letterbox_mask_uint8, normalise
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
 
@@ -69,8 +69,8 @@ def epoch_cases(index: pd.DataFrame, seed: int, epoch: int) -> list[Case]:
 
 
 class ReferDataset(Dataset[dict[str, Any]]):
-    """Items with image (3, S, S) float32, token_ids (L,) int64, the case's number, and in training also mask (1, S, S)
-    float32 in [0, 1].
+    """Items with image (3, S, S) uint8, token_ids (L,) int64, the case's number, and in training also mask (1, S, S)
+    uint8, 255 inside. `to_device` makes the model's inputs of them: bytes are a quarter of what floats take.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         with_mask: bool,
         fit: Callable[[np.ndarray, int], np.ndarray] = letterbox_image,
     ) -> None:
-        """`fit` turns an RGB image into the input. Masks are always letterboxed, so training must use the default."""
+        """`fit` brings an RGB image to input size. Masks are always letterboxed, so training must use the default."""
         self.cases, self.images, self.tokenizer = cases, images, tokenizer
         self.size, self.with_mask, self.fit = size, with_mask, fit
         self._rows = index[["file_name", "height", "width", "rle_counts", "bytes", "sha256"]].to_dict("records")
@@ -103,10 +103,14 @@ class ReferDataset(Dataset[dict[str, Any]]):
             "number": number,
         }
         if self.with_mask:
-            item["mask"] = torch.from_numpy(letterbox_mask(decode_mask(row), self.size))[None]
+            item["mask"] = torch.from_numpy(letterbox_mask_uint8(decode_mask(row), self.size))[None]
         return item
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """Return the batch's tensors on the device."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    """Return the batch's tensors on the device, images normalised and masks in [0, 1], both float32."""
+    moved: dict[str, Tensor] = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    moved["image"] = normalise(moved["image"])
+    if "mask" in moved:
+        moved["mask"] = fraction(moved["mask"])
+    return moved

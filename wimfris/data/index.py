@@ -17,6 +17,7 @@ import pandas as pd
 from rich.progress import track
 
 from wimfris.data.images import decode_image
+from wimfris.data.objects import OBJECTS, objects_table
 from wimfris.data.refer import ReferredObject
 from wimfris.data.rle import decode_rle, pairwise_iou
 from wimfris.errors import UserError
@@ -51,17 +52,19 @@ IMAGE_COLUMNS: Mapping[str, str] = {
 }
 LIST_COLUMNS = ("ann_ids", "sentences", "sent_ids", "kinds")
 KEY = ["dataset", "ref_id"]  # one row each
+TUNE = "tune"  # the split that tuning runs are evaluated on
 
 
 def write_index(objects: Sequence[ReferredObject], images_dir: Path, folder: Path) -> pd.DataFrame:
-    """Check the images of these objects, write index.parquet and images.parquet to `folder`, and return the index.
+    """Check the images of these objects, write index.parquet, images.parquet and objects.parquet to `folder`, and
+    return the index.
 
     Raises UserError if any image is missing or damaged; `folder`/problems.txt lists all of them.
     """
     folder = Path(folder)
     index, images, problems = build_index(objects, images_dir)
     report_problems(problems, folder / "problems.txt")
-    for frame, name in ((index, "index.parquet"), (images, "images.parquet")):
+    for frame, name in ((index, "index.parquet"), (images, "images.parquet"), (objects_table(objects), OBJECTS)):
         with replacing(folder / name) as partial:
             frame.to_parquet(partial, index=False)
     return index
@@ -179,6 +182,17 @@ def read_index(path: Path) -> pd.DataFrame:
     for column in LIST_COLUMNS:
         index[column] = pd.Series([values.tolist() for values in index[column]], index=index.index, dtype=object)
     return index.astype(dict(INDEX_COLUMNS))
+
+
+def with_tuning_split(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the index with a split `tune`. The built-in data set has one. Of any other, a tenth of the training images
+    move there from `train`; their names decide which.
+    """
+    if (index["split"] == TUNE).any():
+        return index
+    tenth = {name for name in set(index["file_name"]) if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0}
+    held_out = (index["split"] == "train") & index["file_name"].isin(tenth)
+    return index.assign(split=index["split"].mask(held_out, TUNE))
 
 
 def _index_row(referred: ReferredObject) -> dict[str, Any]:

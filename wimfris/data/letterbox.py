@@ -4,6 +4,7 @@ The protocol is that of CRIS and DETRIS: the image is scaled to fit, centred, an
 Coordinates are pixels in cv2's convention (x right, y down).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -14,6 +15,7 @@ from torch.nn import functional
 # RGB mean and standard deviation of CLIP's training images (openai/CLIP, clip.py, `Normalize`).
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+WHITE = 255  # of 8-bit images and masks
 
 
 class Geometry(NamedTuple):
@@ -37,31 +39,58 @@ def geometry(height: int, width: int, size: int) -> Geometry:
 
 
 def letterbox_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Return an RGB image (H, W, 3) uint8 as the encoder's input: (3, size, size) float32, CLIP-normalised."""
+    """Return an RGB image (H, W, 3) uint8 at input size: (3, size, size) uint8; `normalise` makes the input of it."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an RGB image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     place = geometry(image.shape[0], image.shape[1], size)
-    border = [float(value) for value in CLIP_MEAN * 255]
+    border = [float(value) for value in CLIP_MEAN * WHITE]
     boxed = cv2.warpAffine(image, place.forward, (size, size), flags=cv2.INTER_CUBIC, borderValue=border)
-    return normalise(np.asarray(boxed))
+    return channels_first(np.asarray(boxed))
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """Normalise RGB (H, W, 3) uint8 by CLIP's mean and standard deviation to (3, H, W) float32."""
-    pixels = image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    mean, std = (np.asarray(v, dtype=np.float32).reshape(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return np.ascontiguousarray((pixels - mean) / std)
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3) as (3, H, W), contiguous."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """Normalise RGB (..., 3, H, W) uint8 by CLIP's mean and standard deviation to float32, on its device.
+
+    Every device gives the same bits.
+    """
+    white, mean, std = _normalisation(image.device)
+    return (image.float() / white - mean) / std
+
+
+def fraction(mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask in uint8, 255 inside, as float32 in [0, 1], on its device."""
+    return mask.float() / _normalisation(mask.device)[0]
+
+
+@cache
+def _normalisation(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return white, mean and standard deviation on a device.
+
+    White is a tensor too: CUDA multiplies by the reciprocal of a number, which rounds differently from a division.
+    """
+    white = torch.tensor(WHITE, dtype=torch.float32, device=device)
+    return white, *(torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
 
 
 def letterbox_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Return a mask (H, W) at input size: (size, size) float32 in [0, 1], with soft edges."""
+    return letterbox_mask_uint8(mask, size).astype(np.float32) / np.float32(WHITE)
+
+
+def letterbox_mask_uint8(mask: np.ndarray, size: int) -> np.ndarray:
+    """Return a mask (H, W) at input size: (size, size) uint8, 255 inside, with soft edges."""
     if mask.ndim != 2:
         raise ValueError(f"a mask must be (H, W), got {mask.shape}")
     place = geometry(mask.shape[0], mask.shape[1], size)
     # CRIS warps 8-bit masks.
-    full = np.where(mask, np.uint8(255), np.uint8(0))
+    full = np.where(mask, np.uint8(WHITE), np.uint8(0))
     boxed = cv2.warpAffine(full, place.forward, (size, size), flags=cv2.INTER_LINEAR, borderValue=[0.0])
-    return np.asarray(boxed).astype(np.float32) / np.float32(255)
+    return np.asarray(boxed)
 
 
 def input_probabilities(logits: torch.Tensor, size: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from wimfris.settings.schema import SCENES, Settings
 
 
 def prepare_index(settings: Settings) -> tuple[pd.DataFrame, list[str]]:
-    """Write index.parquet, images.parquet and audit.md of the data set in use, and mixed.csv for mixed data.
+    """Write index.parquet, images.parquet, objects.parquet and audit.md of the data set in use, and for mixed data
+    mixed.csv.
 
     Returns the index and notes: images that training shares with val or test, annotations that are left out, and masks
     without a pixel. Raises UserError if annotations or images are missing or damaged, if the object counts are not the
@@ -58,7 +59,7 @@ def _check_splits(objects: list[ReferredObject], settings: Settings) -> None:
 
 
 def _check_words(objects: list[ReferredObject], settings: Settings) -> None:
-    """Raise UserError for a word that the built-in or random text encoder does not know. CLIP knows every word."""
+    """Raise UserError for a word that the built-in or random text encoder does not know. Published ones know all."""
     if settings.encoders.text.is_public:
         return
     tokenizer = WordTokenizer(vocabulary(), settings.data.length)
@@ -67,6 +68,7 @@ def _check_words(objects: list[ReferredObject], settings: Settings) -> None:
             tokenizer.encode(text)
     except UserError as error:
         raise UserError(
-            f"{settings.data.name}: natural language needs CLIP, as in scales base and large; set `scale`, or "
+            f"{settings.data.name}: natural language needs a published text encoder, such as CLIP in scales base and "
+            f"large; set `scale`, or "
             f"scales.{settings.scale}.encoders.text.source ({error})"
         ) from None

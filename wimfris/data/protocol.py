@@ -21,10 +21,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from wimfris.data.letterbox import (
+    channels_first,
     input_probabilities,
     letterbox_image,
     letterbox_mask,
-    normalise,
     original_probabilities,
 )
 
@@ -38,8 +38,10 @@ class Letterboxed:
 
     threshold: float  # probability above which a pixel belongs to the prediction
 
+    at_original = True
+
     def image(self, image: np.ndarray, size: int) -> np.ndarray:
-        """Return an RGB image (H, W, 3) uint8 as the model's input, (3, size, size) float32."""
+        """Return an RGB image (H, W, 3) uint8 at input size, (3, size, size) uint8."""
         return letterbox_image(image, size)
 
     def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
@@ -66,8 +68,8 @@ class Squashed:
     at_original: bool
 
     def image(self, image: np.ndarray, size: int) -> np.ndarray:
-        """Return an RGB image (H, W, 3) uint8 as the model's input, (3, size, size) float32."""
-        return normalise(np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)))
+        """Return an RGB image (H, W, 3) uint8 at input size, (3, size, size) uint8."""
+        return channels_first(np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)))
 
     def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
         """Return a mask (H, W) at input size, (size, size) float32 in [0, 1]."""

@@ -63,12 +63,21 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class ImageObject:
+    """One annotated object of an image, with its mask as compressed run lengths."""
+
+    ann_id: int
+    category: str
+    rle_counts: str
+
+
+@dataclass(frozen=True)
 class ReferredObject:
     """One referred object with its image, its mask and every sentence that names it.
 
     `rle_counts` is the mask as compressed run lengths (`wimfris.data.rle`), `area` its pixels. It is the union of the
     masks of `ann_ids`, empty without them. `image_masks` holds the usable masks of all annotations of the image, in the
-    order of the instances.
+    order of the instances; `image_objects` the same without crowds, except those that a reference names.
     """
 
     dataset: str
@@ -84,6 +93,7 @@ class ReferredObject:
     area: int
     sentences: tuple[Sentence, ...]
     image_masks: tuple[str, ...]
+    image_objects: tuple[ImageObject, ...] = ()
 
 
 def missing_annotations(source: Source) -> list[Path]:
@@ -122,6 +132,12 @@ def read_refer(source: Source, notes: list[str] | None = None) -> list[ReferredO
     categories = {category.id: category.name for category in instances.categories}
     used_images = {ref.image_id: images.get(ref.image_id) for ref in refs}
     masks, image_masks, faults = _encode_masks(instances.annotations, used_images)
+    named_ids = {ann_id for ref in refs for ann_id in ref.ann_id}
+    image_objects: dict[int, list[ImageObject]] = {}
+    for one in instances.annotations:
+        if one.id in masks and (not one.iscrowd or one.id in named_ids):
+            seen = ImageObject(one.id, categories.get(one.category_id, ""), masks[one.id])
+            image_objects.setdefault(one.image_id, []).append(seen)
 
     objects: list[ReferredObject] = []
     problems: list[str] = []
@@ -149,6 +165,7 @@ def read_refer(source: Source, notes: list[str] | None = None) -> list[ReferredO
                 area=mask_area(counts, image.height, image.width),
                 sentences=tuple(Sentence(s.sent_id, s.sent.strip(), s.kind) for s in ref.sentences),
                 image_masks=image_masks.get(image.id, ()),
+                image_objects=tuple(image_objects.get(image.id, ())),
             )
         )
     if problems:
@@ -256,6 +273,7 @@ class _Annotation(_Part):
     image_id: int
     category_id: int
     segmentation: Any  # one of three forms, see `encode_segmentation`
+    iscrowd: bool = False
 
 
 class _Category(_Part):

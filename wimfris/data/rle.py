@@ -42,6 +42,11 @@ def decode_rle(counts: str, height: int, width: int) -> np.ndarray:
     return np.asarray(coco_mask.decode(_as_coco(counts, height, width)), dtype=np.uint8)
 
 
+def encode_mask(mask: np.ndarray) -> str:
+    """Return a bool mask (height, width) as compressed run lengths."""
+    return _as_text(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
+
+
 def mask_area(counts: str, height: int, width: int) -> int:
     """Return the number of mask pixels of compressed run lengths."""
     return int(coco_mask.area(_as_coco(counts, height, width)))

@@ -1,8 +1,8 @@
 """The built-in data set: drawn scenes, with sentences that name exactly one object each (`wimfris.data.sentences`).
 
 A scene holds four to seven things (shape, colour, size) on a grey ground. Scenes are written in the official REFER
-layout, so the code that reads RefCOCO reads them too. The splits are disjoint by the seed of the scene: `train` and
-`val` hold every kind of sentence, `testA` relations only, `testB` large targets only (they cross windows).
+layout, so the code that reads RefCOCO reads them too. The splits are disjoint by the seed of the scene: `train`,
+`val` and `tune` hold every kind of sentence, `testA` relations only, `testB` large targets only (they cross windows).
 """
 
 import itertools
@@ -28,8 +28,15 @@ RGB = {
     "white": (240, 240, 240),
 }
 RADII = {"small": (4.0, 5.2), "medium": (6.8, 8.4), "large": (10.8, 13.5)}  # range of the half extent, pixels of CANVAS
-SPLITS = {"train": 0, "val": 1, "testA": 2, "testB": 3, "pretrain": 4}  # split -> first word of a scene's seed
-SPLITS_WRITTEN = ("train", "val", "testA", "testB")
+SPLITS = {
+    "train": 0,
+    "val": 1,
+    "testA": 2,
+    "testB": 3,
+    "pretrain": 4,
+    "tune": 5,
+}  # split -> first word of a scene's seed
+SPLITS_WRITTEN = ("train", "val", "testA", "testB", "tune")
 CATEGORY_IDS = {shape: i + 1 for i, shape in enumerate(SHAPES)}
 TRIES = 40  # random places before a thing is left out
 SAMPLES = 3  # sample points along a pixel's side, for smooth outlines
@@ -82,7 +89,7 @@ def write_scenes(root: Path, counts: dict[str, int], size: int = 64) -> None:
     refs: list[dict[str, Any]] = []
     sent_ids = itertools.count(1)
     for split in SPLITS_WRITTEN:
-        for number in range(counts[split]):
+        for number in range(counts.get(split, 0)):
             scene = draw_scene(split, number, size)
             image_id = len(images) + 1
             file_name = f"COCO_train2014_{image_id:012d}.jpg"

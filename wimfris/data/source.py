@@ -21,7 +21,7 @@ def make_source(settings: Settings) -> Path:
     folder = settings.folder / "refer"
     folder.mkdir(parents=True, exist_ok=True)
     if settings.data.name == SCENES:
-        write_scenes(folder, settings.data.scenes.model_dump(), settings.data.image_size)
+        write_scenes(folder, dict(settings.data.scenes), settings.data.image_size)
     else:
         sources = _declared(settings)
         for source in sources:

@@ -1,7 +1,10 @@
-"""Tokenizers: words for the built-in set, CLIP's byte pairs for natural language. The padding id is always 0."""
+"""Tokenizers: words for the built-in set, CLIP's byte pairs or another published encoder's for natural language. The
+padding id is always 0.
+"""
 
 import difflib
 import gzip
+import hashlib
 import html
 import string
 from collections.abc import Sequence
@@ -12,13 +15,22 @@ import ftfy
 import numpy as np
 from numpy.typing import NDArray
 
-from wimfris.errors import UserError
+from wimfris.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 PADDING_ID = 0
 BYTE_PAIRS = "bpe_simple_vocab_16e6.txt.gz"  # from the repository openai/CLIP
+# The files that decide how a published tokenizer reads a sentence, as far as a folder has them.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 CLIP_VOCABULARY = 49408  # 256 bytes with and without end of word, the merges, start and end of text
 
 
@@ -32,6 +44,10 @@ class Tokenizer(Protocol):
     @property
     def eot_id(self) -> int:
         """Id of the end-of-text token, where the text encoder pools the sentence."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of the files that it was read from; None for the words of the built-in set."""
 
     def encode(self, sentence: str) -> NDArray[np.int64]:
         """Return token ids (length,): start, the sentence, end of text, padding 0.
@@ -74,6 +90,10 @@ class WordTokenizer:
         return self.END_ID
 
     @property
+    def sha256(self) -> None:
+        return None
+
+    @property
     def words(self) -> list[str]:
         """The vocabulary, in its order."""
         return list(self._ids)
@@ -104,10 +124,11 @@ class WordTokenizer:
 class ClipTokenizer:
     """CLIP's byte pairs, as OpenAI's code encodes them: padding is 0, a truncated sentence ends with end-of-text."""
 
-    def __init__(self, tokenizer: "CLIPTokenizer", length: int) -> None:
+    def __init__(self, tokenizer: "CLIPTokenizer", length: int, sha256: str | None = None) -> None:
         _check_length(length)
         self._tokenizer = tokenizer
         self._length = length
+        self.sha256 = sha256
 
     @classmethod
     def from_folder(cls, folder: Path, length: int) -> "ClipTokenizer":
@@ -117,7 +138,7 @@ class ClipTokenizer:
         folder = Path(folder)
         if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
             raise UserError(f"{folder}: no tokenizer.json or vocab.json; name the snapshot folder of a CLIP model")
-        return cls(CLIPTokenizer.from_pretrained(folder, local_files_only=True), length)
+        return cls(CLIPTokenizer.from_pretrained(folder, local_files_only=True), length, _files_hash(folder))
 
     @classmethod
     def beside(cls, weights: Path, length: int) -> "ClipTokenizer":
@@ -134,7 +155,7 @@ class ClipTokenizer:
         from transformers import CLIPTokenizer
 
         vocabulary, merges = _byte_pairs(pairs)
-        return cls(CLIPTokenizer(vocab=vocabulary, merges=merges), length)
+        return cls(CLIPTokenizer(vocab=vocabulary, merges=merges), length, _files_hash(folder, (BYTE_PAIRS,)))
 
     @property
     def length(self) -> int:
@@ -161,6 +182,66 @@ class ClipTokenizer:
         text = html.unescape(html.unescape(ftfy.fix_text(sentence))).strip()
         ids: list[int] = self._tokenizer(text)["input_ids"]
         return ids
+
+
+class PretrainedTokenizer:
+    """The tokenizer of any other published text encoder, as transformers reads it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", length: int, end_id: int, sha256: str) -> None:
+        _check_length(length)
+        self._tokenizer = tokenizer
+        self.length = length
+        self.eot_id = end_id
+        self.sha256 = sha256
+
+    @classmethod
+    def from_folder(cls, folder: Path, length: int) -> "PretrainedTokenizer":
+        """Load the tokenizer of a local folder, without a network and without running code that the folder holds.
+
+        Raises UserError if there is none, or if it does not end every sentence with the same special token.
+        """
+        from transformers import AutoTokenizer
+
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(f"{folder}: no tokenizer.json; name an encoder that is published with one")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            raise UserError(
+                f"{folder}: its tokenizer does not load ({one_line(error)[:200]}); fetch it again"
+            ) from None
+        ends = {tokenizer(text)["input_ids"][-1:][0] for text in ("a", "left of the b")}
+        if len(ends) > 1 or not ends <= set(tokenizer.all_special_ids):
+            raise UserError(
+                f"{folder}: its tokenizer does not end a sentence with a special token, where the text encoder pools "
+                "it; name another encoder"
+            )
+        return cls(tokenizer, length, ends.pop(), _files_hash(folder))
+
+    def encode(self, sentence: str) -> NDArray[np.int64]:
+        """Return token ids (length,)."""
+        return _padded(self._ids(sentence), self.length)
+
+    def count(self, sentence: str) -> int:
+        """Return the number of tokens of the whole sentence, special ones included."""
+        return len(self._ids(sentence))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, as `from_folder` reads them."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _ids(self, sentence: str) -> list[int]:
+        ids: list[int] = self._tokenizer(sentence.strip())["input_ids"]
+        return ids
+
+
+def _files_hash(folder: Path, names: Sequence[str] = TOKENIZER_FILES) -> str:
+    """Return the SHA-256 of names and contents of the files, of those that the folder has."""
+    digest = hashlib.sha256()
+    for name in names:
+        if (folder / name).is_file():
+            digest.update(f"{name}\0".encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _byte_pairs(path: Path) -> tuple[dict[str, int], Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wimfris.encoders.hub_cache import check_file
 from wimfris.errors import UserError, one_line
-from wimfris.settings.schema import Settings, TextBackbone
+from wimfris.settings.schema import Backbone, Settings
 
 TIMEOUT = 10  # seconds for an answer of the hub
 TEXTS = (".json", ".txt")  # configuration and tokenizer
@@ -33,7 +33,7 @@ def needed_files(names: list[str]) -> list[str]:
     return [*texts, *(name for name in weights if "/" not in name)]
 
 
-def _fetch(backbone: TextBackbone, scale: str) -> Path:
+def _fetch(backbone: Backbone, scale: str) -> Path:
     from huggingface_hub import HfApi
 
     with _hub_errors(backbone):
@@ -50,7 +50,7 @@ def _fetch(backbone: TextBackbone, scale: str) -> Path:
     return folder
 
 
-def _download(backbone: TextBackbone, name: str, *, force: bool = False) -> Path:
+def _download(backbone: Backbone, name: str, *, force: bool = False) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(backbone):
@@ -62,7 +62,7 @@ def _download(backbone: TextBackbone, name: str, *, force: bool = False) -> Path
 
 
 @contextmanager
-def _hub_errors(backbone: TextBackbone) -> Iterator[None]:
+def _hub_errors(backbone: Backbone) -> Iterator[None]:
     """Turn every exception into a UserError."""
     try:
         yield

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from wimfris.errors import UserError
 from wimfris.files import file_hash
-from wimfris.settings.schema import TextBackbone, VisionBackbone
+from wimfris.settings.schema import Backbone, VisionBackbone
 
 WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # CLIP's pinned revision has no safetensors
 TOKENIZER = ("tokenizer.json", "vocab.json")  # a text encoder needs one of them
 
 
-def find_encoder(backbone: TextBackbone, scale: str) -> Path:
+def find_encoder(backbone: Backbone, scale: str) -> Path:
     """Return the snapshot folder of a hub encoder in the local cache.
 
     Raises UserError if it is missing, incomplete or damaged.
@@ -37,7 +37,7 @@ def find_encoder(backbone: TextBackbone, scale: str) -> Path:
     return folder
 
 
-def check_file(path: Path, backbone: TextBackbone, scale: str) -> None:
+def check_file(path: Path, backbone: Backbone, scale: str) -> None:
     """Raise UserError if a file of the hub's cache is not the published one.
 
     The cache names a file by its hash on the hub: SHA-256 for large files, git's SHA-1 for small ones. A file with any

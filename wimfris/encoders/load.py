@@ -3,65 +3,57 @@ random weights for tests.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    PreTrainedModel,
-)
 
 from wimfris.data.sentences import vocabulary
-from wimfris.data.tokens import ClipTokenizer, Tokenizer, WordTokenizer
+from wimfris.data.tokens import ClipTokenizer, PretrainedTokenizer, Tokenizer, WordTokenizer
+from wimfris.encoders.backbones import ATTENTION, model_options, text_backbone, vision_backbone
 from wimfris.encoders.hub_cache import find_encoder
-from wimfris.encoders.original import text_state, vision_state
-from wimfris.encoders.text import ATTENTION, text_backbone
-from wimfris.encoders.vision import interpolate_positions, set_positions, vision_backbone
+from wimfris.encoders.original import read_tensors, text_state, vision_state
+from wimfris.encoders.vision import interpolate_positions, set_positions
 from wimfris.errors import UserError
-from wimfris.settings.schema import Settings, TextBackbone, VisionBackbone
+from wimfris.settings.backbones import TEXT, VISION, TextFamily, VisionFamily
+from wimfris.settings.schema import Backbone, Settings, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
-
-M = TypeVar("M", bound=PreTrainedModel)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no loading reports between the lines of a run
 
 
 def load_tokenizer(settings: Settings) -> Tokenizer:
-    """Return the tokenizer of the text encoder: words for built-in and random encoders, else CLIP's byte pairs."""
+    """Return the tokenizer of the text encoder: words for built-in and random encoders, else that of its family."""
     text, length = settings.encoders.text, settings.data.length
     if text.is_hub:
-        return ClipTokenizer.from_folder(find_encoder(text, settings.scale), length)
+        return _tokenizer_in(find_encoder(text, settings.scale), text, length)
     if text.is_file:
         return ClipTokenizer.beside(Path(text.source), length)
     return WordTokenizer(vocabulary(), length)
 
 
-def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
-    """Return the text backbone, set to pool the sentence at the tokenizer's end-of-text token.
+def _tokenizer_in(folder: Path, text: TextBackbone, length: int) -> Tokenizer:
+    return (ClipTokenizer if text.family == "clip" else PretrainedTokenizer).from_folder(folder, length)
+
+
+def load_text(settings: Settings, tokenizer: Tokenizer) -> Any:
+    """Return the text backbone, which ends sentences with the tokenizer's end-of-text token.
 
     Raises UserError if the weights are missing or damaged, or do not fit the settings.
     """
     text = settings.encoders.text
     if text.is_hub:
-        folder = find_encoder(text, settings.scale)
-        config = CLIPTextConfig.from_pretrained(folder)
-        config.eos_token_id = tokenizer.eot_id  # the hub's is 2, which selects argmax pooling
-        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
-        _check_sizes("text", text, actual)
-        _check_length(tokenizer, config.max_position_embeddings, text.source)
-        return _load_snapshot(CLIPTextModelWithProjection, text, folder, config=config)
+        return _load_text_snapshot(text, tokenizer, find_encoder(text, settings.scale))
     if text.is_file:
         return _load_text_file(text, tokenizer)
     assert isinstance(tokenizer, WordTokenizer)
@@ -73,24 +65,23 @@ def load_text(settings: Settings, tokenizer: Tokenizer) -> CLIPTextModelWithProj
     return backbone
 
 
-def load_vision(settings: Settings) -> Dinov2WithRegistersModel:
+def load_vision(settings: Settings) -> Any:
     """Return the vision backbone, with its positions interpolated as the settings say.
 
     Raises UserError if the weights are missing or damaged, or do not fit the settings.
     """
     backbone = _load_vision(settings)
     if settings.encoders.vision.positions == "detris":  # transformers interpolates in every pass
-        embeddings: Any = backbone.embeddings
-        set_positions(backbone, interpolate_positions(embeddings.position_embeddings, settings.grid))
+        set_positions(backbone, interpolate_positions(backbone.embeddings.position_embeddings, settings.grid))
     return backbone
 
 
-def new_text(settings: Settings, tokenizer: WordTokenizer) -> CLIPTextModelWithProjection:
+def new_text(settings: Settings, tokenizer: WordTokenizer) -> Any:
     """Return a text backbone of the settings' size, with fresh weights from torch's global random state."""
     return _sized_text(settings.encoders.text, tokenizer, tokenizer.vocabulary_size, tokenizer.length)
 
 
-def new_vision(settings: Settings) -> Dinov2WithRegistersModel:
+def new_vision(settings: Settings) -> Any:
     """Return a vision backbone of the settings' size, with fresh weights from torch's global random state."""
     return _sized_vision(settings.encoders.vision, settings.data.image_size)
 
@@ -109,9 +100,12 @@ def weights_hash(backbone: nn.Module) -> str:
 
 
 def describe_encoders(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return source, revision, hash and size of both backbones, as manifests record them."""
-    backbones = {"text": load_text(settings, load_tokenizer(settings)), "vision": load_vision(settings)}
-    return {
+    """Return source, revision, hash and size of both backbones, and the hash of a published tokenizer, as manifests
+    record them.
+    """
+    tokenizer = load_tokenizer(settings)
+    backbones = {"text": load_text(settings, tokenizer), "vision": load_vision(settings)}
+    described: dict[str, dict[str, Any]] = {
         name: {
             "source": getattr(settings.encoders, name).source,
             "revision": getattr(settings.encoders, name).revision,
@@ -120,6 +114,9 @@ def describe_encoders(settings: Settings) -> dict[str, dict[str, Any]]:
         }
         for name, backbone in backbones.items()
     }
+    if tokenizer.sha256 is not None:
+        described["text"]["tokenizer_sha256"] = tokenizer.sha256
+    return described
 
 
 def save_builtin(backbone: nn.Module, path: Path, words: str) -> None:
@@ -149,31 +146,66 @@ def _load_builtin(backbone: nn.Module, name: str, words: str) -> None:
     backbone.load_state_dict(state)
 
 
-def _load_snapshot(kind: type[M], backbone: TextBackbone, folder: Path, **options: Any) -> M:
+def _load_snapshot(kind: TextFamily | VisionFamily, backbone: Backbone, folder: Path, **options: Any) -> Any:
     """Return the model of a snapshot folder. Raises UserError if its checkpoint does not load or lacks weights."""
     try:
-        loaded: Any = kind.from_pretrained(
+        model, report = getattr(transformers, kind.model).from_pretrained(
             folder, output_loading_info=True, local_files_only=True, attn_implementation=ATTENTION, **options
         )
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"encoder {backbone.source}: {folder} does not load ({reason}); fetch it again") from None
-    model: M
-    model, report = loaded
     if report["missing_keys"]:  # transformers would fill in random weights
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"encoder {backbone.source}: its checkpoint lacks {missing}; name another encoder")
     return model
 
 
-def _load_vision(settings: Settings) -> Dinov2WithRegistersModel:
+def _config(name: str, backbone: Backbone, folder: Path) -> Any:
+    """Return the configuration of a snapshot folder. Raises UserError if it has another family or other sizes."""
+    families: Mapping[str, TextFamily | VisionFamily] = TEXT if name == "text" else VISION
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind, actual = families[backbone.family], content.get("model_type")
+    if actual not in kind.types:
+        fitting = [family for family, other in families.items() if actual in other.types]
+        advice = f"set encoders.{name}.family to {fitting[0]}" if fitting else f"the families are {', '.join(families)}"
+        raise UserError(
+            f"encoder {backbone.source}: its model type is {actual}, not {' or '.join(kind.types)}; {advice}"
+        )
+    config = getattr(transformers, kind.config).from_pretrained(folder)
+    sizes = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+    if isinstance(backbone, VisionBackbone):
+        sizes |= {"patch": config.patch_size, "registers": getattr(config, "num_register_tokens", 0)}
+    for key, value in sizes.items():
+        if getattr(backbone, key) != value:
+            raise UserError(
+                f"params.yaml: encoders.{name}.{key} must be {value}, as in {backbone.source}, "
+                f"got {getattr(backbone, key)}"
+            )
+    return config
+
+
+def _load_text_snapshot(text: TextBackbone, tokenizer: Tokenizer, folder: Path) -> Any:
+    kind, config = TEXT[text.family], _config("text", text, folder)
+    config.eos_token_id = tokenizer.eot_id  # that of CLIP on the hub is 2, which selects argmax pooling
+    sentence = getattr(config, kind.projection) if kind.projection else text.width
+    if sentence != text.width:
+        raise UserError(
+            f"encoder {text.source}: its sentences have width {sentence} and its words {text.width}; name an encoder "
+            "where both are equal"
+        )
+    _check_length(tokenizer, config.max_position_embeddings, text.source)
+    return _load_snapshot(kind, text, folder, config=config, **model_options(kind))
+
+
+def _load_vision(settings: Settings) -> Any:
     vision = settings.encoders.vision
     if vision.is_hub:
         folder = find_encoder(vision, settings.scale)
-        config = Dinov2WithRegistersConfig.from_pretrained(folder)
-        actual = {"width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads}
-        _check_sizes("vision", vision, actual | {"patch": config.patch_size, "registers": config.num_register_tokens})
-        return _load_snapshot(Dinov2WithRegistersModel, vision, folder)
+        config = _config("vision", vision, folder)
+        for key, value in VISION[vision.family].settings.items():
+            setattr(config, key, value)
+        return _load_snapshot(VISION[vision.family], vision, folder, config=config)
     if vision.is_file:
         return _load_vision_file(vision)
     with torch.random.fork_rng(devices=[]):
@@ -187,25 +219,44 @@ def _load_vision(settings: Settings) -> Dinov2WithRegistersModel:
 def load_saved_tokenizer(settings: Settings, folder: Path) -> Tokenizer:
     """Return the tokenizer of an exported model that holds its encoders."""
     if settings.encoders.text.is_public:
-        return ClipTokenizer.from_folder(folder, settings.data.length)
+        return _tokenizer_in(folder, settings.encoders.text, settings.data.length)
     return WordTokenizer(vocabulary(), settings.data.length)
 
 
-def load_saved_encoders(
-    settings: Settings, tokenizer: Tokenizer, folder: Path
-) -> tuple[CLIPTextModelWithProjection, Dinov2WithRegistersModel]:
+def load_saved_encoders(settings: Settings, tokenizer: Tokenizer, folder: Path) -> tuple[Any, Any]:
     """Return the backbones of an exported model: text_encoder.safetensors and vision_encoder.safetensors, under
-    transformers' names. Raises UserError if they are missing or damaged, or do not fit the settings.
+    transformers' names, each with its configuration where `has_own_configuration`.
+
+    Raises UserError if they are missing or damaged, or do not fit the settings.
     """
     text, vision = settings.encoders.text, settings.encoders.vision
-    sources = [str(folder / f"{name}_encoder.safetensors") for name in ("text", "vision")]
+    paths = [folder / f"{name}_encoder.safetensors" for name in ("text", "vision")]
     return (
-        _load_text_file(text.model_copy(update={"source": sources[0]}), tokenizer),
-        _load_vision_file(vision.model_copy(update={"source": sources[1]})),
+        _load_configured(TEXT[text.family], paths[0], **model_options(TEXT[text.family]))
+        if has_own_configuration(text)
+        else _load_text_file(text.model_copy(update={"source": str(paths[0])}), tokenizer),
+        _load_configured(VISION[vision.family], paths[1])
+        if has_own_configuration(vision)
+        else _load_vision_file(vision.model_copy(update={"source": str(paths[1])})),
     )
 
 
-def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> CLIPTextModelWithProjection:
+def has_own_configuration(backbone: Backbone) -> bool:
+    """Return whether an exported encoder needs its configuration: its family has more than sizes to choose."""
+    families: Mapping[str, TextFamily | VisionFamily] = TEXT if isinstance(backbone, TextBackbone) else VISION
+    return not families[backbone.family].files
+
+
+def _load_configured(kind: TextFamily | VisionFamily, path: Path, **options: Any) -> Any:
+    try:
+        config = getattr(transformers, kind.config).from_json_file(path.with_suffix(".json"))
+    except (OSError, ValueError):
+        raise UserError(f"{path.with_suffix('.json')}: missing or damaged; export the model again") from None
+    model = getattr(transformers, kind.model)._from_config(config, attn_implementation=ATTENTION, **options)
+    return _load_state(model, read_tensors(path), str(path))
+
+
+def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> Any:
     state = text_state(Path(text.source))
     embeddings = "text_model.embeddings.{}_embedding.weight"
     words, length = (len(state.get(embeddings.format(name), ())) for name in ("token", "position"))
@@ -213,14 +264,14 @@ def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> CLIPTextModelWi
     return _load_state(_sized_text(text, tokenizer, max(words, 1), length), state, text.source)
 
 
-def _load_vision_file(vision: VisionBackbone) -> Dinov2WithRegistersModel:
+def _load_vision_file(vision: VisionBackbone) -> Any:
     state = vision_state(Path(vision.source))
     positions = state.get("embeddings.position_embeddings", torch.empty(1, 1, 1))
     grid = round(max(positions.shape[1] - 1, 1) ** 0.5)  # side of the file's position grid
     return _load_state(_sized_vision(vision, grid * vision.patch), state, vision.source)
 
 
-def _sized_text(text: TextBackbone, tokenizer: Tokenizer, words: int, length: int) -> CLIPTextModelWithProjection:
+def _sized_text(text: TextBackbone, tokenizer: Tokenizer, words: int, length: int) -> Any:
     return text_backbone(
         width=text.width,
         layers=text.layers,
@@ -228,10 +279,11 @@ def _sized_text(text: TextBackbone, tokenizer: Tokenizer, words: int, length: in
         vocabulary=words,
         length=length,
         end_token=tokenizer.eot_id,
+        family=text.family,
     )
 
 
-def _sized_vision(vision: VisionBackbone, image_size: int) -> Dinov2WithRegistersModel:
+def _sized_vision(vision: VisionBackbone, image_size: int) -> Any:
     return vision_backbone(
         width=vision.width,
         layers=vision.layers,
@@ -239,10 +291,11 @@ def _sized_vision(vision: VisionBackbone, image_size: int) -> Dinov2WithRegister
         patch=vision.patch,
         registers=vision.registers,
         image_size=image_size,
+        family=vision.family,
     )
 
 
-def _load_state(backbone: M, state: Mapping[str, Tensor], source: str) -> M:
+def _load_state(backbone: Any, state: Mapping[str, Tensor], source: str) -> Any:
     """Load the weights of a file into the backbone. Raises UserError with the first tensor of another name or shape."""
     expected = backbone.state_dict()
     faults = [f"it lacks {name}" for name in expected if name not in state]
@@ -259,15 +312,6 @@ def _load_state(backbone: M, state: Mapping[str, Tensor], source: str) -> M:
         )
     backbone.load_state_dict(state)
     return backbone.eval()
-
-
-def _check_sizes(name: str, backbone: TextBackbone, actual: Mapping[str, object]) -> None:
-    for key, value in actual.items():
-        if getattr(backbone, key) != value:
-            raise UserError(
-                f"params.yaml: encoders.{name}.{key} must be {value}, as in {backbone.source}, "
-                f"got {getattr(backbone, key)}"
-            )
 
 
 def _check_length(tokenizer: Tokenizer, limit: int, source: str) -> None:

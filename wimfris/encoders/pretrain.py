@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
 from wimfris.data.sentences import to_sentence, vocabulary
 from wimfris.data.tokens import WordTokenizer
@@ -78,7 +77,7 @@ def pretrain_builtin(params: Params, section: Pretrain) -> None:
 
 
 def pretrain_vision(
-    backbone: Dinov2WithRegistersModel,
+    backbone: Any,
     *,
     size: int,
     scenes_drawn: int,
@@ -104,7 +103,7 @@ def pretrain_vision(
 
 
 def pretrain_text(
-    backbone: CLIPTextModelWithProjection,
+    backbone: Any,
     tokenizer: WordTokenizer,
     *,
     steps: int,
@@ -143,7 +142,7 @@ def pretrain_text(
     return {"sentences read exactly": float((predicted == classes).all(1).float().mean())}
 
 
-def from_coarser(backbone: Dinov2WithRegistersModel, coarser: Dinov2WithRegistersModel) -> None:
+def from_coarser(backbone: Any, coarser: Any) -> None:
     """Copy the weights of a backbone with a coarser grid, in place; its position grid is interpolated."""
     state = coarser.state_dict()
     name = "embeddings.position_embeddings"

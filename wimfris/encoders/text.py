@@ -1,4 +1,4 @@
-"""The frozen text encoder: CLIP's text transformer, with adapters that hooks attach beside its MLPs."""
+"""The frozen text encoder: a text transformer, with adapters that hooks attach beside its MLPs."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -6,58 +6,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from wimfris.encoders.backbones import blocks_of, family_of
 from wimfris.encoders.recompute import frozen_statistics, recompute
+from wimfris.settings.backbones import TEXT
 
-ATTENTION = "sdpa"  # of both backbones: torch's fused attention, which does not store the attention weights
 
+def padding_after(token_ids: Tensor, end_token: int) -> Tensor:
+    """Return True at every position after the first end-of-text token: (B, L) -> (B, L) bool.
 
-def text_backbone(
-    *, width: int, layers: int, heads: int, vocabulary: int, length: int, end_token: int
-) -> CLIPTextModelWithProjection:
-    """Return a CLIP text transformer with fresh weights, whose projection has the transformer's width.
-
-    The sentence is pooled at the token `end_token` (2 would select CLIP's old argmax pooling).
+    The padding id 0 does not mark padding: it is also one of CLIP's word pieces.
     """
-    config = CLIPTextConfig(  # type: ignore[call-arg]  # attn_implementation is not declared
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=length,
-        pad_token_id=0,
-        bos_token_id=end_token - 1,
-        eos_token_id=end_token,
-        attn_implementation=ATTENTION,
-    )
-    return CLIPTextModelWithProjection(config)
+    ended = (token_ids == end_token).cumsum(dim=1) > 0
+    return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer, frozen, with an adapter beside the MLP of some layers.
+    """A text transformer of one of the families `TEXT`, frozen, with an adapter beside the MLP of some layers.
 
     An adapter reads the residual stream after its layer's attention, (B, L, T), and its output is added to the MLP's.
     Adapters act through forward hooks, so code and state-dict names of the backbone stay the same. With
     `checkpointing`, training computes the layers from the first adapter on again in backward.
     """
 
-    def __init__(
-        self, backbone: CLIPTextModelWithProjection, adapters: Mapping[int, nn.Module], *, checkpointing: bool = False
-    ) -> None:
+    def __init__(self, backbone: Any, adapters: Mapping[int, nn.Module], *, checkpointing: bool = False) -> None:
         super().__init__()
+        self.family = family_of(backbone, TEXT)
         self.backbone = backbone.requires_grad_(False)
         self.adapters = nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
         self._stream: dict[int, Tensor] = {}  # layer -> residual stream of the current pass
+        blocks = blocks_of(backbone)
         for layer, adapter in adapters.items():
-            block = backbone.text_model.encoder.layers[layer]
-            block.layer_norm2.register_forward_pre_hook(partial(self._store_stream, layer))
-            block.mlp.register_forward_hook(partial(self._add_adapter, layer, adapter))
+            stream, mlp = (blocks[layer].get_submodule(name) for name in (self.family.stream, self.family.mlp))
+            stream.register_forward_pre_hook(partial(self._store_stream, layer))
+            mlp.register_forward_hook(partial(self._add_adapter, layer, adapter))
         if checkpointing:
-            for layer in range(min(adapters, default=0), len(backbone.text_model.encoder.layers)):
-                block = backbone.text_model.encoder.layers[layer]
+            for layer in range(min(adapters, default=0), len(blocks)):
+                block: Any = blocks[layer]
                 block.forward = partial(self._checkpoint, block.forward, adapters.get(layer, nn.Identity()))
 
     @property
@@ -91,7 +76,16 @@ class TextEncoder(nn.Module):
     def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return words (B, L, T) and sentence (B, T) of token ids (B, L), padded after the end-of-text token.
 
-        The causal mask hides the padding from every real token, so no padding mask is needed.
+        Padding changes neither: a causal mask hides it from every real token, or a mask of the padding does.
         """
-        output = self.backbone(input_ids=token_ids)
-        return output.last_hidden_state, output.text_embeds
+        if self.family.sentence == "causal":
+            output = self.backbone(input_ids=token_ids)
+            return output.last_hidden_state, output.text_embeds
+        real = ~padding_after(token_ids, self.end_token)
+        words = self.backbone(input_ids=token_ids, attention_mask=real.long()).last_hidden_state
+        if self.family.sentence == "mean":
+            weights = real.to(words) / real.sum(dim=1, keepdim=True)
+            return words, (weights[:, None] @ words)[:, 0]
+        last = words[torch.arange(len(words), device=words.device), real.sum(dim=1) - 1]
+        head = getattr(self.backbone, "text_model", self.backbone).head  # some versions nest the model
+        return words, head(last)

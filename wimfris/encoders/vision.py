@@ -1,4 +1,4 @@
-"""The frozen vision encoder: DINOv2 with registers, with adapters that hooks attach beside its MLPs."""
+"""The frozen vision encoder: a vision transformer, with adapters that hooks attach beside its MLPs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,36 +6,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from wimfris.data.letterbox import CLIP_MEAN, CLIP_STD
+from wimfris.encoders.backbones import blocks_of, family_of
 from wimfris.encoders.recompute import frozen_statistics, recompute
-from wimfris.encoders.text import ATTENTION
+from wimfris.settings.backbones import VISION, Channels
 
 INTERPOLATION_OFFSET = 0.1  # cells that DETRIS adds to the grid's side when it interpolates positions
 
 
-def vision_backbone(
-    *, width: int, layers: int, heads: int, patch: int, registers: int, image_size: int, layer_scale: float = 1.0
-) -> Dinov2WithRegistersModel:
-    """Return a DINOv2 with registers and fresh weights, whose position grid is that of `image_size` pixels."""
-    config = Dinov2WithRegistersConfig(  # type: ignore[call-arg]  # attn_implementation is not declared
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        mlp_ratio=4,
-        patch_size=patch,
-        image_size=image_size,
-        num_register_tokens=registers,
-        layerscale_value=layer_scale,
-        attn_implementation=ATTENTION,
-    )
-    return Dinov2WithRegistersModel(config)
-
-
-def patch_size(backbone: Dinov2WithRegistersModel) -> int:
+def patch_size(backbone: Any) -> int:
     """Return the side of a patch in pixels."""
     size = backbone.config.patch_size
     assert isinstance(size, int)
@@ -57,11 +41,26 @@ def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
-def set_positions(backbone: Dinov2WithRegistersModel, positions: Tensor) -> None:
-    """Give the backbone these position embeddings, (1, 1 + grid * grid, D), in place."""
-    embeddings: Any = backbone.embeddings
+def set_positions(backbone: Any, positions: Tensor) -> None:
+    """Give a DINOv2 these position embeddings, (1, 1 + grid * grid, D), in place."""
+    embeddings = backbone.embeddings
     old = embeddings.position_embeddings
     embeddings.position_embeddings = nn.Parameter(positions.detach().to(old).clone(), requires_grad=old.requires_grad)
+
+
+def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, (3, 1, 1), that turn CLIP's normalisation of an image into that by a mean and standard
+    deviation.
+    """
+    mean, std = map(np.array, colours)
+    scale, shift = (torch.tensor(value.tolist())[:, None, None] for value in (CLIP_STD / std, (CLIP_MEAN - mean) / std))
+    return scale, shift
+
+
+def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 @dataclass(frozen=True)
@@ -74,36 +73,46 @@ class Guidance:
 
 
 class VisionEncoder(nn.Module):
-    """DINOv2 with registers, frozen, with an adapter beside the MLP of some blocks; it returns three feature maps.
+    """A vision transformer of one of the families `VISION`, frozen, with an adapter beside the MLP of some blocks.
 
-    An adapter reads n = norm2(h), tokens (B, 1 + R + H W, D), and a `Guidance`. Its output is added to MLP(n) before
-    the layer scale, so the block returns h + layer_scale(MLP(n) + adapter(n)). Code and state-dict names of the
-    backbone stay the same. The first two maps are the outputs of the blocks `taps` (zero-based), the third that of the
-    final norm. With `checkpointing`, training computes the blocks from the first adapter on again in backward.
+    It returns three feature maps: the outputs of the blocks `taps` (zero-based) and that of the final norm.
+
+    An adapter reads n = norm2(h), tokens (B, P + H W, D), of which the first P are class and register tokens, and a
+    `Guidance`. Its output is added to MLP(n) before the layer scale, if there is one, so the block returns
+    h + layer_scale(MLP(n) + adapter(n)). Code and state-dict names of the backbone stay the same. With `checkpointing`,
+    training computes the blocks from the first adapter on again in backward.
     """
+
+    scale: Tensor  # of the family's colours, as `shift`
+    shift: Tensor
 
     def __init__(
         self,
-        backbone: Dinov2WithRegistersModel,
+        backbone: Any,
         adapters: Mapping[int, nn.Module],
         taps: Sequence[int],
         *,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.family = family_of(backbone, VISION)
         self.backbone = backbone.requires_grad_(False)
         self.adapters = nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
         self._guidance: Guidance | None = None  # of the current pass
         self._tapped: list[Tensor] = []
+        if self.family.colours is not None:
+            for name, value in zip(("scale", "shift"), recolouring(self.family.colours), strict=True):
+                self.register_buffer(name, value, persistent=False)
+        blocks = blocks_of(backbone)
         for layer, adapter in adapters.items():
-            backbone.encoder.layer[layer].get_submodule("mlp").register_forward_hook(
-                partial(self._add_adapter, adapter)
-            )
+            blocks[layer].get_submodule("mlp").register_forward_hook(partial(self._add_adapter, adapter))
+        for norm in (part for block in blocks for part in block.children() if isinstance(part, nn.LayerNorm)):
+            norm.register_forward_hook(_narrow)
         for layer in taps:
-            backbone.encoder.layer[layer].register_forward_hook(self._tap)
+            blocks[layer].register_forward_hook(self._tap)
         if checkpointing:
-            for layer in range(min(adapters, default=0), len(backbone.encoder.layer)):
-                block: Any = backbone.encoder.layer[layer]
+            for layer in range(min(adapters, default=0), len(blocks)):
+                block: Any = blocks[layer]
                 block.forward = partial(self._checkpoint, block.forward, adapters.get(layer, nn.Identity()))
 
     def _add_adapter(self, adapter: nn.Module, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -140,11 +149,14 @@ class VisionEncoder(nn.Module):
 
         The adapters read words (B, L, T) and their padding (B, L).
         """
-        patch, registers = patch_size(self.backbone), self.backbone.config.num_register_tokens
+        patch = patch_size(self.backbone)
         grid = (image.shape[-2] // patch, image.shape[-1] // patch)
+        if self.family.colours is not None:
+            image = image * self.scale + self.shift
         self._guidance, self._tapped = Guidance(words, padding, grid), []
         try:
-            last = self.backbone(pixel_values=image).last_hidden_state
-            return [tokens[:, 1 + registers :].transpose(1, 2).unflatten(2, grid) for tokens in (*self._tapped, last)]
+            last = self.backbone(pixel_values=image, **self.family.options).last_hidden_state
+            prefix = last.shape[1] - grid[0] * grid[1]  # class and register tokens
+            return [tokens[:, prefix:].transpose(1, 2).unflatten(2, grid) for tokens in (*self._tapped, last)]
         finally:
             self._guidance, self._tapped = None, []

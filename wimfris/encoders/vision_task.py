@@ -6,12 +6,12 @@ its radius, and how it compares with the rest of the scene; for each pixel, whet
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2WithRegistersModel
 
 from wimfris.data.letterbox import CLIP_MEAN, CLIP_STD
 from wimfris.data.scenes import draw_scene
@@ -131,9 +131,7 @@ def dense_loss(head: DenseHead, tokens: Tensor, targets: DenseTargets, grid: int
 
 
 @torch.no_grad()
-def dense_scores(
-    backbone: Dinov2WithRegistersModel, head: DenseHead, images: np.ndarray, targets: DenseTargets
-) -> dict[str, float]:
+def dense_scores(backbone: Any, head: DenseHead, images: np.ndarray, targets: DenseTargets) -> dict[str, float]:
     """Return the accuracy of the classes and the mean error of the values in the cells of things, and the outline's
     IoU.
     """
@@ -157,7 +155,7 @@ def dense_scores(
     return scores
 
 
-def patch_tokens(backbone: Dinov2WithRegistersModel, images: np.ndarray) -> Tensor:
+def patch_tokens(backbone: Any, images: np.ndarray) -> Tensor:
     """Return the patch tokens (n, H W, D) of the final norm for squares (n, S, S, 3) uint8."""
     pixels = torch.from_numpy(((images / np.float32(255) - CLIP_MEAN) / CLIP_STD).astype(np.float32)).permute(
         0, 3, 1, 2

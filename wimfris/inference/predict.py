@@ -16,9 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import ValidationError
 
 from wimfris.data.images import read_image
+from wimfris.data.letterbox import normalise
 from wimfris.data.protocol import PROTOCOLS
-from wimfris.data.tokens import ClipTokenizer, Tokenizer
+from wimfris.data.tokens import ClipTokenizer, PretrainedTokenizer, Tokenizer
 from wimfris.encoders.load import (
+    has_own_configuration,
     load_saved_encoders,
     load_saved_tokenizer,
     load_text,
@@ -179,17 +181,20 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
 
     def _save_encoders(self, folder: Path) -> None:
         """Write the frozen encoders as they were loaded: some adapter families change the backbones in place."""
-        names = ("text_encoder.safetensors", "vision_encoder.safetensors")
-        if self._source is not None and all((self._source / name).is_file() for name in names):
+        names = ("text_encoder", "vision_encoder")
+        if self._source is not None and all((self._source / f"{name}.safetensors").is_file() for name in names):
             for path in self._source.iterdir():
-                if path.name in names or path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+                if path.name.startswith((*names, "tokenizer", "vocab", "merges", "special_tokens")):
                     with replacing(folder / path.name) as partial:
                         shutil.copyfile(path, partial)
             return
+        encoders = self.settings.encoders
         backbones = load_text(self.settings, self.tokenizer), load_vision(self.settings)
-        for name, backbone in zip(names, backbones, strict=True):
-            save_weights(backbone.state_dict(), {}, folder / name)
-        if isinstance(self.tokenizer, ClipTokenizer):
+        for name, backbone, declared in zip(names, backbones, (encoders.text, encoders.vision), strict=True):
+            save_weights(backbone.state_dict(), {}, folder / f"{name}.safetensors")
+            if has_own_configuration(declared):
+                backbone.config.to_json_file(folder / f"{name}.json")
+        if isinstance(self.tokenizer, ClipTokenizer | PretrainedTokenizer):
             self.tokenizer.save(folder)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
@@ -209,7 +214,8 @@ class Predictor(ModelHubMixin, library_name="wimfris", license="apache-2.0", pip
             image = read_image(Path(image), orient=True)
         size, protocol = self.settings.data.image_size, PROTOCOLS["cris"]
         token_ids = torch.from_numpy(self.tokenizer.encode(sentence))[None]
-        logits = self.segmenter(torch.from_numpy(protocol.image(image, size))[None], token_ids).logits
+        pixels = normalise(torch.from_numpy(protocol.image(image, size)))[None]
+        logits = self.segmenter(pixels, token_ids).logits
         height, width = image.shape[:2]
         return protocol.predicted(protocol.scores(logits, size)[0], height, width)
 

@@ -73,7 +73,7 @@ def run_matrix(
                 file=sys.stderr,
                 flush=True,
             )
-            prepare(params, stop)
+            prepare(params, stop, list(dict.fromkeys(run.variant for run in runs)))
         pending = pending_runs(params, runs)
         jobs = min(jobs, max(len(pending), 1))
         if dry_run or not pending:
@@ -94,19 +94,24 @@ def run_matrix(
     return board.failures
 
 
-def prepare(params: Params, stop: Stop) -> None:
-    """Run the stages that every run depends on: by DVC at the data set and scale of params.yaml, else directly.
+def prepare(params: Params, stop: Stop, variants: Sequence[str] = ()) -> None:
+    """Run the stages that every run depends on: by DVC at the data set and scale of params.yaml, else directly. Then
+    record the encoders of those variants that have their own.
 
     Raises UserError where one fails.
     """
+    options = ["--scale", params.scale, "--data", params.data["name"]]
     in_file = read_params()
     if (in_file.scale, in_file.data["name"]) == (params.scale, params.data["name"]):
         repair(Path())
         commands = [[sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *PARENTS]]
     else:
-        options = ["--scale", params.scale, "--data", params.data["name"]]
         verbs = (["data", "make"], ["data", "prepare"], ["encoders", "record"], ["code"])
         commands = [[*WIMFRIS, *verb, *options] for verb in verbs]
+    for variant in variants:
+        settings = params.settings(variant)
+        if settings.own_encoders and not settings.encoders_record.is_file():
+            commands.append([*WIMFRIS, "encoders", "record", "--variant", variant, *options])
     for command in commands:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment())
         while process.poll() is None and not stop.wait(0.1):

@@ -1,23 +1,18 @@
 """The model of any settings without its weights, and noise for it to read."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, Dinov2WithRegistersModel
 
 from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import WordTokenizer
+from wimfris.encoders.backbones import text_backbone, vision_backbone
 from wimfris.encoders.load import new_text, new_vision
-from wimfris.encoders.text import text_backbone
-from wimfris.encoders.vision import vision_backbone
 from wimfris.model.segmenter import Segmenter
+from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.schema import Settings
 from wimfris.training.build import assemble
-
-CLIP_TOKENS, CLIP_LENGTH = (
-    49408,
-    77,
-)  # vocabulary and positions of the hub's CLIP; the end token is the last (openai/CLIP)
-DINO_PIXELS = 518  # the image size of the hub's DINOv2 with registers
 
 
 def blank_segmenter(settings: Settings, device: str = "meta") -> Segmenter:
@@ -34,7 +29,7 @@ def example(segmenter: Segmenter, settings: Settings, batch: int, device: str) -
     return torch.randn(batch, 3, size, size, device=device), token_ids
 
 
-def _text(settings: Settings) -> CLIPTextModelWithProjection:
+def _text(settings: Settings) -> Any:
     text = settings.encoders.text
     if not text.is_public:
         return new_text(settings, WordTokenizer(vocabulary(), settings.data.length))
@@ -42,13 +37,14 @@ def _text(settings: Settings) -> CLIPTextModelWithProjection:
         width=text.width,
         layers=text.layers,
         heads=text.heads,
-        vocabulary=CLIP_TOKENS,
-        length=CLIP_LENGTH,
-        end_token=CLIP_TOKENS - 1,
+        vocabulary=TEXT[text.family].vocabulary,
+        length=TEXT[text.family].positions,
+        end_token=TEXT[text.family].vocabulary - 1,
+        family=text.family,
     )
 
 
-def _vision(settings: Settings) -> Dinov2WithRegistersModel:
+def _vision(settings: Settings) -> Any:
     vision = settings.encoders.vision
     if not vision.is_public:
         return new_vision(settings)
@@ -58,5 +54,6 @@ def _vision(settings: Settings) -> Dinov2WithRegistersModel:
         heads=vision.heads,
         patch=vision.patch,
         registers=vision.registers,
-        image_size=DINO_PIXELS,
+        image_size=VISION[vision.family].pixels,
+        family=vision.family,
     )

@@ -11,22 +11,27 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from wimfris.data.dataset import Case, ReferDataset
+from wimfris.data.dataset import Case, ReferDataset, to_device
 from wimfris.data.index import read_index
 from wimfris.data.source import source_images
 from wimfris.encoders.load import load_tokenizer
 from wimfris.inference.predict import Predictor
 from wimfris.measure.text_reach import Reach, directions, fit_rate, text_reach
 from wimfris.model.hmf import Neck, WindowMambaFusion
+from wimfris.model.mamba import Mamba
+from wimfris.model.mamba2 import Mamba2
 from wimfris.model.segmenter import Segmenter
 from wimfris.model.windows import window_padding
 from wimfris.results.measured import write_measure
+from wimfris.runs.files import RunFiles
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_segmenter
 
 VARIANTS = ("window_1", "window_2", "full", "no_window")
+BEYOND = ("mixing_ssd",)  # measured where they are trained
 SPLIT = "val"
 IMAGES, SEQUENCES = 64, 128  # images that are read, and at most so many of their windows
 PROBES = 64  # directions of differentiation: all of them up to scale tiny
@@ -36,15 +41,19 @@ BATCH = 32  # images at a time
 def measure_decay(params: Params) -> None:
     """Write reports/measures/<set>-<scale>/decay.csv and decay-curves.csv.
 
-    Raises UserError where a run of `VARIANTS` has no weights.
+    Those of `BEYOND` are left out where a run has no weights. Raises UserError where one of `VARIANTS` has none.
     """
     settings = params.settings()
     index = read_index(settings.folder / "index" / "index.parquet")
     rows, images = index[index["split"] == SPLIT], source_images(settings)
     summaries, curves = [], []
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, *BEYOND):
+        if variant in BEYOND and variant not in params.variants | params.beyond:
+            continue
         settings = params.settings(variant)
         for run in params.runs_of(variant):
+            if variant in BEYOND and not RunFiles(settings.outs / str(run)).weights.is_file():
+                continue
             trained = Predictor.load(settings, str(run)).segmenter
             for scan, segmenter in (("untrained", untrained(settings, run.seed)), ("trained", trained)):
                 x = block_inputs(segmenter, settings, rows, images, IMAGES, SEQUENCES)
@@ -108,10 +117,13 @@ def untrained(settings: Settings, seed: int) -> Segmenter:
 
 
 def fusion_of(segmenter: Segmenter) -> WindowMambaFusion:
-    """Return the neck's window-Mamba fusion. Raises ValueError where no scan reads the text token first."""
+    """Return the neck's window-Mamba fusion.
+
+    Raises ValueError where no Mamba block reads the text token first, or where several windows share the channels.
+    """
     fusion = segmenter.neck.fusion if isinstance(segmenter.neck, Neck) else None
-    if fusion is None or fusion.mamba is None or fusion.text_token != "first":
-        raise ValueError("the neck has no scan with the text token first")
+    if fusion is None or not isinstance(fusion.mamba, Mamba | Mamba2) or fusion.text_token != "first":
+        raise ValueError("the neck has no scan with the text token first, in one window")
     return fusion
 
 
@@ -121,8 +133,9 @@ def block_inputs(
 ) -> Tensor:
     """Return sequences (n, M + 1, C) that the neck's Mamba block reads, M the tokens of a window, n at most `most`.
 
-    They come from `count` images, evenly spread over these index rows, with the first sentence of one object each.
-    Border windows with padding are left out; the others are drawn with a fixed seed.
+    Where there are several scans or passes, this is the forward scan of the first pass. The sequences come from `count`
+    images, evenly spread over these index rows, with the first sentence of one object each. Border windows with padding
+    are left out; the others are drawn with a fixed seed.
     """
     fusion = fusion_of(segmenter)
     assert fusion.mamba is not None
@@ -132,15 +145,19 @@ def block_inputs(
     size = settings.data.image_size
     dataset = ReferDataset(objects, cases, images, load_tokenizer(settings), size, with_mask=False)
     read: list[Tensor] = []
-    hook = fusion.mamba.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    calls: list[Tensor] = []
+    hook = fusion.mamba.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
     try:
         for first in range(0, len(dataset), BATCH):
             items = [dataset[k] for k in range(first, min(first + BATCH, len(dataset)))]
-            segmenter(*(torch.stack([item[key] for item in items]) for key in ("image", "token_ids")))
+            calls.clear()
+            batch = to_device(default_collate(items), torch.device("cpu"))
+            segmenter(batch["image"], batch["token_ids"])
+            read.append(calls[0])
     finally:
         hook.remove()
     sequences = torch.cat(read)
-    side = fusion.window or settings.grid
+    side = fusion.windows[0] or settings.grid
     whole = ~window_padding(settings.grid, settings.grid, (side, side)).any(dim=1)
     sequences = sequences[whole.repeat(len(sequences) // len(whole))]
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(0))

@@ -25,6 +25,12 @@ SYSTEMS = (
     "window_1",
     "window_2",
     "no_window",
+    "passes_2",
+    "windows_2_4_8_grid",
+    "bidirectional",
+    "cross",
+    "text_words",
+    "mixing_ssd",
     "mixing_attention",
     "no_neck",
     "none",
@@ -36,6 +42,7 @@ SYSTEMS = (
     "etris_adapters_no_neck",
     "lora",
     "bottleneck",
+    "pwam",
     "finetune",
 )
 """The variants that are measured; those that params.yaml does not have are left out."""
@@ -52,7 +59,7 @@ def measure_efficiency(params: Params, repetitions: int = REPETITIONS) -> None:
     quartiles _q1 and _q3; images_per_second_<batch>; memory_mb_<batch or step>. Those from `machine` on are left out
     with 0 repetitions. Raises UserError where the device is missing.
     """
-    systems = [variant for variant in SYSTEMS if variant in params.variants | params.extended]
+    systems = [variant for variant in SYSTEMS if variant in params.variants | params.beyond]
     timings: dict[str, list[Timings]] = {variant: [] for variant in systems}
     for number in range(ROUNDS if repetitions else 0):
         for variant in systems:

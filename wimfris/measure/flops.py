@@ -7,7 +7,8 @@ operations are left out. The selective scan counts as Mamba's authors count it
     B L D (9 N + 2)
 
 for B sequences of L tokens, D channels and N states: 9 N for discretisation, recurrence and readout, one for the skip
-D u, one for the gate. The causal convolution before the scan counts as any other convolution.
+D u, one for the gate. The causal convolution before the scan counts as any other convolution. Mamba-2's scan is made of
+matrix products and counts as they do; its share is in the neck's, not in the scans'.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.measure.blank_model import blank_segmenter, example
-from wimfris.model import mamba
+from wimfris.model import mamba, mamba2
 from wimfris.model.scan import conv_flops, fused_conv, fused_scan, scan_flops
 from wimfris.settings.schema import Settings
 from wimfris.training.build import build_loss
@@ -114,9 +115,9 @@ def _countable_conv(*arguments: Tensor, backend: str = "auto") -> Tensor:
 @contextlib.contextmanager
 def _mamba_with(scan: Callable[..., Tensor], conv: Callable[..., Tensor]) -> Iterator[None]:
     """Replace `selective_scan` and `causal_conv_silu` of Mamba blocks within the `with` block."""
-    original = mamba.selective_scan, mamba.causal_conv_silu
-    mamba.selective_scan, mamba.causal_conv_silu = scan, conv
+    original = mamba.selective_scan, mamba.causal_conv_silu, mamba2.causal_conv_silu
+    mamba.selective_scan, mamba.causal_conv_silu, mamba2.causal_conv_silu = scan, conv, conv
     try:
         yield
     finally:
-        mamba.selective_scan, mamba.causal_conv_silu = original
+        mamba.selective_scan, mamba.causal_conv_silu, mamba2.causal_conv_silu = original

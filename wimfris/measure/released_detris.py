@@ -45,8 +45,8 @@ def detris_settings(params: Params, state: Mapping[str, Tensor]) -> Settings:
         "msa": {"layers": sorted(layers["dinov2"])},
         "rivals": {"detris": sizes},
     }
-    extended = params.extended | {VARIANT: {"model": overrides}}
-    return params.model_copy(update={"extended": extended}).settings(VARIANT)
+    everywhere = params.everywhere | {VARIANT: {"model": overrides}}
+    return params.model_copy(update={"everywhere": everywhere}).settings(VARIANT)
 
 
 def released_detris(params: Params, state: Mapping[str, Tensor], tokenizer: Tokenizer) -> tuple[Settings, Segmenter]:

@@ -1,14 +1,31 @@
-"""HMF, the neck: one map from three stages, fused with the sentence window by window (WMF)."""
+"""HMF, the neck: one map from three stages, fused with the sentence window by window (WMF).
 
+A mixing is a module with `mixing(width, *, heads, state, conv, expand, backend) -> nn.Module`. It returns a block from
+sequences (batch, L, width) and their padding (batch, L) to (batch, L, width). To add one, write its module and add a
+line to `MIXINGS`. A module is imported only for a run that uses it.
+"""
+
+import importlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wimfris.model.layers import CoordConv, conv_norm_relu
-from wimfris.model.mamba import Mamba
 from wimfris.model.scan import scan_windows
-from wimfris.model.windows import window_padding, window_partition, window_sequences, window_unpartition
+from wimfris.model.windows import ORDERS
+
+MIXINGS = {
+    "ssm": "wimfris.model.mamba",
+    "ssd": "wimfris.model.mamba2",
+    "attention": "wimfris.model.window_attention",
+}
+
+
+def load_mixing(name: str) -> Any:
+    """Import the module of a mixing."""
+    return importlib.import_module(MIXINGS[name])
 
 
 class Gate(nn.Module):
@@ -41,10 +58,15 @@ class WindowMambaFusion(nn.Module):
     x_j = [t, F_window_j], t = project(sentence);  z = the scan's output at the visual tokens;  G = F + z * gate(z);
     out = G + CoordConv(G).
 
-    window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window").
-    text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them.
+    window: its side in cells; None is the whole grid, one sequence of H * W + 1 tokens ("no window"). Several windows
+    share the channels evenly, and each has blocks of its own for its group of channels.
+    text_token: the place of t in the sequence. Behind the visual tokens, a causal scan never shows t to them. `words`:
+    all projected words stand in front instead of t; those that are padding change nothing.
     direction: `bidirectional` adds a second block's scan over the visual tokens in reverse; t stays in its place.
-    mixing: the Mamba block (`ssm`), multi-head attention among the tokens of a window, or nothing (z = norm(F)).
+    `cross` adds two more: by columns, and by columns in reverse.
+    passes: a second pass runs the same blocks over F + z, in windows whose borders are moved by half a window, and its
+    output is added to z. It needs no parameters. A window as large as the grid does not move.
+    mixing: the block, one of `MIXINGS`, or `none` (z = norm(F)).
     """
 
     def __init__(
@@ -52,76 +74,108 @@ class WindowMambaFusion(nn.Module):
         width: int,
         text_width: int,
         *,
-        window: int | None,
+        window: int | Sequence[int | None] | None,
         gate: Literal["attention", "text", "none"],
         norm: bool,
         heads: int,
         state: int,
         conv: int,
         expand: int,
-        text_token: Literal["first", "last", "both", "none"] = "first",
-        direction: Literal["raster", "bidirectional"] = "raster",
-        mixing: Literal["ssm", "attention", "none"] = "ssm",
+        text_token: Literal["first", "last", "both", "none", "words"] = "first",
+        direction: Literal["raster", "bidirectional", "cross"] = "raster",
+        passes: int = 1,
+        mixing: str = "ssm",
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.window, self.text_token = window, text_token
+        self.windows = (window,) if window is None or isinstance(window, int) else tuple(window)
+        self.text_token, self.passes = text_token, passes
         self.text = nn.Linear(text_width, width) if text_token != "none" and mixing != "none" else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.mamba = self.backwards = self.attention = None
-        if mixing == "ssm":
-            self.mamba = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
-        elif mixing == "attention":
-            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+        def block() -> Any:
+            """Return a block, or one for each window."""
+            sizes: dict[str, Any] = {"heads": heads, "state": state, "conv": conv, "expand": expand}
+            groups = len(self.windows)
+            parts = [load_mixing(mixing).mixing(width // groups, **sizes, backend=backend) for _ in self.windows]
+            return parts[0] if groups == 1 else nn.ModuleList(parts)
+
+        # `mamba` is the first block of every mixing: the shipped weights have its name
+        self.mamba = None if mixing == "none" else block()
         self.gate = Gate(gate, width, text_width, heads)
         self.coordinates = CoordConv(width)
-        if mixing == "ssm" and direction == "bidirectional":  # last, so that the others start as they do without it
-            self.backwards = Mamba(width, state=state, conv=conv, expand=expand, backend=backend)
+        # last, so that the others start as they do without it
+        both, four = mixing != "none" and direction != "raster", mixing != "none" and direction == "cross"
+        self.backwards = block() if both else None
+        self.down = block() if four else None
+        self.up = block() if four else None
 
-    def scan(self, tokens: Tensor, sentence: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mix the tokens of each window: tokens (B, H * W, C) and sentence (B, T) -> z (B, H * W, C).
+    def scan(self, tokens: Tensor, text: Tensor, grid: tuple[int, int], padding: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each window: tokens (B, H * W, C) -> z (B, H * W, C).
 
-        Nothing crosses a window's border. Raises ValueError where the window is larger than the grid.
+        text: the sentence (B, T); for `words`, the words (B, L, T), with padding (B, L), True at padding.
+        Nothing crosses a window's border within a pass. Raises ValueError where a window is larger than the grid.
         """
-        window = (self.window, self.window) if self.window else grid
-        if window[0] > grid[0] or window[1] > grid[1]:
-            raise ValueError(f"window {window[0]} is larger than the grid {grid[0]} x {grid[1]}")
-        text = None if self.text is None else self.text(sentence)
-        if self.mamba is not None:
-            return scan_windows(
-                tokens,
-                text,
-                grid,
-                window,
-                block=self.mamba,
-                backwards=self.backwards,
-                norm=self.norm,
-                text_token=self.text_token,
-            )
-        windows = window_partition(tokens, *grid, window)
-        if self.attention is None:
-            mixed = self.norm(windows)
-        else:
-            mixed = self._attend(self.attention, windows, text, window_padding(*grid, window).to(tokens.device))
-        return window_unpartition(mixed, *grid, window)
+        for window in self.windows:
+            if window is not None and window > min(grid):
+                raise ValueError(f"window {window} is larger than the grid {grid[0]} x {grid[1]}")
+        if self.mamba is None:
+            return self.norm(tokens)
+        prefix = None if self.text is None else self.norm(self.text(text if text.dim() == 3 else text[:, None]))
+        z = self._pass(self.norm(tokens), prefix, padding, grid, moved=False)
+        if self.passes == 2:
+            z = z + self._pass(self.norm(tokens + z), prefix, padding, grid, moved=True)
+        return z
 
-    def _attend(
-        self, attention: nn.MultiheadAttention, windows: Tensor, text: Tensor | None, padding: Tensor
+    def _pass(
+        self, tokens: Tensor, text: Tensor | None, padding: Tensor | None, grid: tuple[int, int], *, moved: bool
     ) -> Tensor:
-        """Self-attention within windows (B * n_win, M, C); text (B, C), padding (n_win, M)."""
-        images = len(windows) // len(padding)
-        if text is not None:
-            text = text.repeat_interleave(len(padding), dim=0)[:, None]
-        sequences, visual = window_sequences(windows, text, self.text_token)
-        masked = torch.zeros(sequences.shape[:2], dtype=torch.bool, device=sequences.device)
-        masked[:, visual] = padding.repeat(images, 1)
-        sequences = self.norm(sequences)
-        return attention(sequences, sequences, sequences, key_padding_mask=masked, need_weights=False)[0][:, visual]
+        """Scan each group of channels in its windows: tokens (B, H * W, C), text (B, P, C), normed -> (B, H * W, C).
+
+        moved: whether the borders of windows are moved by half a window.
+        """
+        groups = len(self.windows)
+        parts = tokens.chunk(groups, dim=-1)
+        texts = [None] * groups if text is None else text.chunk(groups, dim=-1)
+        mixed = [self._scan_group(k, parts[k], texts[k], padding, grid, moved) for k in range(groups)]
+        return mixed[0] if groups == 1 else torch.cat(mixed, dim=-1)
+
+    def _scan_group(
+        self,
+        group: int,
+        tokens: Tensor,
+        text: Tensor | None,
+        padding: Tensor | None,
+        grid: tuple[int, int],
+        moved: bool,
+    ) -> Tensor:
+        """Add the outputs of a group's blocks."""
+        side = self.windows[group]
+        window = grid if side is None else (side, side)
+        rows, columns = (w // 2 if moved and w < cells else 0 for w, cells in zip(window, grid, strict=True))
+        mixed: Tensor | None = None
+        for order, blocks in zip(ORDERS, (self.mamba, self.backwards, self.down, self.up), strict=True):
+            if blocks is not None:
+                z = scan_windows(
+                    tokens,
+                    text,
+                    grid,
+                    window,
+                    block=blocks if len(self.windows) == 1 else blocks[group],
+                    text_token=self.text_token,
+                    absent=padding,
+                    order=order,
+                    shift=(rows, columns),
+                )
+                mixed = z if mixed is None else mixed + z
+        assert mixed is not None
+        return mixed
 
     def forward(self, fused: Tensor, words: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """Map (B, C, H, W), words (B, L, T), sentence (B, T), padding (B, L) -> (B, C, H, W)."""
         grid = (fused.shape[2], fused.shape[3])
-        z = self.scan(fused.flatten(2).transpose(1, 2), sentence, grid)
+        text = words if self.text_token == "words" else sentence
+        z = self.scan(fused.flatten(2).transpose(1, 2), text, grid, padding)
         gated = fused + self.gate(z, words, sentence, padding).transpose(1, 2).unflatten(2, grid)
         return gated + self.coordinates(gated)
 
@@ -150,9 +204,10 @@ def neck(model: Any, vision_width: int, text_width: int) -> nn.Module:
         fusion = WindowMambaFusion(
             hmf.width,
             text_width,
-            window=None if hmf.window == "grid" else hmf.window,
+            window=[None if window == "grid" else window for window in hmf.windows],
             text_token=hmf.text_token,
             direction=hmf.direction,
+            passes=hmf.passes,
             mixing=hmf.mixing,
             gate=hmf.gate,
             norm=hmf.norm,

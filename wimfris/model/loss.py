@@ -65,21 +65,30 @@ def align_loss(output: Output, mask: Tensor, window: int, target: Literal["any",
 class SegmentationLoss:
     """L = contrast L_con + dice L_dice + align L_align.
 
-    window: side of the alignment windows in grid cells; target: see `window_targets`.
+    window: side of the alignment windows in grid cells; target: see `window_targets`. resize: how the mask comes to the
+    size of the logits, by its `nearest` pixels as in CRIS and DETRIS, or by the mean over the `area` of each logit.
     """
 
     def __init__(
-        self, *, contrast: float, dice: float, align: float, window: int, target: Literal["any", "fraction"]
+        self,
+        *,
+        contrast: float,
+        dice: float,
+        align: float,
+        window: int,
+        target: Literal["any", "fraction"],
+        resize: Literal["nearest", "area"] = "nearest",
     ) -> None:
         self.contrast, self.dice, self.align, self.window, self.target = contrast, dice, align, window, target
+        self.resize = resize
 
     def __call__(self, output: Output, mask: Tensor) -> Losses:
         """Return the losses for a mask (B, 1, S, S) in [0, 1] at the letterbox's size.
 
-        The mask is resized to the logits' size with nearest. Computed in float32 at least, whatever the autocast.
+        Computed in float32 at least, whatever the autocast.
         """
         output = Output(*(value.to(torch.promote_types(value.dtype, torch.float32)) for value in vars(output).values()))
-        small = F.interpolate(mask, size=output.logits.shape[-2:], mode="nearest")
+        small = F.interpolate(mask, size=output.logits.shape[-2:], mode=self.resize)
         contrast, dice = contrast_loss(output.logits, small), dice_loss(output.logits, small)
         align = align_loss(output, mask, self.window, self.target)
         return Losses(self.contrast * contrast + self.dice * dice + self.align * align, contrast, dice, align)

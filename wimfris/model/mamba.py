@@ -39,8 +39,11 @@ class Mamba(nn.Module):
             nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
             self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, L, width) -> (batch, L, width). Position t sees the positions up to t."""
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(batch, L, width) -> (batch, L, width). Position t sees the positions up to t.
+
+        padding is ignored: it follows the real tokens, which do not see it.
+        """
         u, z = self.in_proj(x).chunk(2, dim=-1)
         backend = choose_backend(self.backend, x.device.type, (*u.shape, self.state), self.A_log.dtype).backend
         u = causal_conv_silu(u, self.conv1d.weight, self.conv_bias, backend=backend)
@@ -73,3 +76,8 @@ class Mamba(nn.Module):
         bias = self.conv1d.bias
         assert bias is not None
         return bias
+
+
+def mixing(width: int, *, heads: int, state: int, conv: int, expand: int, backend: str) -> nn.Module:
+    """Return the block of the mixing `ssm`; see `wimfris.model.hmf`."""
+    return Mamba(width, state=state, conv=conv, expand=expand, backend=backend)

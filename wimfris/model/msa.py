@@ -58,10 +58,10 @@ class Emphasis(nn.Module):
 
 
 class MultiScaleAligner(nn.Module):
-    """alpha * MSA(n) on tokens n (B, 1 + R + H W, D) of a vision block, where
+    """alpha * MSA(n) on tokens n (B, P + H W, D) of a vision block, where
 
     MSA(n) = Up([prefix, mix + CrossAttention(mix, words)]), [prefix, patches] = ReLU(Down(n)), mix = RFMixer(patches).
-    Class and register tokens (the prefix) bypass RFMixer and attention; padding is masked out of the words.
+    Class and register tokens (the prefix of P) bypass RFMixer and attention; padding is masked out of the words.
 
     mixer: a kind of RFMixer, or `none` for mix = patches. emphasis: `learned`, starting at `emphasis_initial`, or a
     fixed alpha. init: see `init_up`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wimfris.encoders.text import TextEncoder
+from wimfris.encoders.text import TextEncoder, padding_after
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.decoder import Decoder, Projector
 from wimfris.model.msa import MultiScaleAligner
@@ -20,15 +20,6 @@ class Output:
     logits: Tensor
     fused: Tensor
     anchor: Tensor
-
-
-def padding_after(token_ids: Tensor, end_token: int) -> Tensor:
-    """Return True at every position after the first end-of-text token: (B, L) -> (B, L) bool.
-
-    The padding id 0 does not mark padding: it is also one of CLIP's word pieces.
-    """
-    ended = (token_ids == end_token).cumsum(dim=1) > 0
-    return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
 
 
 class Segmenter(nn.Module):

@@ -188,12 +188,14 @@ def splits(evidence: Evidence) -> str:
 
 def studies(evidence: Evidence) -> str:
     """Return the studies: the question, the runs beyond the core, and the table of the committed results."""
-    folder, grid = evidence.params.settings().folder.name, evidence.params.settings().grid
     rows = []
     for study in load_studies(evidence.root / "studies"):
-        used = study.at_grid(grid).variants if isinstance(study, Study) else study.variants
-        runs = sum(len(evidence.params.runs_of(name)) for name in used if name in evidence.params.extended)
-        link = f"[table](../reports/tables/{folder}/{study.name}.md)"
+        params = evidence.params
+        link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
+        if isinstance(study, Study) and not study.is_at(params.scale):
+            params, link = params.model_copy(update={"scale": study.scales[0]}), f"scale {study.scales[0]} alone"
+        used = study.at_grid(params.settings().grid).variants if isinstance(study, Study) else study.variants
+        runs = sum(len(params.runs_of(name)) for name in used if name in params.extended)
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
     return _table(("study", "question", "results", "runs beyond the core"), rows, words=3)
 
@@ -273,6 +275,40 @@ def trained(evidence: Evidence) -> str:
     return _table(("`model.scan`", *seeds, *(f"mean {METRICS[metric]}" for metric in _SHORT)), rows)
 
 
+def step_gpu(evidence: Evidence) -> str:
+    """Return the least time and memory of a training step on a GPU, by model and scan backend."""
+    runs = pd.read_csv(evidence.root / "benchmarks" / "step_operators.csv")
+    runs = runs[runs["operator"] == "total"]
+    rows = [
+        [
+            f"`{row['variant']}`",
+            f"`{row['backend']}`",
+            f"{row['milliseconds']:.0f}",
+            f"{row['megabytes'] / 1000:.0f}",
+            f"{row['gflop'] / 1000:.1f}",
+            f"{row['peak_gigabytes']:.1f}",
+        ]
+        for row in runs.to_dict("records")
+    ]
+    return _table(("variant", "`model.scan`", "ms", "GB moved", "TFLOP", "peak GB"), rows, words=2)
+
+
+def step_cpu(evidence: Evidence) -> str:
+    """Return how much faster a training step of scale tiny is than before the upsampling convolution."""
+    runs = pd.read_csv(evidence.root / "benchmarks" / "step_cpu.csv")
+    rows = [
+        [
+            f"`{row['variant']}`",
+            str(row["threads"]),
+            f"{row['milliseconds_before']:.0f}",
+            f"{row['milliseconds']:.0f}",
+            f"{row['times_faster']:.2f}",
+        ]
+        for row in runs.to_dict("records")
+    ]
+    return _table(("variant", "threads", "ms before", "ms", "times faster"), rows)
+
+
 def example(evidence: Evidence) -> str:
     """Return the worked example of docs/statistics.md: the comparison of a claim, step by step."""
     plan, verdict = evidence.plan, next(one for one in evidence.verdicts() if one.claim.name == EXAMPLE)
@@ -323,6 +359,8 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "search": search,
     "scan": scan,
     "trained": trained,
+    "step_gpu": step_gpu,
+    "step_cpu": step_cpu,
     "example": example,
     "coverage": coverage,
     "scales": scales,

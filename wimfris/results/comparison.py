@@ -49,15 +49,22 @@ class Study:
     rows: tuple[Row, ...]
     baseline: str = "full"
     note: str = ""  # what a reader must know about these rows
-    further: tuple["Study", ...] = ()  # more tables over the same runs
+    further: tuple["Study", ...] = ()  # more tables, with the same baseline or among the same runs
     grid: bool = False  # also show mIoU as a grid, block by label
     parameters: bool = False  # show the trained parameters of each row
+    costs: bool = False  # show the minutes and the memory of each row's runs
     pictures: tuple[str, ...] = ()  # further figures that its report shows, by name
     extra: Callable[[pd.DataFrame, Published], Section] | None = None  # a table from records of all sets and scales
+    scales: tuple[str, ...] = ()  # that have its variants; by default all
 
     @property
     def variants(self) -> list[str]:
-        """The variants of its rows and their baselines, each once, the study's baseline first."""
+        """The variants of its rows, their baselines and its further families, each once, the study's baseline first."""
+        return list(dict.fromkeys(name for study in (self, *self.further) for name in study._own))
+
+    @property
+    def _own(self) -> list[str]:
+        """The variants of its own family."""
         baselines = [row.against.variant for row in self.rows if row.against]
         return list(dict.fromkeys([self.baseline, *(row.variant for row in self.rows), *baselines]))
 
@@ -67,6 +74,10 @@ class Study:
         own = [(row.variant, self._baseline_of(row)) for row in self.rows]
         return [pair for pair in dict.fromkeys([*own, *(pair for one in self.further for pair in one.pairs)])
                 if pair[0] != pair[1]]  # fmt: skip
+
+    def is_at(self, scale: str) -> bool:
+        """Return whether the scale has the variants of the study."""
+        return not self.scales or scale in self.scales
 
     def at_grid(self, side: int) -> "Study":
         """Return the study with the rows that are meaningful for an encoder's grid of this side; a note names the rest.
@@ -99,7 +110,7 @@ class Study:
         baseline or the split, or mix data sets, scales, protocols or sentences.
         """
         published = read_published() if published is None else published
-        part = records[(records["split"] == split) & records["variant"].isin(self.variants)]
+        part = records[(records["split"] == split) & records["variant"].isin(self._own)]
         baseline = own_sentences(part[part["variant"] == self.baseline])
         if baseline.empty:
             raise UserError(

@@ -35,8 +35,9 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         caveat = built_in_note(first["dataset"], first["scale"])
         baselines = sorted(set(table["baseline"]))
         note = f"Baseline: {baselines[0] if len(baselines) == 1 else 'named in each row'}."
-        if study.note and not shown:
-            note += f" {study.note}"
+        own = next((one for one in study.further if one.title == first["family"]), study)
+        if own.note and (own is not study or not shown):
+            note += f" {own.note}"
         title = f"{first['family']}: {place}"
         blocks = [f" ({block})" if block else "" for block in table["block"]]
         names: dict[str, str] = {}
@@ -97,6 +98,9 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
     cells["better in"] = percent(table["improvement"])
     if "parameters" in table:
         cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
+    for name, column, form in (("minutes", "minutes", ".1f"), ("GiB", "memory_gib", ".2f")):
+        if column in table:
+            cells[name] = [DASH if pd.isna(number) else f"{number:{form}}" for number in table[column]]
     for name in ("seeds", "n"):
         cells[name] = [DASH if pd.isna(number) else str(number) for number in table[name]]
     return cells

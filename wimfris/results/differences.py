@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wimfris.results.scores import COMPARED, read_scores
+from wimfris.results.scores import read_scores
 from wimfris.results.statistics import Estimate, Floats, estimate, linearise, resample
 
 Pair = tuple[str, str]
@@ -22,7 +22,7 @@ class Difference:
 
     pair: Pair
     split: str
-    metric: str  # one of `COMPARED`
+    metric: str  # one of `COMPARED` or `OF_OBJECTS`
     value: float  # of the system, mean over its seeds
     rival_value: float
     these_low: float  # 95% interval for these seeds: percentiles of the bootstrap over images
@@ -38,7 +38,8 @@ class Difference:
 def compare(
     records: pd.DataFrame, pairs: Sequence[Pair], split: str, *, resamples: int = 10_000, seed: int = 0
 ) -> list[Difference]:
-    """Compare pairs of systems on one split, without the controls: a difference per pair and metric of `COMPARED`.
+    """Compare pairs of systems on one split, without the controls: a difference per pair and metric of `COMPARED`,
+    and of `OF_OBJECTS` where the records have them.
 
     `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more systems than these; all their runs of
     the split count. A difference depends on its own two systems alone, and not on the order of the records. In
@@ -56,14 +57,14 @@ def compare(
     scores = read_scores(records, systems, split)
     ratios = scores.ratios()
     resampled = resample(ratios, resamples, seed)
-    linear = {metric: linearise(*ratios[metric]) for metric in COMPARED}
+    linear = {metric: linearise(*parts) for metric, parts in ratios.items()}
     differences = []
     for pair in pairs:
         one, other = (systems.index(name) for name in pair)
         runs = scores.present[one], scores.present[other]
         seeds = [" ".join(str(number) for number in scores.seeds[present]) for present in runs]
         improvement = _improvement(scores.iou[one, runs[0]], scores.iou[other, runs[1]])
-        for metric in COMPARED:
+        for metric in ratios:
             values = linear[metric][one, runs[0]], linear[metric][other, runs[1]]
             draws = resampled[metric][one, runs[0]].mean(axis=0) - resampled[metric][other, runs[1]].mean(axis=0)
             these = np.percentile(draws, [2.5, 97.5])

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
@@ -32,7 +31,7 @@ from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.log import read_log
 from wimfris.runs.manifest import is_finished, read_manifest
-from wimfris.runs.records import SCHEMA, read_records
+from wimfris.runs.records import OBJECT_COLUMNS, SCHEMA, as_table, holds_objects, read_records
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
 from wimfris.settings.same import differences
@@ -133,7 +132,7 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
             "train with `wimfris matrix`, then `dvc repro`"
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
-    _write(files, _read_folders(folders))
+    write_part(files, _read_folders(folders))
     shutil.rmtree(files.metrics, ignore_errors=True)
     for run, folder in folders.items():
         metrics = json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8"))["val"]["sentence"]
@@ -151,19 +150,19 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
     """
     name = params.settings().folder.name
     core, files = EvidenceFiles(name, added=False, reports=reports), EvidenceFiles(name, added=True, reports=reports)
-    there = set(_current_names(params, _read(core).runs)) if core.records.is_file() else set()
+    there = set(_current_names(params, read_part(core).runs)) if core.records.is_file() else set()
     folders = {run: params.settings_of(run).outs / str(run) for run in runs if str(run) not in there}
     folders = {run: folder for run, folder in folders.items() if _is_finished(params, run, folder)}
     if not folders:
         raise UserError(f"{params.settings().folder}: no finished run to gather; train with `wimfris matrix` first")
     fresh = _read_folders(folders)
     if files.records.is_file():
-        before = _read(files)
+        before = read_part(files)
         others = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
         fresh = Evidence(
             *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(others), _frames(fresh), strict=True))
         )
-    _write(files, fresh)
+    write_part(files, fresh)
     return files, list(folders)
 
 
@@ -230,15 +229,19 @@ def records_hash(frame: pd.DataFrame) -> str:
     """Return the hash of a run's records: of their rows as CSV, in order. It depends on the rows alone, not on the
     Parquet file around them.
     """
-    ordered = frame[SCHEMA.names].sort_values(SCHEMA.names)
+    # Beside a run without the columns of objects, those of this run have another type.
+    further = {name: kind.to_pandas_dtype() for name, kind in OBJECT_COLUMNS.items()} if holds_objects(frame) else {}
+    ordered = frame[[*SCHEMA.names, *further]].astype(further).sort_values(SCHEMA.names)
     text = ordered.to_csv(index=False, lineterminator="\n")
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(files: EvidenceFiles, evidence: Evidence) -> None:
-    """Write the files. Their bytes depend on the evidence alone, not on the order in which it was gathered."""
+def write_part(files: EvidenceFiles, evidence: Evidence) -> None:
+    """Write one part of the evidence. The bytes depend on the evidence alone, not on the order in which it was
+    gathered.
+    """
     records = evidence.records.sort_values(_BY_SENTENCE, kind="stable")
-    table = pa.Table.from_pandas(records, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    table = as_table(records)
     with replacing(files.records) as partial:
         pq.write_table(table, partial, compression="zstd", compression_level=19)
     with replacing(files.runs) as partial:
@@ -251,7 +254,8 @@ def _write(files: EvidenceFiles, evidence: Evidence) -> None:
 # --- from the evidence to the report ----------------------------------------------------------------------------------
 
 
-def _read(files: EvidenceFiles) -> Evidence:
+def read_part(files: EvidenceFiles) -> Evidence:
+    """Read one part of the evidence, current or not. Raises UserError where a file is missing or damaged."""
     for path in (files.records, files.runs, files.emphasis):
         if not path.is_file():
             raise UserError(f"{path}: no such evidence; restore it with `git checkout`, or run `dvc repro`")
@@ -274,7 +278,7 @@ def read_evidence(params: Params, reports: Path = REPORTS) -> Evidence:
     for added in (False, True):
         files = EvidenceFiles(name, added, reports)
         if files.records.is_file():
-            part = _read(files)
+            part = read_part(files)
             taken = {run for other in parts for run in other.runs["run"]}
             parts.append(part.select([run for run in _current_names(params, part.runs) if run not in taken]))
     if not parts:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from functools import partial
 
+import pandas as pd
+
+from wimfris.results import right_object
 from wimfris.results.measured import Inputs, Report
 from wimfris.results.strata import draw, sections, strata_table
 
@@ -10,7 +13,11 @@ LEFT_OUT = ("images", "gain these seeds", "change these seeds")
 
 
 def failure_modes_report(inputs: Inputs, labels: Mapping[str, str], baseline: str) -> Report:
-    """Compare the variants with the baseline in every stratum; labels: variant -> its name in tables and picture."""
+    """Compare the variants with the baseline in every stratum; labels: variant -> its name in tables and picture.
+
+    Where records say which object a prediction overlaps most, a further part shows how often it is the right one, also
+    for the systems that were not trained here.
+    """
     settings = inputs.params.settings("full")
     systems = [variant for variant in labels if variant != baseline]
     table = strata_table(inputs.records, inputs.measures["strata-labels.parquet"], systems, baseline)
@@ -23,4 +30,12 @@ def failure_modes_report(inputs: Inputs, labels: Mapping[str, str], baseline: st
             f"The grid has {side} x {side} windows. No context is farther than the next window, so the paper's third "
             "failure, context in a far window, cannot occur here."
         )
-    return Report(sections(table, labels), table, partial(draw, table, labels), "\n\n".join(intro), LEFT_OUT)
+    parts = {}
+    others = sorted(inputs.ingested["variant"].unique()) if len(inputs.ingested) else []
+    everything = pd.concat([inputs.records, inputs.ingested]) if others else inputs.records
+    objects = right_object.objects_table(everything, inputs.measures["strata-labels.parquet"], [*labels, *others])
+    if len(objects):
+        picture = partial(right_object.draw, objects, labels)
+        parts["objects"] = Report(right_object.sections(objects, labels), objects, picture)
+    shown, picture = sections(table, labels), partial(draw, table, labels)
+    return Report(shown, table, picture, "\n\n".join(intro), LEFT_OUT, parts)

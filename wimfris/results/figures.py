@@ -55,6 +55,7 @@ _STYLE = {"font.family": "DejaVu Sans", "axes.titleweight": "bold", "legend.fram
 _POINTS = 200  # of a loss curve: more are indistinguishable on the page
 _PREDICTION = (0.8, 0.0, 0.55)  # a magenta that is rare in photographs and in the built-in scenes
 _TINT = 0.4  # the opacity of a prediction: the object's own colour, which the sentence may name, stays recognisable
+_DRAWN_COLOURS = 2**16  # a picture with more shows photos, which 256 colours would posterise
 _PANEL = 1.9  # inches, the width of an example in the gallery
 _LINE = 27  # characters of a sentence that fit above a panel
 
@@ -229,8 +230,9 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends.
 
-    The PNG has a palette, which takes a third of the bytes, and names the hash of its content. A picture with the same
-    content is left alone: another machine's font renderer would change its bytes and nothing that a reader sees.
+    The PNG has a palette, which takes a third of the bytes, unless it shows photos, and names the hash of its content.
+    A picture with the same content is left alone: another machine's font renderer would change its bytes and nothing
+    that a reader sees.
     """
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
@@ -242,7 +244,9 @@ def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
             return
         drawn = BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
-    picture = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB")
+    if picture.getcolors(_DRAWN_COLOURS) is not None:
+        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     chunks = PngInfo()
     chunks.add_text(_CONTENT, content)
     with replacing(path) as temporary:

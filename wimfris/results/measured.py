@@ -5,7 +5,7 @@ nor torch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +30,7 @@ class Inputs:
     settings: Settings  # of `full`
     records: pd.DataFrame  # of the study's runs, columns of `SCHEMA`; empty for a study without runs
     measures: Mapping[str, pd.DataFrame]  # file name -> its content
+    ingested: pd.DataFrame = field(default_factory=pd.DataFrame)  # records of systems that were not trained here
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Report:
     draw: Callable[[Path], None]  # draws the picture to a PNG
     intro: str = ""  # Markdown, below the question and the paper's answer
     columns_left_out: tuple[str, ...] = ()  # of the tables in the terminal
+    parts: "Mapping[str, Report]" = field(default_factory=dict)  # further files, <study>-<name>, and their reports
 
 
 @dataclass(frozen=True)

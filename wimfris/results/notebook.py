@@ -21,6 +21,7 @@ from wimfris.results.evidence import Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
 from wimfris.results.html import folded, missing_html, notice, runs_html, section_html, table_html
+from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.results.measured import Measured
 from wimfris.results.plan import read_plan, registration_lines
 from wimfris.results.published import built_in_note, read_published
@@ -92,12 +93,13 @@ class Results:
 
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
-        records = self._records()
-        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.extended])))
+        records, others = self._records(), read_ingested(self.params)
+        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond])))
         path = self._scratch / "main.png"
         draw_all_runs(records, path)
         _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
-        table = main_table(records)
+        everything = pd.concat([records, others], ignore_index=True) if len(others) else records
+        table = main_table(everything)
         order = ["full", *self.params.variants, *table["system"]]
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
         cells = main_cells(table).replace("", DASH)
@@ -105,6 +107,8 @@ class Results:
             title = f"Every system at {self.place}, split {split}"
             part = cells[cells["split"] == split].drop(columns="split")
             _html(section_html(Section(title, "", part, left=("system",)), fold=True))
+        if len(others):
+            _html(section_html(ingested_section(beside_ours(everything))))
         _html(runs_html(self.place, records, list(table["system"].unique())))
 
     def study(self, study: str | Study, split: str = "val") -> None:
@@ -222,7 +226,9 @@ def evidence_by_place(params: Params, reports: Path = _REPORTS) -> Mapping[str, 
     own = params.settings().folder.name
     names = [own, *(name for name in evidence_names(reports) if name != own)]
     scaled = {name: params.at_name(name) for name in names}
-    return {name: (scaled[name], read_evidence(scaled[name], reports)) for name in names}
+    parts = {name: (scaled[name], read_evidence(scaled[name], reports)) for name in names}
+    # A place may hold systems that were not trained here, and none of ours.
+    return {name: part for name, part in parts.items() if name == own or len(part[1].runs)}
 
 
 def missing_runs(records: pd.DataFrame, params: Params, variants: Iterable[str]) -> list[Run]:

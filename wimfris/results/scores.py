@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wimfris.errors import UserError
 from wimfris.metrics import ious, summarise, summarise_generalised
 from wimfris.results.statistics import Floats
-from wimfris.runs.records import CONDITIONS
+from wimfris.runs.records import CONDITIONS, holds_objects
 
 METRICS = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 """The metrics of a table's row, named as in `wimfris.metrics.summarise`."""
@@ -20,6 +20,11 @@ COMPARED = ("miou", "oiou", "pr70")
 
 GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
 """The further metrics of data whose sentences may name nothing, as in `wimfris.metrics.summarise_generalised`."""
+
+OF_OBJECTS = ("right", "iou_right")
+"""Of records that say which object a prediction overlaps most: the share of right ones, and the mIoU where it is right.
+Both leave sentences out that name nothing.
+"""
 
 _HIT = 0.7  # the IoU threshold of pr70
 _MIXABLE = {
@@ -67,16 +72,17 @@ def check_comparable(part: pd.DataFrame, where: str) -> None:
 
 
 def by_seed(part: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a seed: n, `METRICS`, the mIoU of each control (NaN if the run has no records of it), and
-    `GENERALISED` if a sentence names nothing.
+    """Return one row a seed: seed, n, `METRICS`, the mIoU of each control (NaN if the run has no records of it),
+    `GENERALISED` if a sentence names nothing, and `OF_OBJECTS` if a run has them (NaN where a run lacks them).
     """
     rows = []
-    for _, run in part.groupby("seed"):
+    for seed, run in part.groupby("seed"):
         summaries = {
             str(condition): summarise(cases["intersection"].to_numpy(), cases["union"].to_numpy())
             for condition, cases in run.groupby("condition")
         }
-        row = {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)} | generalised(run)
+        row = {"seed": seed} | {name: summaries[CONDITIONS[0]][name] for name in ("n", *METRICS)} | generalised(run)
+        row |= of_objects(run)
         rows.append(
             row | {f"miou_{name}": summaries[name]["miou"] if name in summaries else np.nan for name in CONDITIONS[1:]}
         )
@@ -94,9 +100,26 @@ def generalised(records: pd.DataFrame) -> dict[str, float]:
     return summarise_generalised(*(own[name].to_numpy() for name in ("intersection", "union", "target_area")))
 
 
+def of_objects(records: pd.DataFrame) -> dict[str, float]:
+    """Return `OF_OBJECTS` of one run, {} if its records do not say which object a prediction overlaps most.
+
+    The second one is NaN if no object is right.
+    """
+    own = own_sentences(records)
+    own = own[own["target_area"] > 0]
+    if own.empty or not holds_objects(own):
+        return {}
+    right = own["right_object"].to_numpy(dtype=bool)
+    iou = ious(own["intersection"].to_numpy(), own["union"].to_numpy())
+    return {"right": float(right.mean()), "iou_right": float(iou[right].mean()) if right.any() else np.nan}
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Scores of systems, (systems, seeds, sentences), with the sentences ordered by image; 0 for runs not `present`."""
+    """Scores of systems, (systems, seeds, sentences), with the sentences ordered by image; 0 for runs not `present`.
+
+    `right` and `named` are of 0 and 1: the prediction overlaps the right object most; the sentence names something.
+    """
 
     present: NDArray[np.bool_]  # (systems, seeds)
     seeds: NDArray[np.int_]  # (seeds,)
@@ -104,20 +127,28 @@ class Scores:
     intersection: Floats
     union: Floats
     starts: NDArray[np.intp]  # (images,): the index of each image's first sentence
+    right: Floats | None = None  # None if a run's records do not say it
+    named: Floats | None = None  # (sentences,)
 
     def ratios(self, weights: Floats | None = None) -> dict[str, tuple[Floats, Floats]]:
-        """Return numerators and denominators per image for each of `COMPARED`, (systems, seeds, images) or (images,).
+        """Return numerators and denominators per image for each of `COMPARED`, and of `OF_OBJECTS` where every run has
+        them, (systems, seeds, images) or (images,).
 
         A metric is the sum of its numerators over the sum of its denominators. `weights` (sentences,) multiply both: 1
         includes a sentence, 0 leaves it out.
         """
         weights = np.ones(self.iou.shape[-1]) if weights is None else weights
         sentences = self._by_image(weights)
-        return {
+        ratios = {
             "miou": (self._by_image(self.iou * weights), sentences),
             "oiou": (self._by_image(self.intersection * weights), self._by_image(self.union * weights)),
             "pr70": (self._by_image((self.iou > _HIT) * weights), sentences),
         }
+        if self.right is not None and self.named is not None:
+            right = self._by_image(self.right * weights)
+            ratios["right"] = (right, self._by_image(self.named * weights))
+            ratios["iou_right"] = (self._by_image(self.iou * self.right * weights), right)
+        return ratios
 
     def _by_image(self, scores: Floats) -> Floats:
         return np.add.reduceat(scores, self.starts, axis=-1)
@@ -142,7 +173,9 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
     reference = runs[min(key for key in runs if key[0] == systems[0])]
     shape = (len(systems), len(seeds), len(reference))
     present = np.zeros(shape[:2], dtype=bool)
-    iou, intersection, union = (np.zeros(shape) for _ in range(3))
+    iou, intersection, union, right = (np.zeros(shape) for _ in range(4))
+    named = reference["target_area"].to_numpy() > 0
+    known = holds_objects(sentences)
     for (variant, seed), rows in runs.items():
         for column in ("ref_id", "sent_id", "image_id", "target_area"):
             if (rows[column].to_numpy() != reference[column].to_numpy()).any():
@@ -154,5 +187,8 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
         present[place] = True
         intersection[place], union[place] = rows["intersection"], rows["union"]
         iou[place] = ious(rows["intersection"], rows["union"])
+        right[place] = rows["right_object"].to_numpy(dtype=bool) & named if known else 0
     starts = np.unique(reference["image_id"].to_numpy(), return_index=True)[1]
-    return Scores(present, np.array(seeds), iou, intersection, union, starts)
+    return Scores(
+        present, np.array(seeds), iou, intersection, union, starts, right if known else None, named.astype(np.float64)
+    )

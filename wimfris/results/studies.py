@@ -11,6 +11,7 @@ from wimfris.results.measured import Measured
 from wimfris.results.plan import Plan
 
 STUDIES = Path("studies")
+OF_THEIR_OWN = ("search", "tuning")  # files of studies/ without a constant STUDY
 
 
 def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
@@ -30,8 +31,8 @@ def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
 
 
 def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
-    """Return all studies, in the order of their files. `search.py` is none: it has its own trials and report."""
-    return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem != "search"]
+    """Return all studies, in the order of their files; without those that have runs and a report of their own."""
+    return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem not in OF_THEIR_OWN]
 
 
 def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> dict[Pair, bool]:

@@ -3,7 +3,7 @@
 It lies at `reports/tables/<set>-<scale>/main.{csv,md,tex}`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from rich.console import Console
 from wimfris.files import write_text
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.published import built_in_note
-from wimfris.results.scores import GENERALISED, METRICS, by_seed, check_comparable
-from wimfris.runs.records import CONDITIONS, SPLITS
+from wimfris.results.scores import GENERALISED, METRICS, OF_OBJECTS, by_seed, check_comparable
+from wimfris.runs.records import CONDITIONS, NO_SEED, SPLITS
 
 _ROW = ("dataset", "scale", "protocol", "system", "split")
 _PERCENT = {
@@ -32,16 +32,19 @@ _PERCENT = {
     "ciou": "cIoU",
     "n_acc": "N-acc",
     "t_acc": "T-acc",
+    "right": "right object",
+    "iou_right": "IoU if right",
 }
 
 
 def main_table(records: pd.DataFrame) -> pd.DataFrame:
     """Summarise records to one row per data set, scale, system (variant) and split.
 
-    Columns: dataset, scale, protocol, system, split, seeds (how many), n (sentences per seed); miou, oiou, pr50 .. pr90
-    (means over seeds, fractions); miou_sd (standard deviation over seeds, ddof 1, NaN for one seed); miou_shuffled and
-    miou_empty (mIoU of the controls, NaN unless every seed has them); `GENERALISED` if a sentence names nothing. Rows
-    are ordered by data set, scale, system (`full` first) and split.
+    Columns: dataset, scale, protocol, system, split, seeds (how many, 0 for a system without), n (sentences per seed);
+    miou, oiou, pr50 .. pr90 (means over seeds, fractions); miou_sd (standard deviation over seeds, ddof 1, NaN for one
+    seed); miou_shuffled and miou_empty (mIoU of the controls, NaN unless every seed has them); `GENERALISED` if a
+    sentence names nothing; `OF_OBJECTS` if the records of a run have them. Rows are ordered by data set, scale, system
+    (`full` first) and split.
 
     Raises `UserError` as `check_comparable` for the runs of one data set, scale and split.
     """
@@ -50,8 +53,9 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in records.groupby(["dataset", "scale", "protocol", "variant", "split"]):
         seeds = by_seed(part)
-        row = dict(zip(_ROW, key, strict=True)) | {"seeds": len(seeds), "n": int(seeds["n"].iloc[0])}
+        row = dict(zip(_ROW, key, strict=True)) | {"seeds": sum(seeds["seed"] != NO_SEED), "n": int(seeds["n"].iloc[0])}
         row |= {metric: seeds[metric].mean() for metric in (*METRICS, *GENERALISED) if metric in seeds}
+        row |= {metric: seeds[metric].mean(skipna=False) for metric in OF_OBJECTS if metric in seeds}
         row |= {"miou_sd": seeds["miou"].std(ddof=1)}
         row |= {f"miou_{control}": seeds[f"miou_{control}"].mean(skipna=False) for control in CONDITIONS[1:]}
         rows.append(row)
@@ -71,16 +75,19 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
 def main_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a main table's columns from `system` on as text, metrics in percent; empty where unknown."""
     cells = table[["system", "split", "seeds", "n"]].astype(str)
+    cells["seeds"] = cells["seeds"].replace("0", "none")
     for column, name in ((column, name) for column, name in _PERCENT.items() if column in table):
         cells[name] = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in table[column]]
     return cells
 
 
-def write_table(frame: pd.DataFrame, stem: Path) -> None:
-    """Write a main table to `stem`.csv, .md and .tex, with a section in .md and .tex for each data set and scale."""
+def write_table(frame: pd.DataFrame, stem: Path, further: Sequence[Section] = ()) -> None:
+    """Write a main table to `stem`.csv, .md and .tex, with a section in .md and .tex for each data set and scale, and
+    the further sections after them.
+    """
     write_text(stem.with_suffix(".csv"), csv_text(frame))
-    write_text(stem.with_suffix(".md"), markdown_text("Results", _sections(frame)))
-    write_text(stem.with_suffix(".tex"), latex_text(_sections(frame)))
+    write_text(stem.with_suffix(".md"), markdown_text("Results", [*_sections(frame), *further]))
+    write_text(stem.with_suffix(".tex"), latex_text([*_sections(frame), *further]))
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
@@ -91,10 +98,11 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
 
 def _sections(frame: pd.DataFrame) -> Iterator[Section]:
     for (dataset, scale), part in frame.groupby(["dataset", "scale"], sort=False):
-        fewest, most = part["seeds"].min(), part["seeds"].max()
+        counts = part.loc[part["seeds"] > 0, "seeds"]
+        fewest, most = counts.min() if len(counts) else 0, counts.max() if len(counts) else 0
         seeds = f"{fewest} seed{'s' if fewest > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
         protocols = ", ".join(sorted(part["protocol"].unique()))
         title = f"{dataset}, scale {scale}, protocol {protocols}, {seeds}"
         cells = main_cells(part)
-        cells = cells if fewest != most else cells.drop(columns="seeds")
+        cells = cells if part["seeds"].nunique() > 1 else cells.drop(columns="seeds")
         yield Section(title, built_in_note(str(dataset), str(scale)), cells, guide=True)

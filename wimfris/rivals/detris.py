@@ -75,9 +75,9 @@ class WordAttention(nn.Module):
 
 class DenseAligner(nn.Module):
     """scale * Up(x + [prefix, WordAttention(DenseMixer(patches) + patches, words)]), x = [prefix, patches] =
-    ReLU(Down(n)), on tokens n (B, 1 + R + H W, D) of a vision block; the result is added to the block's MLP.
+    ReLU(Down(n)), on tokens n (B, P + H W, D) of a vision block; the result is added to the block's MLP.
 
-    Class and register tokens (the prefix) bypass the mixer and attention, and so are doubled. Attention reads all
+    Class and register tokens (the prefix of P) bypass the mixer and attention, and so are doubled. Attention reads all
     words, padding included.
     """
 

@@ -63,7 +63,7 @@ def _init_linear(module: nn.Module) -> None:
 
 
 class VisionBridge(nn.Module):
-    """[0, ZoomOut(Interactor(ZoomIn(patches), Text(words)))] on tokens n (B, 1 + R + H W, D) of a vision block."""
+    """[0, ZoomOut(Interactor(ZoomIn(patches), Text(words)))] on tokens n (B, P + H W, D) of a vision block."""
 
     def __init__(self, vision_width: int, text_width: int, width: int, *, heads: int) -> None:
         super().__init__()

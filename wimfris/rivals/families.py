@@ -20,6 +20,7 @@ FAMILIES = {
     "etris": "wimfris.rivals.etris",
     "lora": "wimfris.rivals.lora",
     "bottleneck": "wimfris.rivals.bottleneck",
+    "pwam": "wimfris.rivals.pwam",
     "finetune": "wimfris.rivals.finetune",
 }
 NECKS = {

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-TARGETS = ["q_proj", "v_proj"]  # names of the linear layers, the same in transformers' CLIP and DINOv2
+TARGETS = ["q_proj", "v_proj", "query", "value"]  # names of the linear layers; BERT has the last two
 
 
 def inject_lora(backbone: nn.Module, rank: int, alpha: float) -> None:

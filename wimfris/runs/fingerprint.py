@@ -23,8 +23,8 @@ from wimfris.files import file_hash
 PACKAGE = Path(__file__).parents[1]
 ROOT = "wimfris.training.run"
 SCHEMA = "wimfris.settings.schema"
-CHOICES = {"FAMILIES": "adapters", "NECKS": "neck", "BACKENDS": "scan"}
-"""Name of a dispatch table -> the key of the model's settings that chooses its entry."""
+CHOICES = {"FAMILIES": "adapters", "NECKS": "neck", "MIXINGS": "hmf.mixing", "BACKENDS": "scan"}
+"""Name of a dispatch table -> the dotted key of the model's settings that chooses its entry."""
 REPORTING = ("wimfris.errors", "wimfris.files", "wimfris.runs.manifest", "wimfris.settings.messages")
 """Modules that report and store. They cannot change a result, so their code does not count."""
 
@@ -39,6 +39,9 @@ class _Settings(Protocol):
 
     @property
     def folder(self) -> Path: ...
+
+    @property
+    def encoders_record(self) -> Path: ...
 
     def model_dump(self, *, mode: str, exclude_defaults: bool) -> dict[str, Any]: ...
 
@@ -60,7 +63,7 @@ def decisive(settings: _Settings, seed: int) -> dict[str, Any]:
     return variant_content(settings) | {
         "seed": seed,
         "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
-        "encoders": json.loads((settings.folder / "encoders.json").read_text(encoding="utf-8")),
+        "encoders": json.loads(settings.encoders_record.read_text(encoding="utf-8")),
     }
 
 
@@ -76,7 +79,7 @@ def run_code(model: dict[str, Any], package: Path = PACKAGE) -> dict[str, str]:
         reached[name] = module.hash
         pending |= module.imports
         for table, entries in module.tables.items():
-            choice = model.get(CHOICES.get(table, ""))
+            choice = _value(model, CHOICES.get(table, ""))
             # "auto", or a table that no setting chooses from: any entry may run
             pending |= {entries[choice]} if choice in entries else set(entries.values()) if _is_open(choice) else set()
     return {name: reached[name] for name in sorted(reached) if name not in REPORTING}
@@ -85,6 +88,13 @@ def run_code(model: dict[str, Any], package: Path = PACKAGE) -> dict[str, str]:
 def module_code(*names: str, package: Path = PACKAGE) -> list[str]:
     """Return the hashes of the code of these modules alone, without what they import."""
     return [_read(name, package).hash for name in names]
+
+
+def _value(settings: Any, key: str) -> Any:
+    """Return the value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _is_open(choice: str | None) -> bool:

@@ -3,7 +3,7 @@
 Every table, figure and interval is a function of these rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from wimfris.errors import UserError
 from wimfris.files import replacing
 from wimfris.runs.files import RunFiles
 
-SPLITS = ("train", "val", "testA", "testB", "test")
+SPLITS = ("train", "val", "testA", "testB", "test", "tune")
 """The splits, in the order in which tables show them."""
 
 CONDITIONS = ("sentence", "shuffled", "empty")
@@ -45,19 +45,30 @@ SCHEMA = pa.schema(
 )
 """The records' columns and their types."""
 
+OBJECT_COLUMNS = {
+    "best_object": pa.int64(),  # annotation id of the image's object with the highest IoU; -1 where none overlaps
+    "best_iou": pa.float64(),  # with that object, at the size where the protocol judges
+    "right_object": pa.bool_(),  # whether the sentence names that object
+    "distractors": pa.int64(),  # other objects of the image of the class that the sentence names
+}
+"""Further columns, all or none of them. Runs of earlier versions lack them; beside other runs their cells are empty."""
+
+NO_SEED = -1
+"""The seed in the records of a system that was not trained here, of which there is one set of weights."""
+
 _AGAIN = "restore a committed file with `git checkout`; delete any other and run `dvc repro`"
 
 
 def write_records(frame: pd.DataFrame, path: Path) -> None:
     """Write the records of one run atomically. The bytes depend on the set of rows, not on their order.
 
-    `frame` has exactly the columns of `SCHEMA`, in any order. Raises `UserError` where a column is missing, unknown or
-    of another type, or where a value is impossible.
+    `frame` has the columns of `SCHEMA`, and all or none of `OBJECT_COLUMNS`, in any order. Raises `UserError` where a
+    column is missing, unknown or of another type, or where a value is impossible.
     """
     _check_columns(list(frame.columns), path)
-    ordered = frame[SCHEMA.names].sort_values(SCHEMA.names)
+    ordered = frame.sort_values(SCHEMA.names)
     try:
-        table = pa.Table.from_pandas(ordered, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+        table = as_table(ordered)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise UserError(f"{path}: records do not fit their columns: {' '.join(map(str, error.args))}") from error
     _check_values(ordered, path)
@@ -65,8 +76,25 @@ def write_records(frame: pd.DataFrame, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+def as_table(frame: pd.DataFrame) -> pa.Table:
+    """Return records as a table with the columns of `SCHEMA`, then those of `OBJECT_COLUMNS` where it has them."""
+    return pa.Table.from_pandas(frame, schema=_schema(frame.columns), preserve_index=False).replace_schema_metadata(
+        None
+    )
+
+
+def holds_objects(frame: pd.DataFrame) -> bool:
+    """Return whether all of these records have `OBJECT_COLUMNS`."""
+    return "best_object" in frame and bool(frame["best_object"].notna().all())
+
+
+def _schema(names: Iterable[str]) -> pa.Schema:
+    further = OBJECT_COLUMNS if "best_object" in names else {}
+    return pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in further.items())])
+
+
 def read_records(path: Path) -> pd.DataFrame:
-    """Read the records of one run, columns in the order of `SCHEMA`.
+    """Read records, columns in the order of `SCHEMA` and `OBJECT_COLUMNS`.
 
     Raises `UserError`, one line that names the file and the column, where the file is missing, truncated or not of
     this schema.
@@ -78,14 +106,15 @@ def read_records(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: truncated or not a Parquet file; {_AGAIN}") from error
     _check_columns(table.schema.names, path)
-    for field in SCHEMA:
+    schema = _schema(table.schema.names)
+    for field in schema:
         kind = table.schema.field(field.name).type
         kind = pa.string() if pa.types.is_large_string(kind) else kind  # pandas writes large strings
         if kind != field.type:
             raise UserError(f"{path}: column '{field.name}' must hold {field.type}, got {kind}; {_AGAIN}")
-        if table[field.name].null_count:
+        if table[field.name].null_count and not field.nullable:
             raise UserError(f"{path}: column '{field.name}' has empty cells; {_AGAIN}")
-    frame = table.select(SCHEMA.names).to_pandas()
+    frame = table.select(schema.names).to_pandas()
     _check_values(frame, path)
     return frame
 
@@ -103,11 +132,12 @@ def read_runs(outs: Path, runs: Sequence[object]) -> pd.DataFrame:
 
 
 def _check_columns(names: list[str], path: Path) -> None:
-    for name in SCHEMA.names:
+    required = _schema(OBJECT_COLUMNS if set(names) & set(OBJECT_COLUMNS) else ()).names
+    for name in required:
         if name not in names:
             raise UserError(f"{path}: column '{name}' is missing; {_AGAIN}")
     for name in names:
-        if name not in SCHEMA.names:
+        if name not in required:
             raise UserError(f"{path}: column '{name}' is not one of the records' columns; {_AGAIN}")
 
 

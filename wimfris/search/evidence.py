@@ -64,7 +64,9 @@ def _trial(trial: FrozenTrial, plan: Plan) -> dict[str, Any]:
         "adapters": attrs.get("adapters"),
         "trained": attrs.get("trained"),
         "latency_ms": attrs.get("latency_ms"),
+        "time_ratio": attrs.get("time_ratio"),  # a training step's, over that of `full`; where the space has limits
         "failure": attrs.get("failure"),
+        "refused": attrs.get("refused"),  # why the trial is beyond the limits; it was not trained
         "same_as": attrs.get("same_as"),  # the name of an earlier trial with equal settings, whose run serves both
         "metrics": attrs.get("metrics", {}),
         "seconds": round((end - start).total_seconds(), 1) if start and end else None,

@@ -29,11 +29,12 @@ from wimfris.search.plan import REFERENCE, Plan
 from wimfris.search.report import evidence_path
 from wimfris.search.sampler import make_sampler
 from wimfris.search.storage import check_journal, check_url, claim, counted, original, recover, retry, storage_errors
-from wimfris.search.trial import FAILED, delete_checkpoints, read_progress
-from wimfris.settings.params import plain
+from wimfris.search.trial import FAILED, REFUSED, delete_checkpoints, read_progress
+from wimfris.settings.function import plain
 from wimfris.settings.schema import Settings
 
 FAILURES = 5  # in a row: the cause is probably not the settings
+REFUSALS = 10  # for each trial that is asked for: the limits probably leave nothing
 POLL = 0.2  # seconds between two looks at the workers
 WORKER = (sys.executable, "-m", "wimfris.search.trial")
 
@@ -141,6 +142,7 @@ class _Search:
         self.failures = 0  # in a row
         devices = gpus() if plan.space.params.settings().train.device == "cuda" else []
         share = len(devices) < 2
+        self.trained = trained_parameters(plan.settings(REFERENCE, {}))["total"]
         self.environments = [environment(None if share else devices[slot % len(devices)]) for slot in range(jobs)]
 
     def run(self) -> None:
@@ -182,8 +184,11 @@ class _Search:
                 self._recover()
             trials = self._all_trials()
             begun = len(counted(trials)) + sum(trial.state == TrialState.RUNNING for trial in trials)
-            if begun >= self.trials:
+            refused = sum("refused" in trial.user_attrs for trial in trials)
+            if begun - refused >= self.trials:
                 return
+            if refused > REFUSALS * self.trials:
+                raise UserError(f"{refused} draws are beyond the limits of the space; widen search.spaces' `limits`")
             self.study.sampler = make_sampler(self.plan.sampler, self.plan.seed, begun)
             trial = self.study.ask()
             claim(trial)
@@ -199,6 +204,12 @@ class _Search:
             self._fail(trial, str(error))
             self._print_result(trial.number)
             return
+        limits = self.plan.space.limits
+        refusal = limits and limits.on_parameters(parameters["total"], self.trained)
+        if refusal:
+            self._refuse(trial, refusal)
+            self._print_result(trial.number)
+            return
         trial.set_user_attr("settings", plain(settings))
         trial.set_user_attr("adapters", parameters["adapters"])
         trial.set_user_attr("trained", parameters["total"])
@@ -207,21 +218,25 @@ class _Search:
             if worker.trials and plain(worker.settings) == plain(settings):
                 worker.trials.append(trial)
                 return
-        complete = [other for other in self._all_trials() if other.state == TrialState.COMPLETE]
-        same = next((other for other in complete if other.user_attrs["settings"] == trial.user_attrs["settings"]), None)
+        complete = [other for other in self._all_trials() if other.state == TrialState.COMPLETE or _refused(other)]
+        same = next(
+            (other for other in complete if other.user_attrs.get("settings") == trial.user_attrs["settings"]), None
+        )
         if same is None:
             self._start(settings, [trial])
         else:
             self._repeat(trial, same)
 
     def _start(self, settings: Settings, trials: list[Trial]) -> None:
-        folder = self.plan.folder / "jobs" / settings.variant
+        folder, limits = self.plan.folder / "jobs" / settings.variant, self.plan.space.limits
         if not any("original" in trial.user_attrs for trial in trials):
             shutil.rmtree(folder, ignore_errors=True)  # of a search that was started over
         job = {
             "settings": settings.model_dump(mode="json") | {"group": settings.group},
             "seed": self.plan.seed,
             "latency": self.plan.against == "latency",
+            "reference": self.plan.settings(REFERENCE, {}).model_dump(mode="json") | {"group": settings.group},
+            "limits": limits.model_dump() if trials and limits else None,
             "parent": os.getpid(),
         }
         write_text(folder / "job.json", json.dumps(job, indent=2) + "\n")
@@ -265,7 +280,8 @@ class _Search:
 
     def _finish(self, worker: Worker, pruned: bool) -> None:
         """Record the result of a run, for its trial and for those that repeat it."""
-        failure = None if pruned else worker.failure()
+        refused = bool(worker.trials) and not pruned and worker.process.returncode == REFUSED
+        failure = None if pruned or refused else worker.failure()
         if not worker.trials:
             if failure:
                 raise UserError(f"{worker.name}: {failure}; log: {worker.log}")
@@ -276,13 +292,17 @@ class _Search:
         progress = read_progress(worker.folder)
         epochs = list(progress["epochs"].items())
         trial.set_user_attr("epochs", dict(epochs[: worker.reported] if pruned else epochs))
+        if "time_ratio" in progress:
+            trial.set_user_attr("time_ratio", progress["time_ratio"])
         if pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
+        elif refused and self.plan.space.limits:
+            self._refuse(trial, self.plan.space.limits.on_time(progress["time_ratio"]) or "")
         elif failure:
             self._fail(trial, failure)
         else:
             self._score(trial, worker.settings, progress.get("latency_ms"))
-        if pruned or failure:
+        if pruned or failure or refused:
             delete_checkpoints(worker.settings, self.plan.seed)
             shutil.rmtree(self.plan.files(worker.settings).folder, ignore_errors=True)  # it may have ended meanwhile
         self._print_result(trial.number)
@@ -306,10 +326,15 @@ class _Search:
         trial.set_user_attr("failure", failure)
         self.study.tell(trial, state=TrialState.FAIL)
 
+    def _refuse(self, trial: Trial, reason: str) -> None:
+        """End a trial beyond the limits. It does not count as one of those asked for."""
+        trial.set_user_attr("refused", reason)
+        self._fail(trial, reason)
+
     def _repeat(self, trial: Trial, result: FrozenTrial) -> None:
         """Give a trial the result of an earlier one with the same settings: training would give the same bits."""
         name = self.plan.name(original(result))
-        for key in ("epochs", "metrics", "latency_ms", "failure"):
+        for key in ("epochs", "metrics", "latency_ms", "time_ratio", "failure", "refused"):
             if key in result.user_attrs:
                 trial.set_user_attr(key, result.user_attrs[key])
         trial.set_user_attr("same_as", result.user_attrs.get("same_as", name))
@@ -329,7 +354,7 @@ class _Search:
 
     def _print_result(self, number: int) -> None:
         trials = self._all_trials()
-        done, trial = counted(trials), trials[number]
+        done, trial = [one for one in counted(trials) if not _refused(one)], trials[number]
         line = f"{self.plan.name(original(trial))}: {_result(trial)}; {len(done)} of {self.trials}"
         complete = [other for other in done if other.state == TrialState.COMPLETE]
         if complete and self.plan.against is None:
@@ -342,7 +367,13 @@ class _Search:
         print(line, flush=True)
 
 
+def _refused(trial: FrozenTrial) -> bool:
+    return "refused" in trial.user_attrs
+
+
 def _result(trial: FrozenTrial) -> str:
+    if _refused(trial):
+        return f"refused, {trial.user_attrs['refused']}"
     if trial.state == TrialState.FAIL:
         return f"FAILED, {trial.user_attrs['failure']}"
     if trial.state == TrialState.PRUNED:

@@ -11,7 +11,8 @@ import yaml
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.search.report import FOLDER, Evidence, Trial, finished, load_evidence
-from wimfris.settings.params import Params, plain, read_params
+from wimfris.settings.function import plain
+from wimfris.settings.params import Params, read_params
 
 
 def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
@@ -42,7 +43,7 @@ def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Pa
         raise UserError(f"{trial}: {source['state']}; only a finished trial can be promoted")
     if not re.fullmatch(r"\w+", name):
         raise UserError(f"--as {name}: use only letters, digits and _")
-    if name in params.variants or name in params.extended:
+    if name in params.variants | params.beyond:
         raise UserError(f"--as {name}: params.yaml has a variant of this name; use another one")
     before = path.read_text(encoding="utf-8")
     write_text(path, _with_variant(before, name, source["overrides"], trial))

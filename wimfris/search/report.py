@@ -32,6 +32,7 @@ SAMPLERS = {"tpe": "TPE", "random": "random"}
 _LABELS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
 _OBJECTIVES = {None: "", "parameters": ", against trained parameters", "latency": ", against latency"}
 _NUMBERS = (("trained", "trained parameters", ","), ("latency_ms", "ms", ".1f"), ("seconds", "seconds", ".0f"))
+_RATIO = "step / full's"
 _STATES = {"complete": "finished", "pruned": "pruned", "fail": "failed"}
 
 
@@ -166,7 +167,8 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
             shown.append(Section(f"Front, {method(search)}", _FRONT, cells, left=("trial", "settings")))
     for search in searches:
         rows = [_row(search, trial) for trial in search["trials"]]
-        cells = _table(rows, ["trial", "result", *metrics, "seconds", "settings"])
+        limited = ["trained parameters", _RATIO] if any(trial.get("time_ratio") for trial in search["trials"]) else []
+        cells = _table(rows, ["trial", "result", *metrics, *limited, "seconds", "settings"])
         shown.append(Section(f"All trials, {method(search)}", "", cells, left=("trial", "result", "settings")))
     return shown
 
@@ -194,10 +196,14 @@ def _row(search: Evidence, trial: Trial) -> dict[str, str]:
     results = {"complete": "finished", "pruned": f"pruned after epoch {len(trial['epochs'])}"}
     result = results.get(trial["state"], f"failed: {trial['failure']}")
     row = {"method": method(search), "trial": trial["name"], "settings": _summary(trial["overrides"])}
+    if trial.get("refused"):
+        result = f"refused: {trial['refused']}"
     row["result"] = f"as {trial['same_as']}" if trial["same_as"] else result
     for key, column, form in _NUMBERS:
         if trial[key]:
             row[column] = f"{trial[key]:{form}}"
+    if trial.get("time_ratio"):
+        row[_RATIO] = f"{trial['time_ratio']:.2f}"
     if trial["metrics"]:
         row |= _percents(trial)
     elif trial["epochs"]:
@@ -234,7 +240,7 @@ def _optimism_cells(pairs: Sequence[tuple[Evidence, Trial]]) -> pd.DataFrame:
 
 
 def _cost(search: Evidence) -> dict[str, str]:
-    states = [trial["state"] for trial in search["trials"]]
+    states = ["refused" if trial.get("refused") else trial["state"] for trial in search["trials"]]
     trained = [trial for trial in search["trials"] if not trial["same_as"]]
     timed = [trial for trial in trained if trial["seconds"]]
     total = sum(trial["seconds"] for trial in timed)
@@ -245,6 +251,7 @@ def _cost(search: Evidence) -> dict[str, str]:
         "method": method(search),
         "trials": str(len(states)),
         **{name: str(states.count(state)) for state, name in _STATES.items()},
+        **({"refused": str(states.count("refused"))} if "refused" in states else {}),
         "repeated": str(len(states) - len(trained)),
         "seconds": f"{total:.0f}",
         "saved by pruning": f"{saved:.0f} ({saved / (total + saved):.0%})" if saved else DASH,

@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from wimfris.errors import UserError
 from wimfris.measure.parameters import trained_parameters
+from wimfris.search.limits import Limits
 from wimfris.settings.messages import validated
 from wimfris.settings.params import Params, merge
 from wimfris.settings.schema import Name, Section, Settings
@@ -168,12 +169,13 @@ class Space:
         if not self.distributions:
             raise self._error("", "no distribution; add at least one")
         self._check_extremes()
-        self.first  # noqa: B018  # checks it
+        self.first, self.limits  # noqa: B018  # checks them
 
     @cached_property
     def _leaves(self) -> dict[str, Any]:
         """Map each dotted key to its distribution, or to the value that all trials share."""
-        declared = {key: value for key, value in self.search.spaces[self.name].items() if key != "first"}
+        own = ("first", "limits")
+        declared = {key: value for key, value in self.search.spaces[self.name].items() if key not in own}
         return {path: self._leaf(path, value) for path, value in _walk(declared)}
 
     def _leaf(self, path: str, value: Any) -> Any:
@@ -220,6 +222,16 @@ class Space:
             except (ValueError, TypeError) as error:
                 raise self._error(f"first.{path}", str(error)) from None
         return encoded
+
+    @cached_property
+    def limits(self) -> Limits | None:
+        """Return what a trial may cost; None where the space declares no limits."""
+        declared = self.search.spaces[self.name].get("limits")
+        try:
+            return None if declared is None else Limits.model_validate(declared)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self._error(".".join(["limits", *map(str, first["loc"])]), first["msg"].lower()) from None
 
     def draw(self, trial: BaseTrial) -> dict[str, Any]:
         """Draw a trial's overrides, in the form of a variant of params.yaml."""

@@ -101,7 +101,7 @@ def _expectation(error: Any) -> str:
     choices = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags")))
     if choices:
         return f"be one of {', '.join(choices)}" if len(choices) > 1 else f"be {choices[0]}"
-    return re.sub(r"^\w+ should | after validation|,.*| or instance of \w+", "", error["msg"])
+    return re.sub(r"^\w+ should | after validation|,.*| or instance of \w+", "", error["msg"]).replace("tuple", "list")
 
 
 def _path(error: Any, content: Any) -> list[str]:

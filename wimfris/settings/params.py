@@ -2,10 +2,15 @@
 
 The settings of a run are the shared sections, overridden by `scales.<scale>`, by the data set's overrides at this
 scale, by `variants.<variant>` or `extended.<variant>`, and by the data set's overrides of that variant. Invalid
-settings raise an error before anything runs.
+settings raise an error before anything runs. A control has the form of a variant, and names in `same_as` a variant
+with the same function: what differs between the two is chance.
+
+A scale may have variants of its own, `scales.<scale>.variants`. They alone may override the encoders and the image
+size, whose values make sense at one scale only.
 """
 
-import json
+import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -20,10 +25,12 @@ from pydantic import (
 )
 
 from wimfris.errors import UserError
+from wimfris.settings.function import function, plain
 from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
 from wimfris.settings.run import Run
 from wimfris.settings.schema import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Settings, Split
+from wimfris.settings.tuning import GROUP, Tuning
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Declared = Annotated[
@@ -32,10 +39,11 @@ Declared = Annotated[
 ]
 DataName = Annotated[str, Field(pattern=r"^\w[\w+.-]*$")]  # part of folder names
 OVERRIDES = {"model", "loss", "train"}  # sections that a variant or a data set may override
+SCALE_OVERRIDES = OVERRIDES | {"data", "encoders"}  # those that a variant of one scale may
 
 
 class Params(Section):
-    """The whole file. `scales`, `variants` and `extended` hold overrides; `settings` merges them."""
+    """The whole file. `scales`, `variants`, `extended` and `controls` hold overrides; `settings` merges them."""
 
     scale: str
     data: dict[str, Any]
@@ -43,17 +51,27 @@ class Params(Section):
     seeds: Seeds
     variants: dict[Name, dict[str, Any]]
     extended_seeds: Seeds
-    extended: dict[Name, dict[str, Any]]
+    everywhere: dict[Name, dict[str, Any]] = Field(alias="extended")  # variants beyond the core of every scale
+    controls: dict[Name, dict[str, Any]] = Field(default_factory=dict)  # `same_as`, a variant, and further overrides
     extra_seeds: dict[str, Seeds]  # variant -> seeds beyond the declared ones
     model: dict[str, Any]
     loss: dict[str, Any]
     evaluate: dict[str, Any]
     rivals: dict[str, dict[str, Any]]
     search: dict[str, Any]  # read only by wimfris.search.space; no run depends on it
+    tuning: Tuning
     pretrain: Pretrain
     pretrain_small: Pretrain
     scales: dict[str, dict[str, Any]]
     _lines: Lines = PrivateAttr(default_factory=dict)
+
+    @property
+    def extended(self) -> dict[str, dict[str, Any]]:
+        """Return the variants beyond the core: those of every scale, and those of the scale in use."""
+        return self.everywhere | self._of_scale()
+
+    def _of_scale(self) -> dict[str, dict[str, Any]]:
+        return self.scales.get(self.scale, {}).get("variants", {})
 
     @field_validator("seeds", "extended_seeds")
     @classmethod
@@ -85,15 +103,29 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_variant_names(self) -> "Params":
-        both = sorted(self.variants.keys() & self.extended.keys())
+        both = sorted(self.variants.keys() & self.everywhere.keys())
         require(not both, "extended", "without names that are in variants", ", ".join(both))
+        both = sorted(self.controls.keys() & (self.variants | self.everywhere).keys())
+        require(not both, "controls", "without names that are in variants or extended", ", ".join(both))
+        for name, control in self.controls.items():
+            known = [*self.variants, *self.everywhere]
+            allowed = f"one of {', '.join(known)}"
+            require(control.get("same_as") in known, f"controls.{name}.same_as", allowed, control.get("same_as"))
+        for scale, content in self.scales.items():
+            key, own = f"scales.{scale}.variants", content.get("variants", {})
+            valid = isinstance(own, dict) and all(isinstance(value, dict) for value in own.values())
+            require(valid, key, "a mapping of names to overrides", own)
+            both = sorted(own.keys() & (self.variants | self.everywhere | self.controls).keys())
+            require(not both, key, "without names that are in variants, extended or controls", ", ".join(both))
+            named = [name for name in own if not re.fullmatch(r"\w+", str(name))]
+            require(not named, key, "with names of letters, digits and _", ", ".join(map(str, named)))
         allowed = "a mapping with the key full, because studies compare with this variant"
         require("full" in self.variants, "variants", allowed, f"only {', '.join(self.variants)}")
         return self
 
     @model_validator(mode="after")
     def _check_extra_seeds(self) -> "Params":
-        known = [*self.variants, *self.extended]
+        known = [*self.variants, *self.beyond]
         for variant, seeds in self.extra_seeds.items():
             require(variant in known, "the variant of extra_seeds", f"one of {', '.join(known)}", variant)
             key, declared = f"extra_seeds.{variant}", self._seeds_of(variant)
@@ -105,13 +137,25 @@ class Params(Section):
         """Return these params with another evaluation protocol, or unchanged for None."""
         return self if protocol is None else self.model_copy(update={"evaluate": {"protocol": protocol}})
 
+    @property
+    def beyond(self) -> dict[str, dict[str, Any]]:
+        """Return the overrides of the variants beyond the core: the extended ones and the controls.
+
+        A control has the overrides of the variant in `same_as`, and its own.
+        """
+        controls = {}
+        for name, control in self.controls.items():
+            own = {key: value for key, value in control.items() if key != "same_as"}
+            controls[name] = merge((self.variants | self.extended)[control["same_as"]], own)
+        return self.extended | controls
+
     def runs(self) -> list[Run]:
         """Return the runs of the core: every variant with every seed."""
         return [run for variant in self.variants for run in self.runs_of(variant)]
 
     def extended_runs(self) -> list[Run]:
-        """Return the runs of the extended variants, without extra seeds."""
-        return [run for variant in self.extended for run in self.runs_of(variant)]
+        """Return the runs of the extended variants and the controls, without extra seeds."""
+        return [run for variant in self.beyond for run in self.runs_of(variant)]
 
     def extra_runs(self) -> list[Run]:
         """Return the runs with extra seeds, of core and extended variants."""
@@ -122,20 +166,27 @@ class Params(Section):
         return [*self.runs(), *self.extended_runs(), *self.extra_runs()]
 
     def runs_of(self, variant: str) -> list[Run]:
-        """Return the runs of one variant, core or extended, without extra seeds."""
+        """Return the runs of one variant or control, without extra seeds."""
         return [Run(variant, seed) for seed in self._seeds_of(variant)]
 
     def is_core(self, run: Run) -> bool:
         """Return whether a run is one of the core: a core variant with one of `seeds`."""
         return run.variant in self.variants and run.seed in self.seeds
 
+    @cached_property
+    def tuned(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The variants of tuning runs: name -> the variant it changes, and the changes."""
+        return self.tuning.overrides()
+
     def _seeds_of(self, variant: str) -> list[int]:
-        return self.extended_seeds if variant in self.extended else self.seeds
+        if variant in self.tuned:
+            return self.tuning.recipe.seeds if variant.startswith("recipe_") else self.tuning.seeds
+        return self.extended_seeds if variant in self.beyond else self.seeds
 
     def at_scale(self, scale: str | None) -> "Params":
         """Return these params at another scale, or unchanged for None.
 
-        Raises UserError, in one line, if a variant is invalid at that scale or two variants have equal settings there.
+        Raises UserError, in one line, if a variant is invalid at that scale or two have the same function there.
         """
         if scale is None or scale == self.scale:
             return self
@@ -165,19 +216,24 @@ class Params(Section):
         """Return the settings of a variant at the current scale. Raises UserError, in one line, if they are invalid."""
         if self.scale not in self.scales:
             raise self._error("scale", f"scale must be one of {', '.join(self.scales)}, got {self.scale}")
-        section = "extended" if variant in self.extended else "variants"
-        known: dict[str, dict[str, Any]] = getattr(self, section)
+        known = self.variants | self.beyond
+        if variant in self.tuned:
+            base, changes = self.tuned[variant]
+            return self.resolve(variant, merge(known[base], changes), group=GROUP)
         if variant not in known:
-            names = ", ".join([*self.variants, *self.extended])
-            raise UserError(f"params.yaml: no variant '{variant}'; the variants are {names}")
+            raise UserError(f"params.yaml: no variant '{variant}'; the variants are {', '.join(known)}")
         overrides = known[variant]
-        foreign = sorted(set(overrides) - OVERRIDES)
+        in_scale = variant in self._of_scale()
+        section = next(name for name in ("variants", "controls", "extended") if variant in getattr(self, name))
+        key = f"scales.{self.scale}.variants.{variant}" if in_scale else f"{section}.{variant}"
+        foreign = sorted(set(overrides) - (SCALE_OVERRIDES if in_scale else OVERRIDES))
         if foreign:
-            key = f"{section}.{variant}"
-            raise self._error(
-                f"{key}.{foreign[0]}", f"the keys of {key} must be model, loss or train, got {foreign[0]}"
-            )
-        settings = self.resolve(variant, overrides, group="extended" if section == "extended" else "core")
+            allowed = "model, loss, train, encoders or data" if in_scale else "model, loss or train"
+            raise self._error(f"{key}.{foreign[0]}", f"the keys of {key} must be {allowed}, got {foreign[0]}")
+        foreign = sorted(set(overrides.get("data", {})) - {"image_size"})
+        if foreign:
+            raise self._error(f"{key}.data", f"the key of {key}.data must be image_size, got {foreign[0]}")
+        settings = self.resolve(variant, overrides, group="core" if section == "variants" else "extended")
         model = settings.model
         if section == "variants" and (model.adapters in (*RIVALS, "finetune") or model.neck in RIVALS):
             raise self._error(
@@ -192,7 +248,7 @@ class Params(Section):
 
         Raises UserError, in one line, if they are invalid.
         """
-        for reserved in {"scale", "variant", "group"} & self.scales[self.scale].keys():
+        for reserved in {"scale", "variant", "group", "own_encoders"} & self.scales[self.scale].keys():
             key = f"scales.{self.scale}.{reserved}"
             raise self._error(key, f"unknown key {key}; remove it")
         shared = {"data": self.data, "model": self.model, "loss": self.loss, "evaluate": self.evaluate}
@@ -200,16 +256,21 @@ class Params(Section):
         own = dict(declared.overrides.get(self.scale, {})) if declared else {}
         own_variants = own.pop("variants", {})
         merged: dict[str, Any] = shared
-        for part in (self.scales[self.scale], own, overrides, own_variants.get(name, {})):
+        shared_scale = {key: value for key, value in self.scales[self.scale].items() if key != "variants"}
+        for part in (shared_scale, own, overrides, own_variants.get(name, {})):
             merged = merge(merged, part)
         merged["data"] = self._with_declaration(merged["data"])
-        rival = merged["model"].get("adapters") in RIVALS
-        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {})) if rival else None
-        merged["model"] = merged["model"] | {"rivals": sizes}
-        merged |= {"scale": self.scale, "variant": name, "group": group}
+        if group == GROUP:
+            merged["data"] = merged["data"] | {"splits": ["tune"]}
+        family = merged["model"].get("adapters")
+        sizes = merge(self.rivals.get(self.scale, {}), merged["model"].get("rivals", {}))
+        if family in RIVALS and family not in sizes:
+            raise self._error(f"rivals.{self.scale}", f"rivals.{self.scale}.{family} is missing and has no default")
+        merged["model"] = merged["model"] | {"rivals": {family: sizes[family]} if family in RIVALS else None}
+        merged |= {"scale": self.scale, "variant": name, "group": group, "own_encoders": "encoders" in overrides}
         in_set = ("datasets", str(self.data.get("name")), "overrides", self.scale)
-        sections = [(*in_set, "variants", name), ("variants", name), ("extended", name), in_set]
-        sections += [("scales", self.scale), ()]
+        sections = [(*in_set, "variants", name), ("variants", name), ("extended", name), ("controls", name), in_set]
+        sections += [("scales", self.scale, "variants", name), ("scales", self.scale), ()]
         return validated(Settings, merged, self._lines, sections, scale=self.scale, variant=name)
 
     def _files(self, name: str) -> Files:
@@ -279,28 +340,25 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def _check_variants(params: Params) -> None:
-    """Raise UserError if a variant is invalid, or if two variants have equal settings."""
+    """Raise UserError if a variant is invalid, if two have the same function, or if a control has another's."""
     names: dict[str, str] = {}
     for variant in (*params.variants, *params.extended):
-        resolved = plain(params.settings(variant))
-        if resolved in names:
+        settings = params.settings(variant)
+        other = names.setdefault(function(settings), variant)
+        if other != variant and plain(params.settings(other)) == plain(settings):
             raise UserError(
-                f"params.yaml: variants {names[resolved]} and {variant} have equal settings at scale {params.scale}; "
+                f"params.yaml: variants {other} and {variant} have equal settings at scale {params.scale}; "
                 "remove one of them; a table can show the other twice"
             )
-        names[resolved] = variant
-
-
-def plain(settings: Settings) -> str:
-    """Return the settings as JSON that is equal for settings that train the same model.
-
-    A window as large as the grid becomes "grid", the alignment window becomes a number, and without the HMF neck only
-    its width and heads remain.
-    """
-    content = settings.model_copy(update={"variant": ""}).model_dump(mode="json")
-    content["loss"]["align_window"] = settings.align_window
-    if settings.model.neck != "hmf":
-        content["model"]["hmf"] = {name: content["model"]["hmf"][name] for name in ("width", "heads")}
-    elif settings.scan_window == settings.grid:
-        content["model"]["hmf"]["window"] = "grid"
-    return json.dumps(content)
+        if other != variant:
+            raise UserError(
+                f"params.yaml: variants {other} and {variant} compute the same function at scale {params.scale}; "
+                f"remove one of them, or move {variant} to controls with same_as: {other}"
+            )
+    for name, control in params.controls.items():
+        if function(params.settings(name)) != function(params.settings(control["same_as"])):
+            raise params._error(
+                f"controls.{name}",
+                f"control {name} does not compute the function of {control['same_as']} at scale {params.scale}; "
+                "correct same_as, or move it to extended",
+            )

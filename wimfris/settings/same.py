@@ -12,11 +12,13 @@ def differences(settings: Settings, recorded: dict[str, Any]) -> list[str]:
     """Return one line per setting that differs, for example "model.hmf.window was 4 and is 2"; none if all are equal.
 
     A key that is newer than the run counts at its default. The scan backend is ignored: it changes how the result is
-    computed, not what it is.
+    computed, not what it is. So are the sizes of adapter families that the run does not use.
     """
     try:
         values = recorded | {"group": settings.group}
-        values["model"] = values["model"] | {"scan": settings.model.scan}
+        model = values["model"]
+        sizes = {name: size for name, size in (model.get("rivals") or {}).items() if name == model["adapters"]}
+        values["model"] = model | {"scan": settings.model.scan, "rivals": sizes or None}
         before = Settings.model_validate(values)
     except (KeyError, TypeError, ValidationError):
         return ["its settings are of another version"]

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.messages import require, require_known, require_numbers
 from wimfris.settings.placement import placed
 
@@ -29,7 +30,7 @@ Number = Annotated[int, Field(gt=0, le=2**10)]
 Tokens = Annotated[int, Field(ge=3, le=2**10)]  # of a sentence, with start and end
 SCENES = "scenes"  # the built-in data set, which is drawn and not declared
 MEMORY = 2**43  # bytes: no machine has more
-RIVALS = ("detris", "etris", "lora", "bottleneck")  # adapter families whose sizes are in `rivals`
+RIVALS = ("detris", "etris", "lora", "bottleneck", "pwam")  # adapter families whose sizes are in `rivals`
 BUILT_IN = ("builtin", "builtin-small", "random")  # encoders that know only the words of the built-in data set
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")  # suffixes of original weight files
 
@@ -59,6 +60,8 @@ class Scenes(Section):
     val: Annotated[int, Field(gt=0, le=10**7)]
     testA: Annotated[int, Field(gt=0, le=10**7)]
     testB: Annotated[int, Field(gt=0, le=10**7)]
+    # Only tuning runs are evaluated on it, and nothing trains on it. It decides no result of another run.
+    tune: Annotated[int, Field(ge=0, le=10**7)] = Field(0, exclude=True)
 
 
 class DataSet(Section):
@@ -76,7 +79,7 @@ class Files(DataSet):
     refs: str  # references: a pickle, or JSON
     instances: str  # COCO's images, annotations and categories
     images: str  # folder
-    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; val chooses the best epoch
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]  # of evaluation; the first chooses the best epoch
     counts: dict[str, tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]] = Field(
         default_factory=dict
     )  # split -> objects, sentences, images
@@ -97,7 +100,7 @@ class Data(Section):
     image_size: Annotated[int, Field(gt=0, le=2**13)]  # side of the letterboxed image, pixels
     tokens: dict[str, Tokens]  # data set -> text tokens, with start and end
     scenes: Scenes
-    splits: tuple[Split, ...] = ("val", "testA", "testB")  # of evaluation
+    splits: tuple[Split | Literal["tune"], ...] = ("val", "testA", "testB")  # of evaluation
     mix: tuple[str, ...] = ()
     drop_shared: bool = False
     files: dict[str, Files] = Field(default_factory=dict, exclude=True)  # of `sets`; where they lie decides no result
@@ -113,7 +116,10 @@ class Data(Section):
         return self.mix or (self.name,)
 
 
-class TextBackbone(Section):
+class Backbone(Section):
+    """A frozen encoder. Its `family` is one of wimfris/settings/backbones.py."""
+
+    family: str
     source: str  # builtin | builtin-small | random | a hub id | an original weight file
     revision: str | None = None  # commit of the hub id
     width: Size
@@ -136,12 +142,17 @@ class TextBackbone(Section):
         return self.source not in BUILT_IN
 
 
-class VisionBackbone(TextBackbone):
+class TextBackbone(Backbone):
+    family: Literal["clip", "siglip", "bert"] = "clip"
+
+
+class VisionBackbone(Backbone):
     patch: Size
     registers: Annotated[int, Field(ge=0, le=2**10)]
     taps: tuple[NonNegativeInt, NonNegativeInt]  # zero-based blocks whose outputs are the first two stages
     # How positions come to the grid of the images: as transformers and the released DINOv2 do, or as DETRIS does.
     positions: Literal["transformers", "detris"] = "transformers"
+    family: Literal["dinov2_with_registers", "dinov2", "dinov3_vit", "siglip"] = "dinov2_with_registers"
 
 
 class Encoders(Section):
@@ -170,18 +181,28 @@ class Msa(Section):
     emphasis_initial: Annotated[float, Field(gt=0, lt=1)]
 
 
+Window = Literal["grid"] | PositiveInt  # side in cells; grid: no windows, one sequence over the whole map
+
+
 class Hmf(Section):
     width: Size
-    window: Literal["grid"] | PositiveInt  # grid: no windows, one sequence over the whole map
-    text_token: Literal["first", "last", "both", "none"]  # position of the sentence in a window's sequence
-    direction: Literal["raster", "bidirectional"]  # bidirectional: add a backward scan
-    mixing: Literal["ssm", "attention", "none"]  # how the tokens of a window are mixed
+    window: Window | Annotated[tuple[Window, ...], Field(min_length=2)]  # several: each for a group of channels
+    # position of the sentence in a window's sequence; words: all words in front, instead of the sentence
+    text_token: Literal["first", "last", "both", "none", "words"]
+    direction: Literal["raster", "bidirectional", "cross"]  # also a backward scan; also both by columns
+    passes: Literal[1, 2] = 1  # 2: a second pass, in windows moved by half a window
+    mixing: Literal["ssm", "ssd", "attention", "none"]  # how the tokens of a window are mixed; ssd is Mamba-2's scan
     gate: Literal["attention", "text", "none"]
-    heads: Number
+    heads: Number  # of the gate, and of the mixings attention and ssd
     norm: bool
     state: Size
     conv: Number
     expand: Number
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Return the window of each group of channels."""
+        return self.window if isinstance(self.window, tuple) else (self.window,)
 
 
 class Decoder(Section):
@@ -223,18 +244,29 @@ class Bottleneck(Section):
     scale: float
 
 
-class Rivals(Section):
-    """Sizes of the rivals' adapters, with about as many trainable parameters as MSA + MTA at the same scale."""
+class Pwam(Section):
+    """LAVT's pixel-word attention in the layers of `msa`."""
 
-    detris: Detris
-    etris: Etris
-    lora: Lora
-    bottleneck: Bottleneck
+    width: Size
+    heads: Number
+
+
+class Rivals(Section):
+    """Sizes of a rival's adapters, with about as many trainable parameters as MSA + MTA at the same scale.
+
+    Only those of the family in use are there: the others have no effect.
+    """
+
+    detris: Detris | None = None
+    etris: Etris | None = None
+    lora: Lora | None = None
+    bottleneck: Bottleneck | None = None
+    pwam: Pwam | None = None
 
 
 class Model(Section):
     scan: Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
-    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "finetune"]
+    adapters: Literal["wimfris", "detris", "etris", "lora", "bottleneck", "pwam", "finetune"]
     placement: Literal["spread", "early", "middle", "late"]  # spread: the layers as listed; see `placed`
     mta: Mta
     msa: Msa
@@ -250,6 +282,7 @@ class Loss(Section):
     align: NonNegativeFloat
     align_window: Literal["scan"] | PositiveInt
     align_target: Literal["any", "fraction"]
+    target_resize: Literal["nearest", "area"] = "nearest"  # how the mask comes to the size of the logits
 
 
 class CosineSchedule(Section):
@@ -272,6 +305,7 @@ class Train(Section):
     backbone_factor: PositiveFloat = 1.0  # times the learning rate, for backbone parameters
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
@@ -316,6 +350,7 @@ class Settings(Section):
     scale: str
     variant: str
     group: str = Field(exclude=True)  # folder of the outs: core, extended, extra or a search's
+    own_encoders: bool = Field(default=False, exclude=True)  # the variant overrides the encoders of its scale
     data: Data
     encoders: Encoders
     model: Model
@@ -330,12 +365,13 @@ class Settings(Section):
 
     @property
     def scan_window(self) -> int | None:
-        """Return the side of the scan's windows in patches, or None without windows."""
-        return None if self.model.neck != "hmf" or self.model.hmf.window == "grid" else self.model.hmf.window
+        """Return the side of the scan's windows in patches; None without windows, or where there are several."""
+        window = self.model.hmf.window
+        return window if self.model.neck == "hmf" and isinstance(window, int) else None
 
     @property
     def align_window(self) -> int:
-        """Return the side of the alignment loss's windows in patches. It is 4 if the scan to follow has no windows."""
+        """Return the side of the alignment loss's windows in patches. It is 4 if the scan has none, or several."""
         return (self.scan_window or 4) if self.loss.align_window == "scan" else self.loss.align_window
 
     @property
@@ -354,6 +390,16 @@ class Settings(Section):
         return run_folder(self.data.name, self.scale)
 
     @property
+    def encoders_record(self) -> Path:
+        """Return the file that identifies the frozen encoders: that of the scale, or the variant's own."""
+        return self.folder / (Path("encoders", f"{self.variant}.json") if self.own_encoders else "encoders.json")
+
+    @property
+    def record_command(self) -> str:
+        """Return the command that writes `encoders_record`."""
+        return f"wimfris encoders record --variant {self.variant}" if self.own_encoders else "dvc repro -f encoders"
+
+    @property
     def outs(self) -> Path:
         """Return the folder of this variant's outs. Each group has its own, so that no core stage depends on others."""
         return self.folder / self.group
@@ -368,7 +414,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_windows(self) -> "Settings":
         allowed = f"at most the grid size ({self.grid})"
-        require((self.scan_window or 1) <= self.grid, "model.hmf.window", allowed, self.scan_window)
+        sides = [window for window in self.model.hmf.windows if isinstance(window, int)]
+        largest = max(sides, default=1) if self.model.neck == "hmf" else 1
+        require(largest <= self.grid, "model.hmf.window", allowed, largest)
         require(self.align_window <= self.grid, "loss.align_window", allowed, self.align_window)
         return self
 
@@ -383,13 +431,21 @@ class Settings(Section):
             ("model.hmf.width", model.hmf.width, model.hmf.heads, "model.hmf.heads"),
             ("model.hmf.width", model.hmf.width, model.decoder.heads, "model.decoder.heads"),
             ("model.hmf.width", model.hmf.width, 4, "two-dimensional sinusoidal positions"),
+            ("model.hmf.width", model.hmf.width, len(model.hmf.windows), "groups of channels in model.hmf.window"),
         ]
+        if model.neck == "hmf" and model.hmf.mixing in ("attention", "ssd"):
+            inner = model.hmf.width // len(model.hmf.windows) * (model.hmf.expand if model.hmf.mixing == "ssd" else 1)
+            reason = f"model.hmf.heads, with mixing {model.hmf.mixing}"
+            multiples.append(("model.hmf.width", inner, model.hmf.heads, reason))
         if model.rivals is not None:
-            detris, etris, key = model.rivals.detris, model.rivals.etris, f"rivals.{self.scale}"
-            multiples += [
-                (f"{key}.detris.attention_width", detris.attention_width, detris.heads, f"{key}.detris.heads"),
-                (f"{key}.etris.width", etris.width, etris.heads, f"{key}.etris.heads"),
-            ]
+            key = f"rivals.{self.scale}"
+            for name in ("detris", "etris", "pwam"):
+                sizes = getattr(model.rivals, name)
+                if sizes is not None:
+                    field = "attention_width" if name == "detris" else "width"
+                    multiples.append(
+                        (f"{key}.{name}.{field}", getattr(sizes, field), sizes.heads, f"{key}.{name}.heads")
+                    )
         for key, width, divisor, reason in multiples:
             require(width % divisor == 0, key, f"a multiple of {divisor} ({reason})", width)
         return self
@@ -418,6 +474,9 @@ class Settings(Section):
         if self.model.scan == "mamba_ssm":
             for key, block in (("model.mta", self.model.mta), ("model.hmf", self.model.hmf)):
                 inner = block.expand * block.width
+                if isinstance(block, Hmf):
+                    inner //= len(block.windows)
+                    inner += 2 * block.state if block.mixing == "ssd" else 0  # its convolution takes B and C too
                 require(2 <= block.conv <= 4, f"{key}.conv", "from 2 to 4 with model.scan mamba_ssm", block.conv)
                 allowed = "such that width * expand is a multiple of 8 with model.scan mamba_ssm"
                 require(inner % 8 == 0, f"{key}.width", allowed, block.width)
@@ -461,6 +520,25 @@ class Settings(Section):
         for key, backbone in (("encoders.text", text), ("encoders.vision", vision)):
             allowed = "a commit if source is a hub id, null otherwise"
             require(backbone.is_hub == (backbone.revision is not None), f"{key}.revision", allowed, backbone.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _check_families(self) -> "Settings":
+        text, vision = self.encoders.text, self.encoders.vision
+        for key, backbone, families in (("encoders.text", text, TEXT), ("encoders.vision", vision, VISION)):
+            built_in = backbone.family == next(iter(families))  # of the first family, as scales tiny and small have it
+            possible = families[backbone.family].files if backbone.is_file else backbone.is_public or built_in
+            allowed = f"a hub id or random with family {backbone.family}"
+            require(possible or backbone.source == "random", f"{key}.source", allowed, backbone.source)
+        family = VISION[vision.family]
+        allowed = f"0, because family {vision.family} has no register tokens"
+        require(family.registers or not vision.registers, "encoders.vision.registers", allowed, vision.registers)
+        allowed = f"transformers with family {vision.family}, which has no learned position of a class token"
+        detris = vision.positions == "detris"
+        require(family.detris_positions or not detris, "encoders.vision.positions", allowed, vision.positions)
+        if family.positions == "rotary":
+            allowed = f"a multiple of {4 * vision.heads} (rotary positions turn pairs of rows and columns in each head)"
+            require(vision.width % (4 * vision.heads) == 0, "encoders.vision.width", allowed, vision.width)
         return self
 
 

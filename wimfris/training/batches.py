@@ -18,14 +18,14 @@ from wimfris.training.distributed import Processes
 
 SHARED = Path("/dev/shm")  # where loader processes hand over their batches
 PREFETCH = 2  # batches that each loader process prepares, torch's default
-FLOAT = 4  # bytes
+PLANES = 4  # red, green, blue and mask, a byte each
 
 
 def shared_bytes(settings: Settings) -> int:
     """Return the shared memory that the loader processes fill at most: images and masks of the batches under way."""
     train, side = settings.train, settings.data.image_size
     batch = max(train.batch_size, settings.evaluate.batch_size)
-    return train.workers * (PREFETCH + 1) * batch * 4 * side * side * FLOAT
+    return train.workers * (PREFETCH + 1) * batch * PLANES * side * side
 
 
 def check_shared_memory(settings: Settings, folder: Path = SHARED) -> None:

@@ -1,7 +1,6 @@
 """Compile the model with torch.compile, and fall back to eager mode where that fails."""
 
 import sys
-import warnings
 from typing import Any
 
 import torch
@@ -25,8 +24,6 @@ def compile_segmenter(segmenter: Segmenter, settings: Settings, device: torch.de
     statistics and mode are left as they were. backend: one of torch.compile's.
     """
     training, eager = segmenter.training, segmenter.forward
-    # the caches hold tables of indices and positions, which depend on shapes only
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
     devices = [device] if device.type == "cuda" else []
     # with fixed shapes: torch 2.13 fails on dynamic ones
     segmenter.forward = torch.compile(eager, backend=backend, dynamic=False)  # type: ignore[method-assign]

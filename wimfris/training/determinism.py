@@ -6,6 +6,7 @@ import sys
 import torch
 
 from wimfris.errors import UserError
+from wimfris.settings.backbones import VISION
 from wimfris.settings.schema import Settings
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # `wimfris/__init__.py` sets it before CUDA starts
@@ -38,10 +39,11 @@ def be_deterministic(settings: Settings) -> None:
 def operator_without_kernel(settings: Settings) -> str | None:
     """Return the operator of a training step on CUDA that has no deterministic kernel; None where all have one.
 
-    The only one: a public DINOv2 interpolates its positions bicubically in every pass, and finetuning trains them.
+    The only one: a public encoder interpolates learned positions bicubically in every pass, and finetuning trains them.
     """
     vision = settings.encoders.vision
-    trains_positions = settings.model.adapters == "finetune" and vision.is_public and vision.positions != "detris"
+    interpolates = vision.is_public and vision.positions != "detris" and VISION[vision.family].positions == "learned"
+    trains_positions = settings.model.adapters == "finetune" and interpolates
     if settings.train.device == "cuda" and trains_positions:
         return "the gradient of the bicubic interpolation of positions"
     return None

@@ -1,10 +1,13 @@
 """Evaluation: every sentence of every object is one case, and gives one record."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,15 +17,19 @@ from torch.utils.data import DataLoader
 from wimfris.data.dataset import Case, ReferDataset, empty_sentences, every_sentence, shuffled_sentences, to_device
 from wimfris.data.index import decode_mask
 from wimfris.data.mixed import dataset_label
+from wimfris.data.objects import Candidates, ImageObjects
 from wimfris.data.protocol import PROTOCOLS
+from wimfris.data.rle import encode_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.schema import Settings
+from wimfris.settings.schema import Data, Settings
 from wimfris.training.batches import start_worker
 from wimfris.training.distributed import Processes
 from wimfris.training.memory import fitting
 
+T = TypeVar("T")
+TARGETS = 32  # decoded masks that are kept: each belongs to a few sentences, and threads work on several objects
 CONDITIONS: dict[str, Callable[[pd.DataFrame], list[Case]]] = {  # what the model reads: the sentence, or a control
     "sentence": every_sentence,
     "shuffled": shuffled_sentences,
@@ -45,6 +52,40 @@ def _passes(rows: pd.DataFrame, cases: list[Case]) -> list[list[int]]:
     return list(groups.values())
 
 
+def judge(
+    predicted: np.ndarray, target: np.ndarray, candidates: Candidates | None = None, *, keep_mask: bool = False
+) -> dict[str, Any]:
+    """Return the pixels in both of two bool masks (H, W), and those in either.
+
+    With `candidates`, also which object of the image the prediction overlaps most, see `Candidates.best`. With
+    `keep_mask`, also the prediction as COCO's run lengths, `mask`.
+    """
+    judgement: dict[str, Any] = {
+        "intersection": int(np.count_nonzero(predicted & target)),
+        "union": int(np.count_nonzero(predicted | target)),
+    }
+    if candidates or keep_mask:
+        counts = encode_mask(predicted)
+        judgement |= candidates.best(counts, *predicted.shape) if candidates else {}
+        judgement |= {"mask": {"size": list(predicted.shape), "counts": counts}} if keep_mask else {}
+    return judgement
+
+
+def describe_case(data: Data, row: Mapping[Any, Any], case: Case, condition: str) -> dict[str, Any]:
+    """Return the columns of a record that do not depend on the prediction; `row` is the case's row of the index."""
+    return {
+        "dataset": dataset_label(data, row["dataset"]),
+        "split": row["split"],
+        "condition": condition,
+        "ref_id": row["ref_id"],
+        "sent_id": row["sent_ids"][case.sentence],
+        "image_id": row["image_id"],
+        "sentence": case.text,
+        "kind": row["kinds"][case.sentence],
+        "target_area": int(row["area"]),
+    }
+
+
 class Evaluator:
     """Predict the masks of an index's cases and compare them with the true masks.
 
@@ -59,11 +100,19 @@ class Evaluator:
         tokenizer: Tokenizer,
         device: torch.device,
         group: Processes | None = None,
+        objects: pd.DataFrame | None = None,
+        *,
+        keep_masks: bool = False,
     ) -> None:
+        """`objects`, from `read_objects`, give the records their columns of objects. With `keep_masks` they have the
+        column `mask`: the predicted mask as COCO's run lengths, at the size at which the protocol judges.
+        """
         self.settings, self.index, self.images = settings, index, images
         self.tokenizer, self.device = tokenizer, device
         self.group = group or Processes()
         self.protocol = PROTOCOLS[settings.evaluate.protocol]
+        self.objects = None if objects is None else ImageObjects(objects, self.protocol)
+        self.keep_masks = keep_masks
 
     def split(self, name: str) -> pd.DataFrame:
         """Return the rows of a split, numbered from 0."""
@@ -75,42 +124,65 @@ class Evaluator:
         batches = [passes[start : start + size] for start in range(0, len(passes), size)]
         return list(chain.from_iterable(batches[self.group.rank :: self.group.size]))
 
-    @torch.no_grad()
     def predictions(
         self, segmenter: Segmenter, rows: pd.DataFrame, cases: list[Case]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (case number, predicted mask) for each case of this process. The mask is a bool array of the size at
         which the protocol judges it.
         """
+        return self.finished(segmenter, rows, cases, lambda number, predicted: (number, predicted))
+
+    @torch.no_grad()
+    def finished(
+        self, segmenter: Segmenter, rows: pd.DataFrame, cases: list[Case], finish: Callable[[int, np.ndarray], T]
+    ) -> Iterator[T]:
+        """Yield finish(case number, predicted mask) for each case of this process, in a fixed order.
+
+        Masks are made and `finish` runs in `train.threads` threads, while the device computes the next batches. At most
+        that many batches and two more wait in memory. What a thread raises is raised here.
+        """
         settings = self.settings
-        shared = self._share(_passes(rows, cases))
+        objects, shared = rows.to_dict("records"), self._share(_passes(rows, cases))
         views = [cases[numbers[0]] for numbers in shared]
-        size, protocol = settings.data.image_size, self.protocol
+        size, protocol, threads = settings.data.image_size, self.protocol, settings.train.threads
         dataset = ReferDataset(rows, views, self.images, self.tokenizer, size, with_mask=False, fit=protocol.image)
         # The loader draws from its own generator: evaluation must not change torch's global random state.
         own, workers, pinned = torch.Generator(), settings.train.workers, self.device.type == "cuda"
-        was_training = segmenter.training
-        segmenter.eval()
-        batch_size = settings.evaluate.batch_size
         loader = DataLoader(
             dataset,
-            batch_size,
+            settings.evaluate.batch_size,
             num_workers=workers,
             worker_init_fn=start_worker,
             pin_memory=pinned,
             generator=own,
         )
-        for batch in loader:
-            batch = to_device(batch, self.device)
-            with fitting(settings, training=False), precision_context(settings.train.precision, self.device):
-                logits = segmenter(batch["image"], batch["token_ids"]).logits
-            maps = protocol.scores(logits, size)
-            for view, scores in zip(batch["number"].tolist(), maps, strict=True):
-                row = rows.iloc[views[view].row]
+
+        def work(numbers: list[int], maps: np.ndarray) -> list[T]:
+            results = []
+            for view, scores in zip(numbers, maps, strict=True):
+                row = objects[views[view].row]
                 mask = protocol.predicted(scores, int(row["height"]), int(row["width"]))
-                for number in shared[view]:
-                    yield number, mask
-        segmenter.train(was_training)
+                results += [finish(number, mask) for number in shared[view]]
+            return results
+
+        was_training = segmenter.training
+        segmenter.eval()
+        waiting: deque[Future[list[T]]] = deque()
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for batch in loader:
+                numbers = batch.pop("number").tolist()
+                batch = to_device(batch, self.device)
+                with fitting(settings, training=False), precision_context(settings.train.precision, self.device):
+                    logits = segmenter(batch["image"], batch["token_ids"]).logits
+                waiting.append(pool.submit(work, numbers, protocol.scores(logits, size)))
+                if len(waiting) > threads + 1:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            segmenter.train(was_training)
 
     def records(
         self, segmenter: Segmenter, split: str, condition: str, advance: Callable[[], None] = lambda: None
@@ -121,27 +193,21 @@ class Evaluator:
         the original image.
         """
         rows = self.split(split)
-        cases = CONDITIONS[condition](rows)
-        records: dict[int, dict[str, Any]] = {}
-        decoded, target = -1, np.empty(0, bool)
-        for number, predicted in self.predictions(segmenter, rows, cases):
+        cases, objects = CONDITIONS[condition](rows), rows.to_dict("records")
+
+        @lru_cache(maxsize=TARGETS)  # the sentences of one object follow each other
+        def truth(row: int) -> tuple[np.ndarray, Candidates | None]:
+            candidates = self.objects.candidates(objects[row]) if self.objects else None
+            return self.protocol.target(decode_mask(objects[row])), candidates
+
+        def record(number: int, predicted: np.ndarray) -> tuple[int, dict[str, Any]]:
             case = cases[number]
-            row = rows.iloc[case.row]
-            if case.row != decoded:  # the sentences of one object follow each other
-                decoded, target = case.row, self.protocol.target(decode_mask(row))
-            records[number] = {
-                "dataset": dataset_label(self.settings.data, row["dataset"]),
-                "split": split,
-                "condition": condition,
-                "ref_id": row["ref_id"],
-                "sent_id": row["sent_ids"][case.sentence],
-                "image_id": row["image_id"],
-                "sentence": case.text,
-                "kind": row["kinds"][case.sentence],
-                "target_area": int(row["area"]),
-                "intersection": int((predicted & target).sum()),
-                "union": int((predicted | target).sum()),
-            }
+            described = describe_case(self.settings.data, objects[case.row], case, condition)
+            return number, described | judge(predicted, *truth(case.row), keep_mask=self.keep_masks)
+
+        records: dict[int, dict[str, Any]] = {}
+        for number, entry in self.finished(segmenter, rows, cases, record):
+            records[number] = entry
             advance()
         for part in self.group.gather(records):
             records |= part

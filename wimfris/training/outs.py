@@ -38,7 +38,7 @@ def own_files(settings: Settings, run: Run) -> RunFiles:
             f"{files.folder}: trained with other settings: {changed[0]}{more}; restore params.yaml, or train the run "
             "again with `wimfris matrix`"
         )
-    encoders = settings.folder / "encoders.json"
+    encoders = settings.encoders_record
     if encoders.is_file() and json.loads(encoders.read_text(encoding="utf-8")) != manifest.get("encoders"):
         raise UserError(
             f"{files.folder}: trained on other encoders than {encoders} records; train the run again with "

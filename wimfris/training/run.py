@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from wimfris.data.index import read_index
+from wimfris.data.index import TUNE, read_index, with_tuning_split
+from wimfris.data.objects import read_objects
 from wimfris.data.source import source_images
+from wimfris.data.tokens import Tokenizer
 from wimfris.encoders.load import load_tokenizer
 from wimfris.errors import UserError
 from wimfris.files import write_text
@@ -107,7 +109,7 @@ def _train(
     key = digest(content)
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-{run}", key)
     trainer, compiled = assemble_trainer(settings, run, checkpoints, group, after_epoch)
-    _check_encoders(trainer.segmenter, content["encoders"])
+    _check_encoders(settings, trainer.segmenter, trainer.evaluator.tokenizer, content["encoders"])
     scan = choose_backend(settings.model.scan, trainer.device.type)
     if group.leads and trainer.device.type == "cuda":
         print(f"{run}: scan by {scan.backend} ({scan.reason})", file=sys.stderr)
@@ -166,13 +168,16 @@ def assemble_trainer(
     be_deterministic(settings)
     torch.manual_seed(run.seed)
     index = read_index(settings.folder / "index" / "index.parquet")
+    if TUNE in settings.data.splits:
+        index = with_tuning_split(index)
     tokenizer = load_tokenizer(settings)
     segmenter = build_segmenter(settings, tokenizer).to(device)
     compiled = train.compile and compile_segmenter(segmenter, settings, device)
     model = group.wrap(segmenter)
     if not group.leads:  # every process has the same weights, but its own dropout
         torch.manual_seed(run.seed + RANK_SEEDS * group.rank)
-    evaluator = Evaluator(settings, index, images, tokenizer, device, group)
+    objects = read_objects(settings.folder / "index")
+    evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects)
     trainer = Trainer(
         settings,
         run,
@@ -187,12 +192,18 @@ def assemble_trainer(
     return trainer, compiled
 
 
-def _check_encoders(segmenter: Segmenter, expected: dict[str, Any]) -> None:
-    for name, sha256 in segmenter.encoders.items():
-        if sha256 != expected[name]["sha256"]:
+def _check_encoders(
+    settings: Settings, segmenter: Segmenter, tokenizer: Tokenizer, expected: dict[str, dict[str, Any]]
+) -> None:
+    encoders = segmenter.encoders.items()
+    parts: list[tuple[str, str, str | None, str | None]]
+    parts = [(name, "encoder", expected[name]["sha256"], sha256) for name, sha256 in encoders]
+    parts.append(("text", "tokenizer", expected["text"].get("tokenizer_sha256"), tokenizer.sha256))
+    for name, what, before, now in parts:
+        if now != before:
             raise UserError(
-                f"encoders.{name}: {expected[name]['source']} is not the encoder that stage `encoders` recorded; "
-                "run `dvc repro -f encoders`"
+                f"encoders.{name}: {expected[name]['source']} has not the {what} that {settings.encoders_record} "
+                f"records; run `{settings.record_command}`"
             )
 
 

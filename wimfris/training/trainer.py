@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ from wimfris.model.segmenter import Segmenter
 from wimfris.runs.store import progress_file
 from wimfris.settings.run import Run
 from wimfris.settings.schema import CosineSchedule, Settings, Train
+from wimfris.training.average import WeightAverage
 from wimfris.training.batches import TrainBatches
 from wimfris.training.checkpoint import Checkpoint, CheckpointFolder
 from wimfris.training.evaluate import Evaluator, precision_context
 
 LOG_EVERY = 10  # steps between two lines of the log
 AfterEpoch = Callable[[int, float], None]
-"""Called after each epoch is evaluated, with its number from 1 and mIoU over all validation sentences."""
+"""Called after each epoch is evaluated, with its number from 1 and mIoU over all sentences of the first split."""
 
 
 def learning_rate_factor(train: Train, step: int, steps_per_epoch: int) -> float:
@@ -68,7 +70,7 @@ class Trainer:
     ) -> None:
         train = settings.train
         self.progress = progress_file(settings.folder.name, str(run))
-        self.train, self.run = train, run
+        self.train, self.run, self.split = train, run, settings.data.splits[0]
         self.segmenter, self.model, self.loss = segmenter, model, loss
         self.batches, self.evaluator, self.checkpoints, self.after_epoch = batches, evaluator, checkpoints, after_epoch
         self.group, self.device = batches.group, batches.device
@@ -76,11 +78,13 @@ class Trainer:
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
         groups = parameter_groups(segmenter, train.backbone_factor)
         self.optimizer = optimizer(groups, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        self.average = None if train.average is None else WeightAverage(segmenter, train.average)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.step, self.resumed, self.seconds = 0, 0, 0.0
         self.best_epoch, self.best_score = 0, -1.0
         self.best_weights: dict[str, Tensor] = segmenter.trained_state()
         self.log: list[dict[str, Any]] = []
+        self.unread: list[tuple[Tensor, list[Case]]] = []  # loss and batch of each step since the last check
         self._restore()
 
     @property
@@ -89,7 +93,7 @@ class Trainer:
         return self.train.epochs * self.batches.steps_per_epoch
 
     def fit(self, progress: Progress) -> None:
-        """Train to the last epoch and keep the weights of the best one, by mIoU over all validation sentences."""
+        """Train to the last epoch and keep the weights of the best one, by mIoU over the whole first split."""
         bar = progress.add_task(str(self.run), total=self.total_steps, completed=self.step)
         started = saved = time.monotonic()
         before = self.seconds
@@ -99,11 +103,15 @@ class Trainer:
             for batch, cases in self.batches.epoch(epoch, position):
                 losses = self._train_step(batch, cases)
                 self.step += 1
+                if self.average is not None:
+                    self.average.update(self.step)
                 progress.advance(bar)
                 if self.step % LOG_EVERY == 0 or self.step == 1:
+                    self._check_losses()
                     self._log("step", epoch, losses)
                     self._write_progress()
                 if self.step % self.batches.steps_per_epoch == 0:
+                    self._check_losses()
                     self._end_epoch(epoch, losses, progress)
                 self.seconds = before + time.monotonic() - started
                 if self._checkpoint_is_due(saved):
@@ -134,12 +142,7 @@ class Trainer:
         with precision_context(train.precision, self.device):
             output = self.model(batch["image"], batch["token_ids"])
         losses = self.loss(output, batch["mask"])
-        if not torch.isfinite(losses.total):
-            ids = ", ".join(str(self.batches.rows["ref_id"].iloc[case.row]) for case in cases)
-            raise UserError(
-                f"run {self.run}: the loss is {losses.total.item()} at step {self.step + 1}, in the batch of ref_ids "
-                f"{ids}; lower train.learning_rate"
-            )
+        self.unread.append((losses.total.detach(), cases))
         self.optimizer.zero_grad()
         self.scaler.scale(losses.total).backward()
         if train.clip_norm is not None:
@@ -149,15 +152,33 @@ class Trainer:
         self.scaler.update()
         return losses
 
+    def _check_losses(self) -> None:
+        """Raise UserError where a loss since the last check is not finite.
+
+        Reading a loss makes the host wait for the GPU, so several are read at once.
+        """
+        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
+        for number, (loss, (_, cases)) in enumerate(zip(losses, self.unread, strict=True)):
+            if not math.isfinite(loss):
+                ids = ", ".join(str(self.batches.rows["ref_id"].iloc[case.row]) for case in cases)
+                raise UserError(
+                    f"run {self.run}: the loss is {loss} at step {self.step - len(losses) + number + 1}, in the batch "
+                    f"of ref_ids {ids}; lower train.learning_rate"
+                )
+        self.unread.clear()
+
     def _end_epoch(self, epoch: int, losses: Losses, progress: Progress) -> None:
-        bar = progress.add_task(f"{self.run} validation", total=self.evaluator.cases(["val"], ["sentence"]))
-        score = self.evaluator.score(self.segmenter, "val", lambda: progress.advance(bar))
+        bar = progress.add_task(f"{self.run} validation", total=self.evaluator.cases([self.split], ["sentence"]))
+        with nullcontext() if self.average is None else self.average.in_place():
+            score = self.evaluator.score(self.segmenter, self.split, lambda: progress.advance(bar))
+            emphasis = {str(layer): alpha for layer, alpha in self.segmenter.emphasis().items()}
+            if score["miou"] > self.best_score:
+                self.best_epoch, self.best_score = epoch + 1, score["miou"]
+                state = self.segmenter.trained_state()
+                self.best_weights = {name: value.detach().clone() for name, value in state.items()}
         progress.remove_task(bar)
-        if score["miou"] > self.best_score:
-            self.best_epoch, self.best_score = epoch + 1, score["miou"]
-            self.best_weights = {name: value.detach().clone() for name, value in self.segmenter.trained_state().items()}
         extra: dict[str, Any] = {f"val_{name}": value for name, value in score.items() if name != "n"}
-        extra |= {"emphasis": {str(layer): alpha for layer, alpha in self.segmenter.emphasis().items()}}
+        extra |= {"emphasis": emphasis}
         event = self._log("epoch", epoch, losses, extra)
         progress.console.print(
             f"{self.run} epoch {epoch + 1}/{self.train.epochs}: loss {event['loss']:.3f}, "
@@ -180,6 +201,7 @@ class Trainer:
         return line
 
     def _save(self) -> None:
+        self._check_losses()  # a checkpoint holds no step that failed
         training = {
             "step": self.step,
             "seconds": self.seconds,
@@ -187,6 +209,7 @@ class Trainer:
             "best_epoch": self.best_epoch,
             "best_score": self.best_score,
             "log": self.log,
+            "average": self.average and self.average.state,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": self.group.gather(self._random_state()),
@@ -213,6 +236,8 @@ class Trainer:
         self.best_weights = checkpoint.best_weights
         self.step, self.seconds, self.resumed = training["step"], training["seconds"], training["resumed"] + 1
         self.best_epoch, self.best_score, self.log = training["best_epoch"], training["best_score"], training["log"]
+        if self.average is not None:
+            self.average.load(training["average"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
         cpu, *cuda = training["random"][self.group.rank]

@@ -1,10 +1,12 @@
 """Which scan backend runs, and why."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +24,22 @@ CONV_TAPS = (2, 3, 4)  # kernels that causal_conv1d has
 CONV_MULTIPLE = 8  # it wants a multiple of these channels where the tokens lie channels-last
 
 
+Result = TypeVar("Result")
+
+
+def _once(function: Callable[..., Result]) -> Any:
+    """Cache a function's results. torch.compile takes them as constants."""
+    cached = cache(function)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @wraps(function)
+    def read(*arguments: Any) -> Result:
+        return cached(*arguments)
+
+    read.cache_clear = cached.cache_clear
+    return read
+
+
 @dataclass(frozen=True)
 class Choice:
     """The backend that runs, and the reason in a few words."""
@@ -36,9 +54,10 @@ def choose_backend(
     """Return the backend that runs on a device ("cpu", "cuda", ...).
 
     shape: (batch, L, D, N) of the scan, where it is known; dtype: the parameters'. `auto` takes the compiled kernels on
-    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where its extensions can be imported,
-    else Triton where it agrees with the reference on this GPU; elsewhere the reference. On `meta`, where nothing is
-    computed, every backend is the reference. Raises UserError where the backend is unknown or cannot run.
+    a CPU, except for float64 and for scans too small to profit; on CUDA mamba_ssm where its extensions can be imported
+    and take the channels, else Triton where it agrees with the reference on this GPU; elsewhere the reference. On
+    `meta`, where nothing is computed, every backend is the reference. Raises UserError where the backend is unknown or
+    cannot run.
     """
     if backend not in BACKENDS:
         raise UserError(f"model.scan must be one of {', '.join(BACKENDS)}, got '{backend}'")
@@ -50,7 +69,7 @@ def choose_backend(
             raise UserError(f"model.scan: {obstacle}")
         return Choice(backend, "named in model.scan")
     if device == "cuda":
-        return Choice(*_choose_on_cuda())
+        return Choice(*_choose_on_cuda(shape is None or shape[2] % CONV_MULTIPLE == 0))
     if device != "cpu":
         return Choice("reference", f"nothing faster runs on {device}")
     if _obstacle("cpu", device):
@@ -71,11 +90,10 @@ def check_conv(backend: str, taps: int, width: int) -> None:
         )
 
 
-@cache
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _choose_on_cuda() -> tuple[str, str]:
-    """Return the backend of `auto` on CUDA, and the reason."""
-    failure = mamba_failure()
+@_once
+def _choose_on_cuda(convolves: bool) -> tuple[str, str]:
+    """Return the backend of `auto` on CUDA, and the reason. convolves: whether causal_conv1d takes the channels."""
+    failure = mamba_failure() if convolves else f"causal_conv1d wants a multiple of {CONV_MULTIPLE} channels"
     if failure is None:
         return "mamba_ssm", "its extensions can be imported"
     if not torch.cuda.is_available():
@@ -86,13 +104,12 @@ def _choose_on_cuda() -> tuple[str, str]:
     return "triton" if agrees else "reference", f"{failure}; triton {result}"
 
 
-@cache
+@_once
 def _installed(*packages: str) -> bool:
     return all(find_spec(package) is not None for package in packages)
 
 
-@cache
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_once
 def mamba_failure() -> str | None:
     """Return why the backend `mamba_ssm` cannot be imported, or None. A build can leave out the compiled code."""
     for package, modules in EXTENSIONS.items():

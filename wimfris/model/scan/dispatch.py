@@ -1,19 +1,19 @@
 """The scan, the convolution before it and the scan of windows, each by the backend that `choose_backend` returns."""
 
-from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from wimfris.kernels.ops import fused_conv, fused_scan, load_backend
 from wimfris.model.scan import reference
 from wimfris.model.scan.backends import check_conv, choose_backend
 from wimfris.model.windows import (
+    join_sentence,
+    join_words,
+    take,
     window_cells,
+    window_padding,
     window_partition,
-    window_reversal,
-    window_sequences,
     window_unpartition,
 )
 
@@ -61,15 +61,13 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
 
 
 class Block(Protocol):
-    """What `scan_windows` needs of a Mamba block."""
+    """What `scan_windows` needs of a mixing's block.
 
-    backend: str
+    A block that has `forward_windows` and a `backend` can also read the windows from the map; see `Mamba`.
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Run over sequences: (batch, L, C) -> (batch, L, C)."""
-
-    def forward_windows(self, tokens: Tensor, text: Tensor, cells: Tensor) -> Tensor:
-        """Run over the windows of a map, by kernels that read them from it; see `Mamba.forward_windows`."""
+    def __call__(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Run over sequences (batch, L, C), padding (batch, L) True at no token, -> (batch, L, C)."""
 
 
 def scan_windows(
@@ -79,57 +77,30 @@ def scan_windows(
     window: tuple[int, int],
     *,
     block: Block,
-    backwards: Block | None = None,
-    norm: Callable[[Tensor], Tensor],
     text_token: str = "first",
+    absent: Tensor | None = None,
+    order: str = "raster",
+    shift: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Run a Mamba block over every window of a map, each a sequence of its own: tokens (B, H * W, C) -> the same.
+    """Run a block over every window of a map, each a sequence of its own: tokens (B, H * W, C) -> the same.
 
-    text (B, C) is each image's text token; it joins every window where `text_token` says (see `window_sequences`).
-    backwards: a second block, over the windows in reverse, whose output is added. norm: acts on single tokens, before
-    either block.
+    text (B, P, C) joins every window of its image: its sentence where `text_token` says (see `join_sentence`), or its
+    words, with absent (B, P) True at padding, in front (`words`). order and shift: see `wimfris.model.windows`.
     """
-    backend = choose_backend(block.backend, tokens.device.type).backend
-    if backend in READS_WINDOWS and text is not None and text_token == "first":
-        return _scan_in_place(tokens, text, grid, window, block, backwards, norm)
-    windows = window_partition(tokens, *grid, window)
+    in_place = getattr(block, "forward_windows", None)
+    if in_place is not None and text is not None and text_token == "first":
+        backend: str = block.backend  # type: ignore[attr-defined]
+        if choose_backend(backend, tokens.device.type).backend in READS_WINDOWS:
+            return in_place(tokens, text, window_cells(*grid, window, order, shift, device=tokens.device))
+    windows = window_partition(tokens, *grid, window, order, shift)
+    padding = window_padding(*grid, window, order, shift, device=tokens.device).repeat(len(tokens), 1)
+    number = len(windows) // len(tokens)
     if text is not None:
-        text = text.repeat_interleave(len(windows) // len(tokens), dim=0)[:, None]
-
-    def run(block: Block, windows: Tensor) -> Tensor:
-        sequences, own = window_sequences(windows, text, text_token)
-        return block(norm(sequences))[:, own]
-
-    mixed = run(block, windows)
-    if backwards is not None:
-        order = window_reversal(*grid, window).to(tokens.device)
-        mixed = mixed + _reorder(run(backwards, _reorder(windows, order)), order)
-    return window_unpartition(mixed, *grid, window)
-
-
-def _reorder(windows: Tensor, order: Tensor) -> Tensor:
-    """Reorder the tokens within each window: windows (B * n_win, M, C), order (n_win, M) -> (B * n_win, M, C).
-
-    `torch.gather` would do, but its gradient has no deterministic CUDA kernel; that of an index has one.
-    """
-    starts = torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
-    return windows.reshape(-1, order.numel(), windows.shape[-1])[:, starts + order].flatten(0, 1)
-
-
-def _scan_in_place(
-    tokens: Tensor,
-    text: Tensor,
-    grid: tuple[int, int],
-    window: tuple[int, int],
-    block: Block,
-    backwards: Block | None,
-    norm: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """`scan_windows` without cutting the map: the kernels read and write it through an index."""
-    tokens, text = norm(tokens), norm(text)[:, None]
-    cells = window_cells(*grid, window)
-    mixed = block.forward_windows(tokens, text, cells.to(tokens.device))
-    if backwards is not None:
-        cells = cells.gather(1, window_reversal(*grid, window))
-        mixed = mixed + backwards.forward_windows(tokens, text, cells.to(tokens.device))
-    return mixed
+        text = text.repeat_interleave(number, dim=0)
+    if text is not None and absent is not None and text_token == "words":
+        sequences, padding, places = join_words(windows, padding, text, absent.repeat_interleave(number, dim=0))
+        mixed = take(block(sequences, padding), places)
+    else:
+        sequences, padding, own = join_sentence(windows, padding, text, text_token)
+        mixed = block(sequences, padding)[:, own]
+    return window_unpartition(mixed, *grid, window, order, shift)

@@ -1,0 +1,104 @@
+"""The training step of scale tiny on this CPU, beside that of another revision of the code.
+
+    python benchmarks/step_cpu.py --against 54f79d9    # -> step_cpu.csv
+
+The other revision's package is read with `git archive` and imported under another name, so that both run in one
+process. They take turns, with the same threads and the same batch of noise; a ratio is the median over pairs of
+steps. With one thread, times are processor time, which other processes lengthen little; otherwise they are wall time.
+"""
+
+import argparse
+import io
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from measured import write
+
+HERE = Path(__file__).parent
+OURS, THEIRS = "wimfris", "wimfris_before"
+VARIANTS = ("full", "detris_adapters_detris_neck", "etris_adapters_etris_neck", "no_window")
+BATCH = 32
+WARM_UP = 3
+
+
+def unpack(revision: str, folder: Path) -> None:
+    """Write the package of a git revision into `folder`, under the name `THEIRS`."""
+    archive = subprocess.run(
+        ["git", "archive", revision, OURS], capture_output=True, check=True, cwd=HERE.parent
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    (folder / OURS).rename(folder / THEIRS)
+    # imports and the names of operators, but not the settings' value "wimfris"
+    name = re.compile(rf'(?<=import ){OURS}\b|\b{OURS}(?=\.|::| import|", "IMPL|, name)')
+    for path in (folder / THEIRS).rglob("*.py"):
+        path.write_text(name.sub(THEIRS, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def step_of(package: str, variant: str, threads: int) -> Callable[[], None]:
+    """Return a training step of scale tiny by one of the packages."""
+    settings = import_module(f"{package}.settings.params").read_params().at_scale("tiny").settings(variant)
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"threads": threads})})
+    import_module(f"{package}.training.determinism").be_deterministic(settings)
+    torch.manual_seed(0)
+    segmenter = import_module(f"{package}.measure.blank_model").blank_segmenter(settings, "cpu")
+    step: Callable[[], None] = import_module(f"{package}.measure.timing").training_step(
+        segmenter, settings, torch.device("cpu"), BATCH
+    )
+    return step
+
+
+def paired(steps: list[Callable[[], None]], pairs: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Return the seconds of every step, taken in turns."""
+    times: list[list[float]] = [[] for _ in steps]
+    for number in range(WARM_UP + pairs):
+        for step, kept in zip(steps, times, strict=True):
+            started = clock()
+            step()
+            if number >= WARM_UP:
+                kept.append(clock() - started)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", default="54f79d9", help="the other revision")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=HERE / "step_cpu.csv")
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(options.against, Path(folder))
+        sys.path.insert(0, folder)
+        for variant in options.variants:
+            for threads in options.threads:
+                clock = time.process_time if threads == 1 else time.perf_counter
+                before, now = paired(
+                    [step_of(package, variant, threads) for package in (THEIRS, OURS)], options.pairs, clock
+                )
+                row: dict[str, object] = {
+                    "variant": variant,
+                    "threads": threads,
+                    "clock": clock.__name__,
+                    "milliseconds_before": round(1e3 * statistics.median(before), 1),
+                    "milliseconds": round(1e3 * statistics.median(now), 1),
+                    "times_faster": round(statistics.median(a / b for a, b in zip(before, now, strict=True)), 2),
+                }
+                rows.append(row)
+                print(row, flush=True)
+    write(rows, options.out, options)
+
+
+if __name__ == "__main__":
+    main()

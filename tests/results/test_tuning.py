@@ -1,0 +1,107 @@
+"""What tuning measured: rows that accumulate, the best trial of a family, and the cost of a recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from wimfris.results import tuning as measured
+from wimfris.settings.params import Params, read_params
+from wimfris.settings.tuning import nested
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return read_params(ROOT / "params.yaml")
+
+
+def row(params: Params, run: str, miou: float, **others: Any) -> dict[str, Any]:
+    """Return a row as `measured_row` does."""
+    variant, _, seed = run.rpartition("-")
+    values = json.dumps(params.tuned[variant][1], sort_keys=True)
+    kind, name = (
+        ("recipe", variant.removeprefix("recipe_")) if variant.startswith("recipe") else ("trial", variant[5:-3])
+    )
+    scores = dict.fromkeys(measured.SCORES, miou)
+    base = {"run": run, "seed": int(seed), "kind": kind, "name": name, "values": values, **scores, "n": 9}
+    return base | {"minutes": 2.0, "commit": "c", "fingerprint": "f", "device": "d"} | others
+
+
+def trials(params: Params, family: str, scores: dict[int, float]) -> list[dict[str, Any]]:
+    """Return rows of all trials of a family from the first seed: 0.1 where `scores` has none."""
+    names = params.tuning.trial_names(family)
+    return [row(params, f"{name}-100", scores.get(number, 0.1)) for number, name in enumerate(names)]
+
+
+def test_rows_accumulate_and_a_new_measurement_replaces_the_old(params: Params, tmp_path: Path) -> None:
+    path = tmp_path / "tuning" / "x.csv"
+    measured.add_rows(path, trials(params, "lora", {}))
+    measured.add_rows(path, [row(params, "tune_lora_03-100", 0.7), row(params, "tune_full_00-100", 0.5)])
+    frame = measured.read_tuning(params, path).set_index("run")["miou"]
+    assert len(frame) == params.tuning.trials + 1
+    assert frame["tune_lora_03-100"] == 0.7 and frame["tune_full_00-100"] == 0.5
+
+
+def test_a_row_of_other_settings_does_not_count(params: Params, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    old = row(params, "tune_lora_03-100", 0.7, values=json.dumps({"train": {"learning_rate": 1}}))
+    measured.add_rows(path, [old, row(params, "tune_lora_04-100", 0.5)])
+    assert measured.read_tuning(params, path)["run"].tolist() == ["tune_lora_04-100"]
+
+
+def test_the_best_trials_are_repeated_once_all_have_run(params: Params) -> None:
+    rows = trials(params, "lora", {5: 0.9, 2: 0.8, 11: 0.7, 3: 0.6})
+    repeated = measured.repeated_runs(params.tuning, ["lora"], pd.DataFrame(rows))
+    assert [str(run) for run in repeated] == [f"tune_lora_{k:02d}-{seed}" for k in (5, 2, 11) for seed in (101, 102)]
+    assert not measured.repeated_runs(params.tuning, ["lora"], pd.DataFrame(rows[1:]))
+
+
+def test_the_best_trial_is_the_best_by_its_mean_over_all_seeds(params: Params) -> None:
+    """A trial that is best from one seed alone does not count, and neither does one that was lucky from the first."""
+    rows = trials(params, "lora", {5: 0.9, 2: 0.8, 7: 0.95})
+    rows += [row(params, f"tune_lora_05-{seed}", 0.1) for seed in (101, 102)]
+    rows += [row(params, f"tune_lora_02-{seed}", 0.7) for seed in (101, 102)]
+    best = measured.best_trial(params.tuning, "lora", pd.DataFrame(rows))
+    assert sorted(best["run"]) == ["tune_lora_02-100", "tune_lora_02-101", "tune_lora_02-102"]
+    cells = measured.families_section(params.tuning, pd.DataFrame(rows)).cells.set_index("family")
+    assert cells.loc["lora", "best"] == "tune_lora_02" and cells.loc["full", "best"] == "–"
+
+
+def test_the_cost_of_a_recipe_is_its_variance_times_its_minutes(params: Params) -> None:
+    names = list(params.tuning.recipe.candidates)
+    spread = {names[0]: 1.0, names[1]: 0.5}
+    seeds = params.tuning.recipe.seeds
+    scores = {name: 0.5 + scale * 0.01 * np.array([-1, 1, -1, 1, -1, 1]) for name, scale in spread.items()}
+    rows = [
+        row(params, f"recipe_{name}_full-{seed}", score, minutes=3.0 if name == names[1] else 1.5)
+        for name, values in scores.items()
+        for seed, score in zip(seeds, values, strict=True)
+    ]
+    cells = measured.recipe_section(params.tuning, pd.DataFrame(rows)).cells.set_index("candidate")
+    assert cells.loc[f"{names[0]}_full", "cost, of the first"] == "1.00"
+    assert cells.loc[f"{names[1]}_full", "cost, of the first"] == "0.50", "a quarter of the variance, twice the time"
+
+
+def test_the_interval_of_a_deviation_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 2, (4000, 6)).std(axis=1, ddof=1)
+    inside = [low <= 2 <= high for low, high in (measured.deviation_interval(sd, 6) for sd in samples)]
+    assert stats.binomtest(sum(inside), 4000, 0.95).pvalue > 1e-3
+
+
+def test_flat_is_the_inverse_of_nested() -> None:
+    values = {"a.b.c": 1, "a.d": 2, "e": 3}
+    assert measured.flat(nested(values)) == values
+
+
+@pytest.mark.slow
+def test_the_picture_holds_every_family(params: Params, tmp_path: Path) -> None:
+    rows = [one for family in params.tuning.families for one in trials(params, family, {3: 0.5})]
+    measured.draw_tuning(params.tuning, pd.DataFrame(rows), tmp_path / "tuning.png")
+    assert (tmp_path / "tuning.png").stat().st_size > 10_000

@@ -1,0 +1,209 @@
+"""What tuning measured: reports/tuning/<set>-<scale>.csv, one row per run on split `tune`, its tables and picture.
+
+Rows accumulate over machines and days: a run that is measured again replaces its row.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from wimfris.files import write_text
+from wimfris.results.csv_files import read_csv
+from wimfris.results.figures import saved_figure
+from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.runs.files import RunFiles
+from wimfris.runs.manifest import read_manifest
+from wimfris.settings.params import Params
+from wimfris.settings.run import Run
+from wimfris.settings.tuning import Tuning
+
+SPLIT = "tune"
+SCORES = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
+COLUMNS = ("run", "seed", "kind", "name", "values", *SCORES, "n", "minutes", "commit", "fingerprint", "device")
+TRIAL, RECIPE = "trial", "recipe"  # kinds of rows
+
+
+def tuning_file(params: Params, reports: Path) -> Path:
+    """Return the file of the measurements at the data set and scale of `params`."""
+    return reports / "tuning" / f"{params.settings().folder.name}.csv"
+
+
+def trial_runs(tuning: Tuning, families: Sequence[str]) -> list[Run]:
+    """Return the first runs of these families: every trial from the first seed."""
+    return [Run(name, tuning.seeds[0]) for family in families for name in tuning.trial_names(family)]
+
+
+def repeated_runs(tuning: Tuning, families: Sequence[str], frame: pd.DataFrame) -> list[Run]:
+    """Return the further runs of these families: their best trials from the other seeds. None before all trials ran."""
+    runs = []
+    for family in families:
+        names = tuning.trial_names(family)
+        first = frame[frame["run"].isin([f"{name}-{tuning.seeds[0]}" for name in names])]
+        if len(first) == len(names):
+            best = first.sort_values("miou", ascending=False, kind="stable")["run"].head(tuning.best)
+            runs += [Run(Run.parse(run).variant, seed) for run in best for seed in tuning.seeds[1:]]
+    return runs
+
+
+def recipe_runs(tuning: Tuning) -> list[Run]:
+    """Return the runs of the candidates for a recipe, seed by seed."""
+    names = [
+        f"recipe_{candidate}_{variant}" for candidate in tuning.recipe.candidates for variant in tuning.recipe.variants
+    ]
+    return [Run(name, seed) for seed in tuning.recipe.seeds for name in names]
+
+
+def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
+    """Return the row of a finished run whose files lie in `folder`."""
+    files = RunFiles(folder)
+    manifest = read_manifest(files.manifest)
+    scores = json.loads(files.metrics.read_text(encoding="utf-8"))[SPLIT]["sentence"]
+    families = {name: family for family in params.tuning.families for name in params.tuning.trial_names(family)}
+    kind = TRIAL if run.variant in families else RECIPE
+    return {
+        "run": str(run),
+        "seed": run.seed,
+        "kind": kind,
+        "name": families.get(run.variant, run.variant.removeprefix("recipe_")),
+        "values": json.dumps(params.tuned[run.variant][1], sort_keys=True),
+        **{name: round(scores[name], 6) for name in SCORES},
+        "n": scores["n"],
+        "minutes": round(manifest["wall_seconds"] / 60, 2),
+        "commit": manifest["code"]["commit"],
+        "fingerprint": manifest["fingerprint"],
+        "device": manifest["device"],
+    }
+
+
+def read_tuning(params: Params, path: Path) -> pd.DataFrame:
+    """Return the rows of runs whose settings are the present ones; an empty frame where there is no file."""
+    if not path.is_file():
+        return pd.DataFrame(columns=list(COLUMNS))
+    frame = read_csv(path, COLUMNS)
+    present = {name: json.dumps(changes, sort_keys=True) for name, (_, changes) in params.tuned.items()}
+    current = [
+        present.get(Run.parse(run).variant) == values for run, values in zip(frame["run"], frame["values"], strict=True)
+    ]
+    return frame[current].reset_index(drop=True)
+
+
+def add_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows to the file, in place of those of the same runs."""
+    new = pd.DataFrame(rows, columns=list(COLUMNS))
+    old = read_csv(path, COLUMNS) if path.is_file() else new.head(0)
+    frame = pd.concat([old[~old["run"].isin(new["run"])], new]).sort_values("run", kind="stable")
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def best_trial(tuning: Tuning, family: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a family's best trial: by the mean over all seeds, of the trials that ran from all of them.
+
+    Empty before any trial did.
+    """
+    own = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
+    means = own.groupby("values")["miou"].agg(["mean", "size"])
+    means = means[means["size"] == len(tuning.seeds)]
+    return own[own["values"] == means["mean"].idxmax()] if len(means) else own.head(0)
+
+
+def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
+    """Return the table of each family's best trial."""
+    rows = []
+    for family in tuning.families:
+        trials = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
+        best = best_trial(tuning, family, frame)
+        values = flat(json.loads(best["values"].iloc[0])) if len(best) else {}
+        rows.append(
+            {
+                "family": family,
+                "trials": trials["values"].nunique(),
+                "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
+                "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
+                "seeds": len(best),
+                "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
+                "SD": percent(pd.Series([best["miou"].std()]))[0],
+                "oIoU": percent(pd.Series([best["oiou"].mean()]))[0],
+            }
+        )
+    note = (
+        f"Split {SPLIT}. Every family has {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
+        f"{len(tuning.seeds)} seeds. The best of them by mean mIoU is tuned to this split: its score here is no result."
+    )
+    return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings"))
+
+
+def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
+    """Return the table of the candidates for a recipe: what each costs to settle a comparison, beside the first one.
+
+    The cost is variance over seeds times minutes of a run: so many core-minutes give a mean of a fixed precision.
+    """
+    own = frame[frame["kind"] == RECIPE]
+    names = [f"{candidate}_{variant}" for candidate in tuning.recipe.candidates for variant in tuning.recipe.variants]
+    measures = {name: part for name, part in own.groupby("name") if len(part) > 1}
+    rows, first = [], measures.get(names[0])
+    for name in names:
+        part = measures.get(name)
+        if part is None or first is None:
+            rows.append({"candidate": name, "seeds": 0 if part is None else len(part)})
+            continue
+        low, high = deviation_interval(part["miou"].std(), len(part))
+        cost = part["miou"].var() * part["minutes"].mean()
+        rows.append(
+            {
+                "candidate": name,
+                "seeds": len(part),
+                "mIoU": percent(pd.Series([part["miou"].mean()]))[0],
+                "SD": percent(pd.Series([part["miou"].std()]))[0],
+                "SD, 95%": interval(100 * low, 100 * high, ".1f"),
+                "minutes": f"{part['minutes'].mean():.1f}",
+                "cost, of the first": f"{cost / (first['miou'].var() * first['minutes'].mean()):.2f}",
+            }
+        )
+    note = f"Split {SPLIT}, {len(tuning.recipe.seeds)} seeds each. Cost: variance over seeds times minutes of a run."
+    return Section("Candidates for the recipe", note, pd.DataFrame(rows).fillna(DASH), left=("candidate",))
+
+
+def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of a standard deviation of n normal values, by chi-squared."""
+    quantiles = stats.chi2(n - 1).ppf(np.array([(1 + level) / 2, (1 - level) / 2]))
+    low, high = sd * np.sqrt((n - 1) / quantiles)
+    return float(low), float(high)
+
+
+def flat(sections: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return sections as dotted keys; the inverse of `wimfris.settings.tuning.nested`."""
+    values: dict[str, Any] = {}
+    for key, value in sections.items():
+        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return values
+
+
+def draw_tuning(tuning: Tuning, frame: pd.DataFrame, path: Path) -> None:
+    """Draw mIoU against the learning rate, one panel per family: every trial, and the means of the repeated ones."""
+    families = list(tuning.families)
+    columns = min(4, len(families))
+    rows = -(-len(families) // columns)
+    trials = frame[frame["kind"] == TRIAL]
+    rates = [json.loads(values)["train"]["learning_rate"] for values in trials["values"]]
+    trials = trials.assign(rate=rates, percent=100 * trials["miou"])
+    with saved_figure(path, (7.2, 2 * rows + 0.8)) as figure:
+        axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+        for axis, family in zip(axes, families, strict=False):
+            own = trials[trials["name"] == family]
+            first = own[own["seed"] == tuning.seeds[0]]
+            means = own.groupby("values").agg(rate=("rate", "first"), percent=("percent", "mean"), n=("seed", "size"))
+            means = means[means["n"] > 1]
+            axis.scatter(first["rate"], first["percent"], s=12, color="0.55", label="a trial, one seed")
+            label = f"the best {tuning.best}: mean of {len(tuning.seeds)} seeds"
+            axis.scatter(means["rate"], means["percent"], s=34, marker="D", color="none", edgecolors="C0", label=label)
+            axis.set(title=family, xscale="log")
+        for axis in axes[len(families) :]:
+            axis.remove()
+        figure.supxlabel("learning rate")
+        figure.supylabel(f"mIoU on {SPLIT}, %")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -1,0 +1,94 @@
+"""Tuning runs: the trials that tune each family of adapters, and the candidates for a scale's recipe.
+
+Both are variants with a name of their own, trained from seeds of their own and evaluated on split `tune` alone. The
+trials of a family are points of a Sobol sequence, the same on every machine, so every family has an equal budget.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from wimfris.settings.schema import Name, Section
+
+GROUP = "tuning"  # of the runs' outs
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
+class Family(Section):
+    """A family to tune: the variant that stands for it, and the ranges of its settings (dotted key -> low, high)."""
+
+    variant: Name
+    ranges: Annotated[dict[str, Range], Field(min_length=1)]
+
+
+class Recipe(Section):
+    """Candidates for the recipe of one scale: name -> overrides, each trained as `variants` from `seeds`."""
+
+    scale: str
+    seeds: Annotated[list[Seed], Field(min_length=2)]
+    variants: Annotated[list[Name], Field(min_length=1)]
+    candidates: dict[Name, dict[str, Any]]
+
+
+class Tuning(Section):
+    """The section `tuning` of params.yaml."""
+
+    trials: Annotated[int, Field(gt=0, le=1024)]  # of each family
+    best: PositiveInt  # trials that are repeated from all seeds
+    seeds: Annotated[list[Seed], Field(min_length=1)]  # the first trains every trial
+    families: dict[Name, Family]
+    recipe: Recipe
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "Tuning":
+        for name, family in self.families.items():
+            for key, (low, high) in family.ranges.items():
+                if low >= high:
+                    raise ValueError(f"families.{name}.ranges.{key}: {low} must be below {high}")
+        return self
+
+    def trial_names(self, family: str) -> list[str]:
+        """Return the variants' names of a family's trials."""
+        return [f"tune_{family}_{number:02d}" for number in range(self.trials)]
+
+    def trial_values(self, family: str) -> list[dict[str, float]]:
+        """Return the values of each trial, dotted key -> value with three digits, spread evenly over the logarithms."""
+        from scipy.stats.qmc import Sobol
+
+        ranges = self.families[family].ranges
+        points = Sobol(len(ranges), scramble=False).random_base2((self.trials - 1).bit_length())
+        centred = points[: self.trials] + 0.5 / len(points)
+        return [
+            {
+                key: float(f"{low * (high / low) ** share:.3g}")
+                for (key, (low, high)), share in zip(ranges.items(), point, strict=True)
+            }
+            for point in centred.tolist()
+        ]
+
+    def overrides(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Return the variants of all tuning runs: name -> the variant it changes, and the changes."""
+        trials = {
+            name: (self.families[family].variant, nested(values))
+            for family in self.families
+            for name, values in zip(self.trial_names(family), self.trial_values(family), strict=True)
+        }
+        recipes = {
+            f"recipe_{candidate}_{variant}": (variant, changes)
+            for candidate, changes in self.recipe.candidates.items()
+            for variant in self.recipe.variants
+        }
+        return trials | recipes
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as sections: {"train.learning_rate": 1} -> {"train": {"learning_rate": 1}}."""
+    sections: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return sections
