@@ -67,14 +67,12 @@ def compare() -> None:
     from wimfris.results.plan import read_plan
     from wimfris.results.studies import load_studies, study_pairs
     from wimfris.results.tiers import compute_comparisons, moved
-    from wimfris.search.promote import promoted_at
 
     params, plan, studies = read_params(), read_plan(), load_studies()
     for name in evidence_names():
         here = params.at_name(name)
         side = here.settings().grid
-        searched = {(variant, "full"): "search" not in plan.exploratory.studies for variant in promoted_at(here)}
-        pairs = searched | study_pairs(studies, plan, side)
+        pairs = study_pairs(studies, plan, side)
         comparisons = compute_comparisons(read_evidence(here), plan, pairs, side)
         before = read_comparisons(name) if comparisons_path(name).is_file() else None
         path = write_comparisons(comparisons, name)

@@ -97,11 +97,12 @@ class Confirmatory(_Strict):
 
 
 class Exploratory(_Strict):
-    """The other tier: its seeds, its false discovery rate, and the studies whose rows make the family."""
+    """The other tier: its seeds, its false discovery rate, and what makes the family."""
 
     seeds: tuple[int, ...]
     q: float = Field(gt=0, lt=1)
     studies: tuple[str, ...]
+    variants: tuple[str, ...] = ()  # of no study, compared with full
 
 
 class Plan(_Strict):

@@ -36,11 +36,11 @@ def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
 
 
 def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> dict[Pair, bool]:
-    """Return the comparisons of the studies on an encoder's grid of this side, each once, whichever way round.
+    """Return the comparisons of the studies and of the plan's further variants, each once, whichever way round.
 
-    The value says whether only studies that the plan does not list have the comparison.
+    side: of the encoder's grid. The value says whether only studies that the plan does not list have the comparison.
     """
-    pairs: dict[Pair, bool] = {}
+    pairs: dict[Pair, bool] = dict.fromkeys(((name, "full") for name in plan.exploratory.variants), False)
     for study in studies:
         for pair in study.at_grid(side).pairs if isinstance(study, Study) else ():
             known = pair[::-1] if pair[::-1] in pairs else pair
