@@ -1,7 +1,8 @@
 """Does each part help? (Table 3b)
 
 MSA is the adapter of the vision encoder, EP its learned emphasis (without it alpha is 1), MTA the adapter of the text
-encoder. The paper adds them one after the other; the rows none, MTA and MSA+MTA are ours. Every row keeps the neck.
+encoder. The paper adds them one after the other; the rows no adapters, MTA and MSA+MTA are ours. Every row
+keeps the neck.
 
     python studies/components.py      # 18 runs at scale tiny, all of the core: about 45 minutes on 2 cores
 """
@@ -16,7 +17,7 @@ STUDY = Study(
     paper="Each part helps: MSA, then the emphasis, then MTA, up to 77.3 mIoU on RefCOCO val (Table 3b); what "
     "we have of the first two rows is of low trust.",
     rows=(
-        Row("none", "none"),
+        Row("no adapters", "none"),
         Row("MTA", "mta"),
         Row("MSA", "msa", ("T3b", "MSA")),
         Row("MSA+EP", "msa_emphasis", ("T3b", "MSA+EP")),

@@ -1,7 +1,6 @@
 """Which core variants differ from the full model?
 
-Every core variant is compared with the full model in one family of comparisons, as in the README. The study of a single
-part has a smaller family, so it can show smaller differences.
+Every core variant is compared with the full model. A comparison has one verdict, whichever study shows it.
 
     python studies/core.py      # 33 runs at scale tiny, all of the core: about an hour on 2 cores
 """
@@ -12,7 +11,7 @@ from wimfris.results.comparison import Row, Study
 STUDY = Study(
     name="core",
     title="The core at a glance",
-    question="Which core variants differ from the full model, all compared in one family?",
+    question="Which core variants differ from the full model?",
     paper="Each part and the window help (Tables 3a, 3b).",
     rows=(
         Row("full", "full"),

@@ -2,7 +2,7 @@
 
 The adapters of ETRIS, DETRIS and WIMFRIS, each with no neck, with its own, and with HMF, all on the same backbones and
 at about equal trainable parameters of the adapters. WIMFRIS's own neck is HMF. Every row is compared with `full`; the
-second family asks the paper's question, what the neck adds to the same adapters. ETRIS's bridger is our reading of its
+second table asks the paper's question, what the neck adds to the same adapters. ETRIS's bridger is our reading of its
 paper: there are no numbers of its own code to hold it to.
 
     python studies/neck.py            # 18 runs at scale tiny, 12 of them beyond the core: about 45 minutes on 2 cores
@@ -12,17 +12,17 @@ from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
 
 ETRIS = [
-    Row("none", "etris_adapters_no_neck", ("T1", "no neck"), "ETRIS's adapters", "ETRIS"),
-    Row("own", "etris_adapters_etris_neck", ("T1", "own neck"), "ETRIS's adapters", "ETRIS"),
+    Row("no neck", "etris_adapters_no_neck", ("T1", "no neck"), "ETRIS's adapters", "ETRIS"),
+    Row("own neck", "etris_adapters_etris_neck", ("T1", "own neck"), "ETRIS's adapters", "ETRIS"),
     Row("HMF", "etris_adapters", ("T1", "HMF neck"), "ETRIS's adapters", "ETRIS"),
 ]
 DETRIS = [
-    Row("none", "detris_adapters_no_neck", ("T1", "no neck"), "DETRIS's adapters", "DETRIS"),
-    Row("own", "detris_adapters_detris_neck", ("T1", "own neck"), "DETRIS's adapters", "DETRIS"),
+    Row("no neck", "detris_adapters_no_neck", ("T1", "no neck"), "DETRIS's adapters", "DETRIS"),
+    Row("own neck", "detris_adapters_detris_neck", ("T1", "own neck"), "DETRIS's adapters", "DETRIS"),
     Row("HMF", "detris_adapters", ("T1", "HMF neck"), "DETRIS's adapters", "DETRIS"),
 ]
 WIMFRIS = [
-    Row("none", "no_neck", block="WIMFRIS's adapters"),
+    Row("no neck", "no_neck", block="WIMFRIS's adapters"),
     Row("HMF", "full", ("T1", "HMF neck"), "WIMFRIS's adapters"),
 ]
 

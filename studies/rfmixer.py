@@ -24,7 +24,7 @@ STUDY = Study(
         Row("5-7-9", "kernels_579", block=KERNELS),
         Row("one 7x7", "mixer_depthwise_7", block=PLAIN),
         Row("dilated 3x3", "mixer_dilated", block=PLAIN),
-        Row("none", "mixer_none", block=PLAIN),
+        Row("no mixer", "mixer_none", block=PLAIN),
     ),
 )
 

@@ -2,7 +2,7 @@
 
 The scan of the neck sees one window at a time. The paper: 4x4 is the best of 2, 4, 8 and 16, and windows beat none by
 1.3 points of mIoU on RefCOCO val. In its way the alignment loss uses the scan's windows, so that its rows differ in
-their loss as well; the second block holds the loss's window at 4 for every row.
+their loss as well; the second block holds the alignment window at 4 for every row.
 
     python studies/window_size.py                 # 16 runs at scale tiny, 12 of them the core's: 40 minutes on 2 cores
     python studies/window_size.py --scale small   # grid 16x16, where 8x8 is a window too: ten minutes of a core a run
@@ -11,8 +11,8 @@ their loss as well; the second block holds the loss's window at 4 for every row.
 from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
 
-PAPERS = "loss window: scan's"
-FIXED = "loss window: 4"
+PAPERS = "alignment window: scan's"
+FIXED = "alignment window: 4"
 SMALL, LARGE = range(1, 16), range(9, 1000)  # sides of the grid
 
 STUDY = Study(

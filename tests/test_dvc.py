@@ -73,7 +73,7 @@ def test_the_root_starts_no_run_beyond_the_core() -> None:
 
 def test_after_the_evidence_everything_reads_reports() -> None:
     """Only `figures` reads runs: its gallery needs weights, its curves logs."""
-    for name in ("tables", "study", "page"):
+    for name in ("compare", "tables", "study", "page"):
         for path in STAGES[name]["deps"]:
             assert path.startswith(("reports/", "wimfris/", "studies")), f"{name}: {path}"
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
-from wimfris.results.blocks import AT_A_GLANCE, BLOCKS, PAGES, Evidence, fill, markdown_rows, write_blocks
+from wimfris.results.blocks import AT_A_GLANCE, BLOCKS, PAGES, Evidence, fill, write_blocks
+from wimfris.results.claims_tables import NOTHING
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +49,8 @@ def test_the_readme_names_seeds_protocol_split_and_every_verdict_once(committed:
         assert f"| {' | '.join(map(str, cells))} |" in block
     assert "scale tiny, split val (872 sentences), protocol cris" in block
     words = " ".join(block.split())
-    assert all(words.count(row["claim"].rstrip(".")) == 1 for row in evidence.claims())
-    assert "say nothing about the paper's scale" in words
-
-
-def test_markdown_rows_reads_a_table() -> None:
-    text = "# Title\n\nA text.\n\n| a\\_b   | c |\n|:--|--:|\n| x\\_y | 1 |\n| z |  |\n\n| other |\n"
-    assert markdown_rows(text) == [{"a_b": "x_y", "c": "1"}, {"a_b": "z", "c": ""}]
+    assert all(words.count(one.claim.claim.rstrip(".")) == 1 for one in evidence.verdicts())
+    assert NOTHING in words
 
 
 def test_pages_are_written_once(committed: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ SHELL = (
     "wimfris matrix --jobs 2",
     "dvc repro",
     "wimfris report",
+    "wimfris settle",
     "dvc metrics show",
     "dvc plots show",
     "dvc repro train@full-0",

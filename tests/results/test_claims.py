@@ -1,5 +1,7 @@
-"""Claims: planted effects give the right verdicts, missing runs are named, and tiny never speaks for the paper."""
+"""Claims: planted effects give the right verdicts on confirmatory seeds, and other seeds and rows decide nothing."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +10,26 @@ import pytest
 import yaml
 
 from wimfris.errors import UserError
-from wimfris.results.claims import CLAIMS, Better, Construction, Verdict, judge, read_claims
-from wimfris.results.claims_tables import details, write_claims
-from wimfris.results.comparison import Study
-from wimfris.results.differences import compare
+from wimfris.results.claims import Verdict, judge
+from wimfris.results.claims_tables import NOTHING, over_scales, own_rows, write_claims
+from wimfris.results.comparisons import Comparisons, read_comparisons, write_comparisons
+from wimfris.results.evidence import Evidence
+from wimfris.results.plan import CLAIMS, Better, Construction, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
-from wimfris.results.statistics import holm
-from wimfris.results.studies import load_studies
+from wimfris.results.settle import cheapest, needs
+from wimfris.results.tiers import compute_comparisons, moved
+from wimfris.results.verdicts import Ends, decide
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / PUBLISHED
-ALL = read_claims(ROOT / CLAIMS)
+PLAN = read_plan(ROOT / CLAIMS)
+FIRST, FINAL = PLAN.confirmatory.looks
+SEEDS = (*PLAN.exploratory.seeds, *PLAN.confirmatory.seeds[:FIRST])
+SIDE = 16
 
 
-def simulate(
-    shifts: dict[str, float], seeds: int = 3, images: int = 60, scale: str = "tiny", dataset: str = "scenes"
-) -> pd.DataFrame:
+def simulate(shifts: dict[str, float], seeds: Sequence[int] = SEEDS, images: int = 60) -> pd.DataFrame:
     """Simulate records, variant -> planted shift in mIoU, with random effects of image and seed."""
     rng = np.random.default_rng(0)
     counts = 1 + rng.poisson(2, images)
@@ -32,7 +37,7 @@ def simulate(
     base = np.clip(0.5 + 0.15 * rng.normal(size=images)[image], 0.2, 0.8)
     parts = []
     for variant, shift in shifts.items():
-        for seed in range(seeds):
+        for seed in seeds:
             iou = np.clip(base + shift + 0.003 * rng.normal() + 0.02 * rng.normal(size=image.size), 0, 1)
             frame = pd.DataFrame(
                 {"ref_id": image, "sent_id": np.arange(image.size), "image_id": image, "intersection": iou * 10000}
@@ -42,8 +47,8 @@ def simulate(
                     run=f"{variant}-{seed}",
                     variant=variant,
                     seed=seed,
-                    dataset=dataset,
-                    scale=scale,
+                    dataset="scenes",
+                    scale="tiny",
                     protocol="cris",
                     split="val",
                     condition="sentence",
@@ -56,153 +61,189 @@ def simulate(
     return pd.concat(parts, ignore_index=True)
 
 
-def emphasis(slope: float, seeds: int = 3, noise: float = 0.01) -> pd.DataFrame:
+def emphasis(slope: float, seeds: Sequence[int] = SEEDS, noise: float = 0.01) -> pd.DataFrame:
     """Simulate alpha of three layers over two epochs: 0.5 after the first, the planted slope after the last."""
     rng = np.random.default_rng(1)
     rows = [
         {"run": f"full-{seed}", "variant": "full", "seed": seed, "epoch": epoch, "layer": layer}
         | {"alpha": 0.5 + (epoch - 1) * (slope * (layer - 3) + noise * rng.normal())}
-        for seed in range(seeds)
+        for seed in seeds
         for epoch in (1, 2)
         for layer in (1, 3, 5)
     ]
     return pd.DataFrame(rows)
 
 
+def compared(
+    records: pd.DataFrame, alphas: pd.DataFrame | None = None, pairs: dict[tuple[str, str], bool] | None = None
+) -> Comparisons:
+    alphas = emphasis(-0.1) if alphas is None else alphas
+    return compute_comparisons(Evidence(records, pd.DataFrame(), alphas), PLAN, pairs or {}, SIDE)
+
+
 def verdicts(records: pd.DataFrame, alphas: pd.DataFrame | None = None) -> dict[str, Verdict]:
-    alphas = emphasis(-0.05) if alphas is None else alphas
-    return {v.claim.name: v for v in judge(ALL, records, alphas, resamples=200, figures=FIGURES)}
+    judged = judge(PLAN, compared(records, alphas), "scenes", "tiny", SIDE, figures=FIGURES)
+    return {verdict.claim.name: verdict for verdict in judged}
 
 
 def everything() -> dict[str, float]:
     """Return every variant that a claim names, with a shift of 0."""
-    return {name: 0.0 for claim in ALL for name in (claim.system, *(claim.rivals if isinstance(claim, Better) else ()))}
+    return {name: 0.0 for claim in PLAN.claims for name in (claim.system, *getattr(claim, "rivals", ()))}
 
 
 def test_the_file_names_variants_that_exist_and_holds_the_papers_claims() -> None:
     params = read_params(ROOT / "params.yaml")
     assert set(everything()) <= params.variants.keys() | params.extended.keys()
-    assert len(ALL) == 12 and all(len(verdict.figures) for verdict in verdicts(simulate(everything())).values())
+    assert set(PLAN.labels) <= set(everything())
+    assert len(PLAN.claims) == 12 and PLAN.tested == 11
+
+
+def test_the_margins_are_the_papers_smallest_gains_where_it_states_them() -> None:
+    for verdict in verdicts(simulate({"full": 0.0}, images=4)).values():
+        claim = verdict.claim
+        if isinstance(claim, Better):
+            ours = verdict.figures[claim.system].value
+            gains = [ours - verdict.figures[rival].value for rival in claim.rivals if rival in verdict.figures]
+            assert 100 * verdict.margin == pytest.approx(min(gains, default=PLAN.smallest_effect)), claim.name
 
 
 def test_planted_effects_give_the_right_verdicts() -> None:
     shifts = everything() | {"no_neck": -0.1, "msa": 0.1, "kernels_333": -0.1, "placement_late": 0.1, "window_2": -0.1}
-    shifts |= {"window_8": -0.1, "placement_early": -0.1}
-    assert {name: verdict.decision for name, verdict in verdicts(simulate(shifts)).items()} == {
+    shifts |= {"window_8": -0.1, "placement_early": -0.1, "msa_emphasis": 0.1, "no_window": -0.0}
+    judged = verdicts(simulate(shifts, seeds=PLAN.confirmatory.seeds))
+    assert {name: verdict.decision for name, verdict in judged.items()} == {
         "window_best": "reproduced",
-        "window_helps": "undecided",
+        "window_helps": "no effect of the paper's size",
         "msa_helps": "reproduced",
-        "emphasis_helps": "contradicted",
-        "mta_helps": "undecided",
-        "kernels_best": "undecided",  # better than one of four rivals, and "best" needs all
+        "emphasis_helps": "no effect of the paper's size",
+        "mta_helps": "contradicted",
+        "kernels_best": "no effect of the paper's size",  # one rival is as good
         "spread_best": "contradicted",  # one rival is enough
-        "hmf_helps_etris": "undecided",
-        "hmf_helps_detris": "undecided",
+        "hmf_helps_etris": "no effect of the paper's size",
+        "hmf_helps_detris": "no effect of the paper's size",
         "neck_matters": "reproduced",
         "emphasis_falls": "reproduced",
         "parameters": "true by construction",
     }
 
 
-def test_effect_and_intervals_are_the_systems_over_its_rival() -> None:
-    rows = verdicts(simulate(everything() | {"no_neck": -0.1}))["neck_matters"].comparisons
-    row = rows[rows["metric"] == "miou"].iloc[0]
-    assert row["difference"] == pytest.approx(0.1, abs=0.01)
-    assert row["value"] - row["rival_value"] == pytest.approx(row["difference"])
-    for interval in ("these", "any"):
-        assert row[f"{interval}_low"] < row["difference"] < row[f"{interval}_high"]
-    assert row["improvement"] > 0.7
+def test_a_small_gain_is_reproduced_but_smaller() -> None:
+    judged = verdicts(simulate(everything() | {"no_window": -0.008}, seeds=PLAN.confirmatory.seeds))
+    assert judged["window_helps"].decision == "reproduced, but smaller than the paper's"
 
 
-def test_the_correction_is_over_the_comparisons_of_all_claims() -> None:
-    judged = verdicts(simulate(everything()))
-    rows = pd.concat([verdict.comparisons for verdict in judged.values()])
-    decisive = rows[rows["p_holm"].notna()]
-    assert set(decisive["metric"].dropna()) == {"miou"}
-    assert len(decisive) == sum(len(claim.rivals) if isinstance(claim, Better) else 1 for claim in ALL) - 1
-    assert list(decisive["p_holm"]) == list(holm(decisive["p"]))
+def test_seeds_that_suggested_a_claim_decide_nothing() -> None:
+    judged = verdicts(simulate(everything() | {"no_neck": -0.3}, seeds=(0, 1, 2)), emphasis(-0.2, seeds=(0, 1, 2)))
+    tested = [one for one in judged.values() if not isinstance(one.claim, Construction)]
+    assert {one.decision for one in tested} == {"undecided"}
+    assert judged["neck_matters"].rows[0]["low"] > 0, "its interval is shown"
+    assert judged["neck_matters"].reason == "0 of the 6 confirmatory seeds of the first look are trained"
 
 
-def test_seeds_are_pooled_over_the_table_of_a_study() -> None:
-    """A claim's interval equals that of its study's table and does not depend on other systems."""
-    studies = [study for study in load_studies(ROOT / "studies") if isinstance(study, Study)]
-    tables = [set(study.variants) for study in studies]
-    records = simulate(everything() | {name: 0.0 for claim in ALL if isinstance(claim, Better) for name in claim.pool})
-    judged = verdicts(records)
-    for claim in ALL:
-        if isinstance(claim, Better):
-            systems = {claim.system, *claim.rivals, *claim.pool}
-            assert systems in tables, claim.name
-            rivals = [name for name in sorted(systems) if name != claim.system]
-            table = compare(records, rivals, claim.system, split="val", resamples=20).set_index(["variant", "metric"])
-            for _, row in judged[claim.name].comparisons.iterrows():
-                assert row["any_low"] == pytest.approx(-table.loc[(row["rival"], row["metric"]), "any_high"])
+def test_a_look_waits_for_all_systems_of_the_claim() -> None:
+    records = simulate(everything() | {"kernels_333": -0.3})
+    fewer = records[(records["variant"] != "kernels_579") | (records["seed"] != PLAN.confirmatory.seeds[2])]
+    verdict = verdicts(fewer)["kernels_best"]
+    assert verdict.look == 0 and verdict.rows[0]["ready"] == 2 and verdict.decision == "undecided"
 
 
-def test_the_papers_gain_stands_beside_ours_with_the_lower_trust() -> None:
-    judged = verdicts(simulate(everything()))
-    helps = details(judged["mta_helps"]).iloc[0]
-    assert (helps["paper's gain"], helps["trust"]) == ("+0.7", "low")
-    kernels = details(judged["kernels_best"])
-    assert list(kernels["paper's gain"]) == ["+0.9", "none known", "none known", "none known"]
-
-
-def test_claims_without_their_runs_are_undecided_and_name_them() -> None:
+def test_missing_runs_are_named() -> None:
     shifts = everything()
-    for name in ("window_8", "no_neck", "msa"):
+    for name in ("kernels_555", "no_neck"):
         del shifts[name]
-    judged = verdicts(simulate(shifts | {"window_2": -0.1}), emphasis(-0.05).iloc[:0])
-    assert judged["window_best"].decision == "undecided" and "not run: window_8" in judged["window_best"].reason
+    judged = verdicts(simulate(shifts), emphasis(-0.1).iloc[:0])
+    assert judged["kernels_best"].reason == "not run: kernels 5-5-5"
     assert judged["neck_matters"].at_scale == "at scale tiny: undecided (not run)"
-    assert judged["msa_helps"].reason == "not run: msa"
     assert judged["emphasis_falls"].at_scale == "at scale tiny: undecided (not run)"
 
 
-def test_one_rival_that_wins_contradicts_a_best_though_others_were_not_run() -> None:
-    shifts = everything() | {"window_2": 0.1}
-    del shifts["window_8"]
-    assert verdicts(simulate(shifts))["window_best"].decision == "contradicted"
+@pytest.mark.parametrize(("slope", "decision"), [(-0.2, "reproduced"), (0.2, "contradicted")])
+def test_emphasis_falls_or_rises(slope: float, decision: str) -> None:
+    assert verdicts(simulate({"full": 0.0}), emphasis(slope))["emphasis_falls"].decision == decision
 
 
-def test_one_seed_decides_nothing() -> None:
-    judged = verdicts(simulate(everything() | {"no_neck": -0.3}, seeds=1), emphasis(-0.05, seeds=1))
-    assert {v.decision for v in judged.values() if not isinstance(v.claim, Construction)} == {"undecided"}
+def test_a_row_of_ones_own_changes_no_primary_row_and_the_report_says_what_it_changes() -> None:
+    records = simulate(everything() | {"mine": 0.0, "other": 0.02, "third": -0.3}, images=20)
+    declared = {("other", "full"): False, ("third", "full"): False}
+    before = compared(records, pairs=declared)
+    own = {("mine", "full"): True} | {("mine", name): True for name in everything() if name not in ("mine", "full")}
+    after = compared(records, pairs=declared | own)
+    pd.testing.assert_frame_equal(before.primary, after.primary)
+    row = after.quote("other", "full")
+    assert row and row["verdict_without_own"] == before.quote("other", "full")["verdict"]  # type: ignore[index]
+    assert row["error"] != before.quote("other", "full")["error"]  # type: ignore[index]
+    assert f"{len(own)} comparisons of your own studies" in own_rows(after) and own_rows(before) == ""
 
 
-@pytest.mark.parametrize(
-    ("slope", "noise", "decision"),
-    [(-0.05, 0.01, "reproduced"), (0.05, 0.01, "contradicted"), (0.0, 0.05, "undecided")],
-)
-def test_emphasis_falls_rises_or_neither(slope: float, noise: float, decision: str) -> None:
-    verdict = verdicts(simulate({"full": 0.0}), emphasis(slope, noise=noise))["emphasis_falls"]
-    assert verdict.decision == decision
-    assert verdict.comparisons["difference"].iloc[0] == pytest.approx(4 * slope, abs=0.06)
+def test_a_comparison_reads_the_same_from_both_sides(tmp_path: Path) -> None:
+    comparisons = compared(simulate(everything() | {"no_neck": -0.1}, images=20))
+    path = write_comparisons(comparisons, "scenes-tiny", tmp_path)
+    again = read_comparisons("scenes-tiny", tmp_path)
+    assert path.read_bytes() == write_comparisons(again, "scenes-tiny", tmp_path).read_bytes()
+    assert moved(comparisons, again) == []
+    one, other = again.quote("full", "no_neck"), again.quote("no_neck", "full")
+    assert one and other and (one["verdict"], other["verdict"]) == ("higher", "lower")
+    assert (one["low"], one["these_high"]) == (-other["high"], -other["these_low"])
 
 
-def test_tiny_never_speaks_for_the_paper() -> None:
-    tiny = verdicts(simulate(everything() | {"no_neck": -0.1}))["neck_matters"]
-    assert (tiny.at_scale, tiny.at_paper_scale) == ("at scale tiny: reproduced", "not tested")
-    base = verdicts(simulate(everything() | {"no_neck": -0.1}, scale="base", dataset="refcoco"))["neck_matters"]
-    assert (base.at_scale, base.at_paper_scale) == ("at scale base: reproduced", "reproduced")
-    assert verdicts(simulate(everything(), scale="base"))["neck_matters"].at_paper_scale == "not tested"
+def test_exactly_one_verdict_holds() -> None:
+    """The rule against the definitions, for random intervals of one and of several rivals."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(3000):
+        margin = rng.uniform(0.5, 2)
+        centre = rng.normal(0, 2, rng.integers(1, 4))
+        half = rng.uniform(0.1, 2, centre.size)
+        wide = half * rng.uniform(1, 1.5)
+        ends = [Ends(c - h, c + h, c - w, c + w) for c, h, w in zip(centre, half, wide, strict=True)]
+        below, above = (centre + wide < 0).any(), (centre - half > 0).all()
+        small = (centre + wide < margin).any()
+        flat = ((centre - wide > -margin) & (centre + wide < margin)).any()
+        holds = {
+            "reproduced": above and not small,
+            "reproduced, but smaller than the paper's": above and small,
+            "contradicted": below,
+            "no effect of the paper's size": flat and not above and not below,
+            "undecided": not (above or below or flat),
+        }
+        assert sum(map(bool, holds.values())) == 1
+        decision = decide(ends, margin)
+        assert holds[decision]
+        seen.add(decision)
+    assert len(seen) == 5
+    nothing = Ends(np.nan, np.nan, np.nan, np.nan)
+    assert decide([nothing], 1.0) == decide([], 1.0) == "undecided"
 
 
-def test_the_file_is_the_same_bytes_each_time_and_states_its_scope(tmp_path: Path) -> None:
-    records = simulate({"full": 0.0, "no_neck": -0.1, "window_2": 0.0})
-    paths = [tmp_path / name for name in ("one.md", "two.md")]
-    for path, frame in zip(paths, (records, records.sample(frac=1, random_state=0)), strict=True):
-        write_claims(frame, emphasis(-0.05), path, claims=ROOT / CLAIMS, figures=FIGURES)
-    text = paths[0].read_text()
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+def test_the_same_comparisons_at_two_scales_and_their_change() -> None:
+    files = {name: compared(simulate({"full": 0.0, "no_neck": shift})) for name, shift in (("a", -0.1), ("b", -0.15))}
+    row = over_scales(files, PLAN).set_index("comparison").loc["full - no_neck"]
+    assert row["a"].startswith("+10.") or row["a"].startswith("+9.")
+    assert float(row["b - a"].split()[0]) == pytest.approx(5, abs=0.5)
+
+
+def test_the_page_is_the_same_bytes_each_time_and_states_its_scope(tmp_path: Path) -> None:
+    records = simulate({"full": 0.0, "no_neck": -0.1, "no_window": 0.0})
+    for name, frame in (("one.md", records), ("two.md", records.sample(frac=1, random_state=0))):
+        comparisons = compared(frame)
+        judged = judge(PLAN, comparisons, "scenes", "tiny", SIDE, figures=FIGURES)
+        write_claims(judged, PLAN, {"scenes-tiny": comparisons}, tmp_path / name)
+    text = (tmp_path / "one.md").read_text()
+    assert text == (tmp_path / "two.md").read_text()
     assert "at scale tiny: reproduced" in text and "not tested" in text and "by construction" in text
-    assert "They say nothing about the paper" in text and "Holm's family: all 3 comparisons" in text
-    assert "[docs/statistics.md](../docs/statistics.md)" in text
+    assert NOTHING in text and f"Plan `{PLAN.hash}`, not registered yet" in text
 
 
-def test_records_of_two_scales_are_refused() -> None:
-    both = pd.concat([simulate({"full": 0.0}), simulate({"full": 0.0}, scale="small")])
-    with pytest.raises(UserError, match="must be of one data set and scale, got 2"):
-        judge(ALL, both, emphasis(0.0), figures=FIGURES)
+def test_changes_after_the_registration_are_deviations(tmp_path: Path) -> None:
+    path = tmp_path / "registration.yaml"
+    assert register(PLAN, path) and not register(PLAN, path)
+    assert "No deviation" in registration_lines(PLAN, path)[0]
+    claims = [
+        one.model_copy(update={"margin": 9.0, "note": "x"}) if one.name == "mta_helps" else one for one in PLAN.claims
+    ]
+    changed = PLAN.model_copy(update={"claims": tuple(claims)})
+    assert registration_lines(changed, path)[2:] == ["- claims.mta_helps.margin: 0.7 at the registration, now 9.0"]
+    assert changed.hash != PLAN.hash
 
 
 @pytest.mark.parametrize(
@@ -212,22 +253,41 @@ def test_records_of_two_scales_are_refused() -> None:
         ({"kind": "best"}, "claim neck_matters"),
         ({"sytem": "full"}, "claim neck_matters: sytem"),
         ({"name": "mta_helps"}, "claim mta_helps occurs twice"),
+        ({"rivals": ["no_window"]}, "full and no_window are compared by two claims"),
         ({"published": {"table": "T1", "rows": {"full": "no such"}}}, "claim neck_matters: .*has no row"),
     ],
 )
 def test_an_invalid_claim_is_refused_in_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
     content = yaml.safe_load((ROOT / CLAIMS).read_text())
-    next(claim for claim in content if claim["name"] == "neck_matters").update(change)
+    next(claim for claim in content["claims"] if claim["name"] == "neck_matters").update(change)
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=message) as raised:
-        judge(read_claims(path), simulate({"full": 0.0}), emphasis(0.0), figures=FIGURES)
+        judge(read_plan(path), compared(simulate({"full": 0.0}, images=4)), "scenes", "tiny", SIDE, figures=FIGURES)
     assert "\n" not in str(raised.value)
+
+
+def test_more_seeds_settle_more_and_a_budget_is_kept() -> None:
+    records = simulate(everything() | {"no_neck": -0.02}, seeds=(0, 1, 2))
+    judged = judge(PLAN, compared(records, emphasis(0.0, (0, 1, 2))), "scenes", "tiny", SIDE, figures=FIGURES)
+    open_claims = needs(PLAN, judged, SIDE)
+    assert {need.verdict.claim.name for need in open_claims} == {one.claim.name for one in judged} - {"parameters"}
+    assert all(need.chances[FIRST] <= need.chances[FINAL] for need in open_claims)
+    minutes = dict.fromkeys(everything(), 2.0)
+    plans = [cheapest(PLAN, open_claims, minutes, {}, budget) for budget in (0.0, 60.0, 120.0, 1e6)]
+    for budget, plan in zip((0.0, 60.0, 120.0, 1e6), plans, strict=True):
+        assert plan.minutes <= budget and plan.minutes == 2 * sum(plan.seeds.values())
+        for name, seeds in plan.looks.items():
+            need = next(need for need in open_claims if need.verdict.claim.name == name)
+            assert all(plan.seeds[system] >= seeds for system in need.systems)
+    assert all(few.decided <= many.decided for few, many in pairwise(plans))
+    again = cheapest(PLAN, open_claims, minutes, plans[3].seeds, 1e6)
+    assert again.minutes == 0, "trained runs cost nothing"
 
 
 def test_the_parameters_are_those_of_the_model_at_scale_base() -> None:
     profile = pytest.importorskip("wimfris.measure.parameters")
-    claim = next(claim for claim in ALL if isinstance(claim, Construction))
+    claim = next(claim for claim in PLAN.claims if isinstance(claim, Construction))
     params = read_params(ROOT / "params.yaml").model_copy(update={"scale": "base"})
     counted = profile.trained_parameters(params.settings(claim.system))["adapters"]
     assert claim.value == pytest.approx(counted / 1e6, abs=0.0005)

@@ -10,11 +10,13 @@ from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
 from wimfris.results.comparison_figure import draw
 from wimfris.results.comparison_tables import sections
-from wimfris.results.differences import compare
+from wimfris.results.comparisons import Comparisons
+from wimfris.results.evidence import EMPHASIS_COLUMNS, Evidence
 from wimfris.results.formats import DASH
+from wimfris.results.plan import CLAIMS, read_plan
 from wimfris.results.published import Figure
-from wimfris.results.statistics import holm
 from wimfris.results.tables import main_table
+from wimfris.results.tiers import compute_comparisons
 
 PUBLISHED = {
     ("T", system, variant, dataset, split, "miou"): Figure(
@@ -87,38 +89,52 @@ def records(
     return pd.concat(parts, ignore_index=True)
 
 
+PLAN = read_plan(Path(__file__).parents[2] / CLAIMS)
+
+
+def quoted(frame: pd.DataFrame, study: Study = STUDY) -> Comparisons:
+    """Return the comparisons of a study, all of them exploratory."""
+    pairs = dict.fromkeys(study.pairs, False)
+    return compute_comparisons(
+        Evidence(frame, pd.DataFrame(), pd.DataFrame(columns=list(EMPHASIS_COLUMNS))), PLAN, pairs, 8
+    )
+
+
+def table_of(frame: pd.DataFrame, split: str = "val", study: Study = STUDY) -> pd.DataFrame:
+    return study.table(frame, quoted(frame, study), split, PUBLISHED)
+
+
+def tables_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    return STUDY.tables(frame, quoted(frame), PUBLISHED)
+
+
 RUNS = {"full": 3, "part": 3, "other": 2}
 SHIFTS = {"part": 0.2}
 
 
 def test_values_and_differences_are_those_of_the_records() -> None:
     frame = records(RUNS, SHIFTS)
-    table = STUDY.table(frame, published=PUBLISHED).set_index("label")
+    table = table_of(frame).set_index("label")
     assert list(table.index) == ["all", "part", "other", "part again", "untrained"]
     main = main_table(frame).set_index("system")
     for label, variant in (("all", "full"), ("part", "part"), ("other", "other")):
         for name in ("miou", "miou_sd", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90"):
             assert table.loc[label, name] == pytest.approx(main.loc[variant, name])
         assert table.loc[label, "seeds"] == RUNS[variant] and table.loc[label, "n"] == 80
-    compared = compare(frame, ["part", "other"], "full", split="val").set_index(["variant", "metric"])
+    comparisons = quoted(frame)
     for metric, prefix in (("miou", ""), ("oiou", "oiou_"), ("pr70", "pr70_")):
         for label in ("part", "other", "part again"):
-            expected = compared.loc[(table.loc[label, "variant"], metric)]
-            for name in ("difference", "these_low", "these_high", "any_low", "any_high", "p", "p_holm"):
-                assert table.loc[label, prefix + name] == pytest.approx(expected[name]), (label, metric, name)
+            expected = comparisons.quote(table.loc[label, "variant"], "full", metric=metric)
+            assert expected
+            for name in ("difference", "these_low", "these_high", "low", "high", "error"):
+                assert table.loc[label, prefix + name] == expected[name], (label, metric, name)
     assert table.loc["part", "verdict"] == "lower" and table.loc["other", "verdict"] == "undecided"
+    assert set(table["tier"]) == {"exploratory", ""} and len(comparisons.exploratory) == 2
     assert table.loc["all", "verdict"] == "" and np.isnan(table.loc["all", "difference"])
 
 
-def test_a_variant_in_two_rows_is_one_comparison_of_the_family() -> None:
-    frame = records(RUNS, SHIFTS)
-    table = STUDY.table(frame, published=PUBLISHED).set_index("label")
-    expected = holm([table.loc["part", "p"], table.loc["other", "p"]])
-    assert table.loc[["part", "other", "part again"], "p_holm"].tolist() == pytest.approx([*expected, expected[0]])
-
-
 def test_published_figures_are_beside_ours_with_visible_gaps() -> None:
-    table = STUDY.table(records(RUNS, SHIFTS), published=PUBLISHED).set_index("label")
+    table = table_of(records(RUNS, SHIFTS)).set_index("label")
     assert table.loc["all", "published"] == pytest.approx(0.773) and np.isnan(table.loc["all", "published_gain"])
     part = table.loc["part"]
     assert part["published_gain"] == pytest.approx(-0.022) and part["trust"] == "low"
@@ -128,47 +144,44 @@ def test_published_figures_are_beside_ours_with_visible_gaps() -> None:
 
 
 def test_a_row_without_runs_is_a_gap() -> None:
-    row = STUDY.table(records(RUNS), published=PUBLISHED).set_index("label").loc["untrained"]
+    row = table_of(records(RUNS)).set_index("label").loc["untrained"]
     assert pd.isna(row["seeds"]) and pd.isna(row["n"]) and np.isnan(row["miou"]) and np.isnan(row["difference"])
 
 
 def test_the_built_in_sets_test_splits_have_no_published_counterpart() -> None:
     scenes = records(RUNS, splits=("testA",))
-    assert STUDY.table(scenes, "testA", PUBLISHED)["published"].isna().all()
+    assert table_of(scenes, "testA")["published"].isna().all()
     natural = records(RUNS, splits=("testA",), dataset="refcoco", scale="base")
-    assert STUDY.table(natural, "testA", PUBLISHED)["published"].tolist()[0] == pytest.approx(0.792)
+    assert table_of(natural, "testA")["published"].tolist()[0] == pytest.approx(0.792)
     other = records(RUNS, dataset="refcoco+", scale="base")
-    assert STUDY.table(other, "val", PUBLISHED)["published"].isna().all()
+    assert table_of(other, "val")["published"].isna().all()
 
 
 def test_the_large_model_is_not_shown_beside_figures_of_the_small_one() -> None:
     frame = records(RUNS, dataset="refcoco", scale="large")
-    assert STUDY.table(frame, "val", PUBLISHED)["published"].isna().all()
+    assert table_of(frame, "val")["published"].isna().all()
 
 
 def test_a_row_may_have_a_baseline_of_its_own() -> None:
     other = Row("base", "part", ("T", "part"), system="RIVAL")
     study = Study("s", "S", "?", "!", (Row("over", "full", ("T", "whole"), against=other), Row("other", "other")))
     assert study.variants == ["full", "other", "part"]
-    table = study.table(records(RUNS, SHIFTS), published=PUBLISHED).set_index("label")
+    table = table_of(records(RUNS, SHIFTS), study=study).set_index("label")
     assert list(table["baseline"]) == ["part", "full"]
     assert table.loc["over", "difference"] == pytest.approx(0.2, abs=0.01)
     assert table.loc["over", "published_gain"] == pytest.approx(0.073)
-    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
 
 
-def test_one_seed_leaves_all_undecided() -> None:
-    table = STUDY.table(records({"full": 1, "part": 1}, SHIFTS), published=PUBLISHED).set_index("label")
-    assert table.loc["part", "verdict"] == "undecided" and np.isnan(table.loc["part", "any_low"])
+def test_one_seed_gives_no_verdict() -> None:
+    table = table_of(records({"full": 1, "part": 1}, SHIFTS)).set_index("label")
+    assert table.loc["part", "verdict"] == "" and np.isnan(table.loc["part", "low"])
     (section, *_) = sections(STUDY, [table.reset_index()])
-    assert "no difference in mIoU is detectable" in section.foot
+    assert "no interval for any seed and no verdict" in section.foot
 
 
 def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
     frame = records(RUNS, SHIFTS)
-    pd.testing.assert_frame_equal(
-        STUDY.table(frame.sample(frac=1, random_state=0), published=PUBLISHED), STUDY.table(frame, published=PUBLISHED)
-    )
+    pd.testing.assert_frame_equal(table_of(frame.sample(frac=1, random_state=0)), table_of(frame))
 
 
 @pytest.mark.parametrize(
@@ -183,19 +196,19 @@ def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:
 def test_a_table_does_not_mix(other: dict, message: str) -> None:
     frame = pd.concat([records({"full": 1}), records({"part": 1}, **other)])
     with pytest.raises(UserError, match=message):
-        STUDY.table(frame, published=PUBLISHED)
+        table_of(frame)
 
 
 def test_without_the_baseline_there_is_no_table() -> None:
     with pytest.raises(UserError, match=r"study parts, split val: no evidence of full"):
-        STUDY.table(records({"part": 2}), published=PUBLISHED)
+        table_of(records({"part": 2}))
     with pytest.raises(UserError, match=r"split testB: no evidence of full"):
-        STUDY.table(records(RUNS), "testB", PUBLISHED)
+        table_of(records(RUNS), "testB")
 
 
 def test_every_split_is_a_table_of_its_own() -> None:
     frame = records(RUNS, SHIFTS, splits=("testB", "val", "testA"))
-    tables = STUDY.tables(frame, PUBLISHED)
+    tables = tables_of(frame)
     assert [table["split"].iloc[0] for table in tables] == ["val", "testA", "testB"]
     shown = sections(STUDY, tables)
     assert [section.title for section in shown] == [
@@ -211,13 +224,11 @@ def test_every_split_is_a_table_of_its_own() -> None:
 
 
 def test_sections_state_their_scope_and_show_gaps_as_dashes() -> None:
-    main, paper = sections(STUDY, STUDY.tables(records(RUNS, SHIFTS), PUBLISHED))
+    main, paper = sections(STUDY, tables_of(records(RUNS, SHIFTS)))
     for section in (main, paper):
         assert section.guide and "they say nothing about the figures in the paper" in section.note
     assert main.note.startswith("Baseline: full. A note of its own.") and "are of refcoco val." in paper.note
-    assert main.foot.startswith(
-        "Holm's family: 2 comparisons. With 40 images and 2 to 3 seeds, the detectable difference"
-    )
+    assert main.foot.startswith("Exploratory intervals: level 97.50%, which separate")
     rows = main.cells.set_index("row")
     assert set(rows.loc["untrained"]) == {"second", DASH}
     assert (
@@ -231,7 +242,7 @@ def test_sections_state_their_scope_and_show_gaps_as_dashes() -> None:
 
 def test_natural_data_carry_no_caveat() -> None:
     frame = records(RUNS, SHIFTS, dataset="refcoco", scale="base")
-    for section in sections(STUDY, STUDY.tables(frame, PUBLISHED)):
+    for section in sections(STUDY, tables_of(frame)):
         assert "built-in" not in section.note and "figures are of" not in section.note
 
 
@@ -245,7 +256,7 @@ def test_rows_that_mean_nothing_at_a_grid_are_left_out() -> None:
 def test_a_grid_shows_every_block_by_label() -> None:
     rows = (Row("x", "full", block="a"), Row("y", "part", block="a"), Row("x", "other", block="b"))
     study = Study("g", "G", "?", "!", rows, grid=True)
-    table = study.table(records(RUNS, SHIFTS), published=PUBLISHED)
+    table = table_of(records(RUNS, SHIFTS), study=study)
     _, grid = sections(study, [table])
     cells = grid.cells.set_index("block of rows")
     assert list(cells.columns) == ["x", "y"] and cells.loc["b", "y"] == DASH
@@ -257,6 +268,6 @@ def test_a_grid_shows_every_block_by_label() -> None:
 def test_the_figure_is_drawn_for_any_number_of_runs(runs: dict[str, int], tmp_path: Path) -> None:
     frame = records(runs, SHIFTS)
     for name in ("one.png", "two.png"):
-        draw(STUDY.table(frame, published=PUBLISHED), frame, tmp_path / name)
+        draw(table_of(frame), frame, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -62,7 +62,7 @@ def test_the_same_bits_from_another_training_are_a_reproduction(checkout: Path) 
     result = compare()
     assert result is not None
     assert result.equal == result.runs == 33
-    assert "all 33 runs are bit for bit the same; 30 of 30 verdicts the same" in result.summary
+    assert "all 33 runs are bit for bit the same; 10 of 10 verdicts the same" in result.summary
 
 
 def test_a_difference_as_small_as_between_seeds_is_a_reproduction(checkout: Path) -> None:
@@ -81,8 +81,7 @@ def test_a_system_beyond_the_scatter_of_seeds_is_named(checkout: Path) -> None:
     assert result is not None
     assert result.outside == ["window 1x1"]
     assert result.summary.startswith("not reproduced: window 1x1 ")
-    assert set(result.moved["system"]) == {"window 1x1"}
-    assert all(line.startswith(("val", "testA", "testB")) and "here lower" in line for line in result.verdict_lines())
+    assert result.moved.empty, "the comparisons of this machine are those of reports/comparisons"
 
 
 def test_the_bound_is_that_of_two_means_over_seeds(checkout: Path) -> None:

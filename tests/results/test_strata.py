@@ -68,14 +68,14 @@ def test_gain_and_change_equal_the_planted_ones(labels: pd.DataFrame, rng: np.ra
     assert by_level.loc["3 or 4", "gain_miou"] == pytest.approx(0.1, abs=0.01)
     change = by_level.loc["3 or 4"]
     assert change["change_miou"] == pytest.approx(change["gain_miou"] - by_level.loc["1", "gain_miou"])
-    assert change["change_miou_any_low"] > 0 and change["change_miou_p_holm"] < 0.05
+    assert change["change_miou_any_low"] > 0
     assert change["change_miou_these_low"] < change["change_miou"] < change["change_miou_these_high"]
     assert np.isnan(by_level.loc["1", "change_miou"])
     # The gain within a stratum is the comparison on its sentences.
     odd = rows[rows["image_id"] % 2 == 1]
-    alone = compare(odd, ["full"], "no_window", split="val", resamples=500).set_index("metric")
-    assert change["gain_miou_any_low"] == pytest.approx(alone.loc["miou", "any_low"])
-    assert change["gain_oiou"] == pytest.approx(alone.loc["oiou", "difference"])
+    alone = {one.metric: one.any_seed for one in compare(odd, [("full", "no_window")], "val", resamples=20)}
+    assert change["gain_miou_any_low"] == pytest.approx(alone["miou"].difference - alone["miou"].half_width(0.05))
+    assert change["gain_oiou"] == pytest.approx(alone["oiou"].difference)
 
 
 def test_strata_of_the_same_images_are_paired(labels: pd.DataFrame, rng: np.random.Generator) -> None:
@@ -96,11 +96,11 @@ def test_a_sentence_without_labels_is_refused(labels: pd.DataFrame, rng: np.rand
         strata_table(records(labels, rng, 0.0), labels[:-2], ["full"], "no_window")
 
 
-def test_the_table_shows_n_intervals_and_power(labels: pd.DataFrame, rng: np.random.Generator) -> None:
+def test_the_table_shows_n_and_intervals_and_no_verdict(labels: pd.DataFrame, rng: np.random.Generator) -> None:
     table = strata_table(records(labels, rng, 0.1), labels, ["full"], "no_window", resamples=200)
     text = markdown_text("x", sections(table, {"full": "window 4", "no_window": "no window"}))
     assert "window 4 against no window: scenes, scale smoke, protocol cris, split val, seeds 0, 1, 2" in text
-    assert "say nothing about the figures in the paper" in text and "the detectable difference in mIoU is" in text
+    assert "say nothing about the figures in the paper" in text and "have no verdicts" in text
 
 
 @pytest.mark.slow

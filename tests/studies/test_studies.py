@@ -91,7 +91,7 @@ def test_rows_of_equal_settings_point_to_one_run() -> None:
     assert variants("rfmixer")["kernels of RFMixer", "3-5-7 (full)"] == "full"
     assert variants("placement")["", "spread (full)"] == "full"
     assert variants("neck")["WIMFRIS's adapters", "HMF"] == "full"
-    assert variants("neck")["WIMFRIS's adapters", "none"] == "no_neck"
+    assert variants("neck")["WIMFRIS's adapters", "no neck"] == "no_neck"
     assert variants("rivals")["the two ends", "frozen"] == "none"
 
 

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from wimfris.cli import evidence, inspect, measure, prepare, training, use
+from wimfris.cli import evidence, inspect, measure, prepare, settle, training, use
 from wimfris.cli.entry import run_command
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
 app.add_typer(prepare.data_app, name="data")
 app.add_typer(prepare.encoders_app, name="encoders")
 app.add_typer(measure.measure_app, name="measure")
-for module in (use, inspect, training, evidence):
+for module in (use, inspect, training, evidence, settle):
     for verb in module.VERBS:
         app.command()(verb)
 

@@ -60,6 +60,29 @@ def study(name: Annotated[str, typer.Argument(help="A file of studies/, for exam
     print(f"{name}: {', '.join(map(str, write_study(name, read_params())))}")
 
 
+def compare() -> None:
+    """Compare the systems of the claims and the studies once, at every data set and scale (reports/comparisons)."""
+    from wimfris.results.comparisons import comparisons_path, read_comparisons, write_comparisons
+    from wimfris.results.evidence import evidence_names, read_evidence
+    from wimfris.results.plan import read_plan
+    from wimfris.results.studies import load_studies, study_pairs
+    from wimfris.results.tiers import compute_comparisons, moved
+    from wimfris.search.promote import promoted_at
+
+    params, plan, studies = read_params(), read_plan(), load_studies()
+    for name in evidence_names():
+        here = params.at_name(name)
+        side = here.settings().grid
+        searched = {(variant, "full"): "search" not in plan.exploratory.studies for variant in promoted_at(here)}
+        pairs = searched | study_pairs(studies, plan, side)
+        comparisons = compute_comparisons(read_evidence(here), plan, pairs, side)
+        before = read_comparisons(name) if comparisons_path(name).is_file() else None
+        path = write_comparisons(comparisons, name)
+        print(f"{path}: {len(comparisons.primary)} primary and {len(comparisons.exploratory)} exploratory comparisons")
+        for line in moved(before, comparisons) if before else ():
+            print(f"  {line}")
+
+
 def tables() -> None:
     """Write the main table of the core, main.{csv,md,tex}, with the systems that `ingest` took in beside it."""
     import pandas as pd
@@ -101,13 +124,19 @@ def figures() -> None:
 
 
 def page() -> None:
-    """Hold the paper's claims against the evidence (reports/claims.md) and write the report (reports/index.html)."""
+    """Write the verdicts on the paper's claims (reports/claims.md) and the report (reports/index.html)."""
+    from wimfris.results.claims import judge_place
     from wimfris.results.claims_tables import write_claims
-    from wimfris.results.evidence import read_evidence
+    from wimfris.results.comparisons import read_comparisons
+    from wimfris.results.evidence import evidence_names
     from wimfris.results.page import write_page
+    from wimfris.results.plan import read_plan
 
-    current = read_evidence(read_params())
-    write_claims(current.records, current.emphasis, REPORTS / "claims.md")
+    params, plan = read_params(), read_plan()
+    own = params.settings().folder.name
+    files = {name: read_comparisons(name) for name in (own, *(name for name in evidence_names() if name != own))}
+    verdicts = judge_place(params, plan, files[own])
+    write_claims(verdicts, plan, files, REPORTS / "claims.md", protocol=params.settings().evaluate.protocol)
     write_page()
 
 
@@ -191,4 +220,4 @@ def docs() -> None:
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
 
 
-VERBS = (evidence, gather, ingest, study, tables, figures, page, report, reproduction, release, promote, docs)
+VERBS = (evidence, gather, ingest, compare, study, tables, figures, page, report, reproduction, release, promote, docs)

@@ -82,22 +82,23 @@ def estimate(
 
 
 def ceiling() -> None:
-    """Print the score of the targets themselves at the size of the logits, on each split."""
+    """Print how well targets can be drawn at the size of the logits, in four ways side by side, on each split."""
     import torch
 
     from wimfris.data.index import read_index
+    from wimfris.measure.target_resolution import WAYS
     from wimfris.measure.target_resolution import ceiling as score
 
     torch.set_num_threads(1)
     settings = read_params().settings()
     index = read_index(settings.folder / "index" / "index.parquet")
-    table = Table(
-        "split", "n", "mIoU", "oIoU", "P@50", "P@70", "P@90", title=f"{settings.folder.name}: ceiling, percent"
-    )
+    title = f"{settings.folder.name}: targets drawn at {4 * settings.grid} x {4 * settings.grid}, percent"
+    table = Table("split", "n", "drawn by", "mIoU", "oIoU", "P@50", "P@70", "P@90", title=title)
     for split in settings.data.splits:
-        scores = score(settings, index[index["split"] == split])
-        cells = [f"{100 * scores[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
-        table.add_row(split, f"{scores['n']:.0f}", *cells)
+        for way in WAYS:
+            scores = score(settings, index[index["split"] == split], way)
+            cells = [f"{100 * scores[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
+            table.add_row(split, f"{scores['n']:.0f}", way, *cells)
     Console().print(table)
 
 

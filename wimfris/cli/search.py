@@ -12,6 +12,7 @@ from wimfris.cli.study import write_report
 from wimfris.matrix.costs import default_jobs, duration
 from wimfris.matrix.local import prepare
 from wimfris.matrix.processes import interruptible
+from wimfris.results.comparisons import comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, read_evidence
 from wimfris.results.formats import print_section
 from wimfris.results.measured import Report
@@ -83,8 +84,9 @@ def _report(params: Params, space: str, *, write: bool) -> None:
     variants = promoted(params, searches)
     runs = [str(run) for variant in ("full", *variants) for run in params.runs_of(variant)] if variants else []
     records = read_evidence(params).select(runs).records if runs else pd.DataFrame()
+    known = read_comparisons(folder) if comparisons_path(folder).is_file() else None
     report = Report(
-        report_sections(searches, confirmed_sections(searches, variants, records)),
+        report_sections(searches, confirmed_sections(searches, variants, records, known)),
         trials_frame(searches),
         lambda path: draw(searches, path),
         f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}",

@@ -20,6 +20,7 @@ from wimfris.files import write_text
 from wimfris.results.comparison import Study
 from wimfris.results.comparison_figure import draw
 from wimfris.results.comparison_tables import sections
+from wimfris.results.comparisons import Comparisons, comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.ingested import read_ingested
@@ -137,7 +138,7 @@ def _reproduce(study: Study | Measured) -> int:
     if isinstance(study, Measured) or study.scales:  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", f"study@{study.name}"]
+        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "compare", f"study@{study.name}"]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()
@@ -200,7 +201,7 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
         report = study.report(_inputs(study, params, evidence))
         return _Shown(replace(report, intro=f"{_intro(study)}\n\n{report.intro}".strip()), report.sections)
     published = read_published(REPORTS / "published.csv")
-    tables = study.tables(evidence.records, published)
+    tables = study.tables(evidence.records, _comparisons(study, params, evidence), published)
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
@@ -222,6 +223,14 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
 
     frame = pd.concat(tables, ignore_index=True)
     return _Shown(Report(shown, frame, picture, _intro(study)), terminal)
+
+
+def _comparisons(study: Study, params: Params, evidence: Evidence) -> Comparisons:
+    """Return the committed comparisons, and without a verdict those pairs of the study that they lack."""
+    name = params.settings().folder.name
+    if not comparisons_path(name).is_file():
+        return Comparisons.of_pairs(evidence.records, study.pairs)
+    return read_comparisons(name).with_pairs(evidence.records, study.pairs)
 
 
 def _intro(study: Study | Measured) -> str:

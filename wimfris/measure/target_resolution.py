@@ -1,33 +1,77 @@
-"""The score of the targets themselves: resized to the logits as in training, and taken back as in evaluation.
+"""How well targets can be drawn at the resolution of the logits: resized to it, and taken back as in evaluation.
 
-Training resizes the targets to the size of the logits (nearest); evaluation takes the logits to the size of the image
-(bicubic, then the inverse letterbox). The score is what this resizing costs, the more the smaller the image. It is no
-upper bound: logits that are fitted to the target at its own size score higher.
+Evaluation takes the logits to the size of the image (bicubic, then the inverse letterbox). Each way of drawing a target
+at the size of the logits gives a score. Only the fitted logits come near a bound; training with targets sampled by
+nearest aims at the lowest of these scores.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wimfris.data.index import decode_mask
-from wimfris.data.protocol import PROTOCOLS
+from wimfris.data.protocol import CRIS_THRESHOLD, PROTOCOLS
 from wimfris.metrics import summarise
 from wimfris.settings.schema import Settings
 
 SURE = 1e-4  # distance of the probabilities from 0 and 1
+FIT_STEPS, SHARPNESS = 60, 20.0
 
 
-def ceiling(settings: Settings, rows: pd.DataFrame) -> dict[str, float]:
-    """Return mIoU, oIoU and precisions over the sentences of these index rows, with the resized target as logits."""
+def _nearest(boxed: Tensor, size: int) -> Tensor:
+    return torch.logit(F.interpolate(boxed, size=(size, size), mode="nearest"), eps=SURE)
+
+
+def _area(boxed: Tensor, size: int) -> Tensor:
+    return torch.logit(F.interpolate(boxed, size=(size, size), mode="area"), eps=SURE)
+
+
+def _bilinear(boxed: Tensor, size: int) -> Tensor:
+    """Sample bilinearly with aligned corners, which is how the evaluation takes the cells back."""
+    small = F.interpolate(boxed, size=(size, size), mode="bilinear", align_corners=True)
+    return torch.logit(small, eps=SURE)
+
+
+def _fitted(boxed: Tensor, size: int) -> Tensor:
+    """Fit the logits, so that protocol cris's threshold of their bicubic map parts target and background."""
+    logits = _bilinear(boxed, size).clamp(-3, 3).requires_grad_()
+    optimiser = torch.optim.LBFGS([logits], max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        full = F.interpolate(torch.sigmoid(logits), size=boxed.shape[-2:], mode="bicubic", align_corners=True)
+        value = F.binary_cross_entropy_with_logits(SHARPNESS * (full - CRIS_THRESHOLD), (boxed > 0.5).float())
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return logits.detach()
+
+
+WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "nearest": _nearest,
+    "area (means)": _area,
+    "aligned bilinear": _bilinear,
+    "fitted logits": _fitted,
+}
+"""How a target is drawn: (1, 1, S, S) in [0, 1] and the size of the logits -> logits (1, 1, size, size)."""
+
+
+def ceiling(settings: Settings, rows: pd.DataFrame, way: str = "nearest") -> dict[str, float]:
+    """Return mIoU, oIoU and precisions over the sentences of these index rows, with the target drawn in one of `WAYS`
+    as logits.
+    """
     size, protocol = settings.data.image_size, PROTOCOLS[settings.evaluate.protocol]
     areas = []
     for row in rows.to_dict("records"):
         mask = decode_mask(row)
         target = protocol.target(mask)
-        boxed = torch.from_numpy(protocol.mask(mask, size))[None, None]
-        small = F.interpolate(boxed, size=(4 * settings.grid, 4 * settings.grid), mode="nearest")
-        scores = protocol.scores(torch.logit(small, eps=SURE), size)[0]
+        boxed = torch.from_numpy(protocol.mask(mask, size))[None, None].float()
+        scores = protocol.scores(WAYS[way](boxed, 4 * settings.grid), size)[0]
         predicted = protocol.predicted(scores, mask.shape[0], mask.shape[1])
         case = (int((predicted & target).sum()), int((predicted | target).sum()))
         areas += [case] * len(row["sentences"])

@@ -15,14 +15,22 @@ from tabulate import tabulate
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.results.claims import Verdict, judge_place
+from wimfris.results.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.comparison import Study
+from wimfris.results.comparisons import Comparisons, read_comparisons
+from wimfris.results.evidence import evidence_names
+from wimfris.results.formats import interval
+from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
+from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies
 from wimfris.settings.params import Params, read_params
 
-PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md")
+PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md", "docs/faq.md")
 AT_A_GLANCE = ("full", "none", "msa", "no_neck", "window_1")
-EXAMPLE = ("The neck matters.", "no_neck")  # the claim and the rival of the example in docs/statistics.md
+EXAMPLE = "neck_matters"  # the claim of the example in docs/statistics.md
+IN_USE = "two apart"  # the variance of benchmarks/coverage.csv that `wimfris.results.statistics` uses
 METRICS = {
     "miou": "mIoU",
     "miou_sd": "SD",
@@ -36,7 +44,6 @@ METRICS = {
 WIDTH = 125  # of a line of text
 _SHORT = ("miou", "oiou", "pr50", "pr70", "pr90")
 _BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_THE_PAPER = "They say nothing about the paper's scale."
 
 Frame = pd.DataFrame
 
@@ -51,6 +58,7 @@ class Evidence:
         self.root = root
         self.reports = root / "reports"
         self.params: Params = read_params(root / "params.yaml")
+        self.plan = read_plan(self.reports / "claims.yaml")
 
     def table(self, name: str, folder: str | None = None) -> Frame:
         """Return the CSV of a table, by default at the data set and scale of params.yaml."""
@@ -59,14 +67,13 @@ class Evidence:
             raise UserError(f"{path}: no such table; restore it with `git checkout reports`")
         return pd.read_csv(path)
 
-    def claims(self) -> list[dict[str, str]]:
-        """Return the rows of the first table of reports/claims.md: claim, verdict, why, ..."""
-        return markdown_rows((self.reports / "claims.md").read_text(encoding="utf-8"))
+    def verdicts(self) -> list[Verdict]:
+        """Return the verdicts on the paper's claims at the data set and scale of params.yaml."""
+        return judge_place(self.params, self.plan, self.comparisons(self.params.settings().folder.name), self.reports)
 
-    def comparisons(self, claim: str) -> list[dict[str, str]]:
-        """Return the rows of a claim's own table in reports/claims.md: comparison, ΔmIoU, these seeds, ..."""
-        text = (self.reports / "claims.md").read_text(encoding="utf-8")
-        return markdown_rows(text.partition(f"\n## {claim}\n")[2].partition("\n## ")[0])
+    def comparisons(self, name: str) -> Comparisons:
+        """Return the comparisons of a data set and scale (`name`)."""
+        return read_comparisons(name, self.reports)
 
 
 def fill(text: str, evidence: Evidence) -> str:
@@ -90,13 +97,6 @@ def write_blocks(root: Path = Path()) -> list[Path]:
             write_text(path, after)
             changed.append(path)
     return changed
-
-
-def markdown_rows(text: str) -> list[dict[str, str]]:
-    """Return the rows of the first Markdown table of a text, by column, without escapes."""
-    lines = [line for line in text.partition("\n|")[2].partition("\n\n")[0].splitlines() if line]
-    cells = [[cell.strip().replace("\\_", "_") for cell in line.strip("|").split(" | ")] for line in lines]
-    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -138,22 +138,32 @@ def glance(evidence: Evidence) -> str:
 
 def _in_words(evidence: Evidence) -> str:
     """Return the verdicts on the paper's claims as a list, an item for each kind of verdict."""
-    kinds: dict[str, list[str]] = {}
-    for row in evidence.claims():
-        kinds.setdefault(row["verdict"].rpartition(": ")[2], []).append(row["claim"].rstrip("."))
     scale = evidence.params.scale
     lines = [f"The paper's claims, tested at scale {scale}:", ""]
-    for kind in sorted(kinds, key=[*_ORDER, *kinds].index):
-        item = f"- **{kind}** ({len(kinds[kind])}): {'; '.join(kinds[kind])}."
-        lines += textwrap.wrap(item, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    lines += [
-        "",
-        f"*Undecided* does not mean that there is no effect. These results are of scale {scale}. {NOT_THE_PAPER}",
-    ]
-    return "\n".join(lines)
+    for decision, claims in by_decision(evidence.verdicts()).items():
+        if claims:
+            lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
+    note = f"*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md). {NOTHING}"
+    return "\n".join([*lines, "", *_wrapped(note)])
 
 
-_ORDER = ("reproduced", "contradicted", "undecided", "undecided (not run)", "true by construction")
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def window(evidence: Evidence) -> str:
+    """Return the one answer to "Does the window matter?"."""
+    return "\n".join(_wrapped(window_answer(evidence.verdicts())))
+
+
+def scales(evidence: Evidence) -> str:
+    """Return the comparisons that several scales have."""
+    own = evidence.params.settings().folder.name
+    names = [own, *(name for name in evidence_names(evidence.reports) if name != own)]
+    table = over_scales({name: evidence.comparisons(name) for name in names}, evidence.plan)
+    if table.empty:
+        return "No comparison stands at two scales yet."
+    return f"{SCALES}\n\n{_table(list(table.columns), table.to_numpy().tolist(), words=2)}"
 
 
 def core(evidence: Evidence) -> str:
@@ -163,7 +173,7 @@ def core(evidence: Evidence) -> str:
 
 def verdicts(evidence: Evidence) -> str:
     """Return the verdict on each of the paper's claims, with its reason."""
-    rows = [(row["claim"], row["verdict"].rpartition(": ")[2], row["why"]) for row in evidence.claims()]
+    rows = [(one.claim.claim, one.decision, one.reason) for one in evidence.verdicts()]
     return _table(("claim", "verdict", "reason"), rows, words=3)
 
 
@@ -197,7 +207,7 @@ def small(evidence: Evidence) -> str:
     table = table.drop_duplicates(["block", "label"])
     header = ["alignment window", "window", "seeds", *(METRICS[metric] for metric in _SHORT)]
     rows = [
-        [row["block"].removeprefix("loss window: "), row["label"], str(row["seeds"]), *_numbers(row, _SHORT)]
+        [row["block"].removeprefix("alignment window: "), row["label"], str(row["seeds"]), *_numbers(row, _SHORT)]
         for row in table.to_dict("records")
     ]
     return _table(header, rows, words=2)
@@ -300,29 +310,42 @@ def step_cpu(evidence: Evidence) -> str:
 
 
 def example(evidence: Evidence) -> str:
-    """Return the worked example of docs/statistics.md: one comparison of a claim, step by step."""
-    claim, rival = EXAMPLE
-    row = next(row for row in evidence.comparisons(claim) if row["comparison"].endswith(f"- {rival}"))
-    summary = next(row for row in evidence.claims() if row["claim"] == claim)
-    family = sum(len(evidence.comparisons(row["claim"])) for row in evidence.claims())
-    core = _val_of_core(evidence)
-    ours, theirs = (f"{100 * core[variant]['miou']:.1f}" for variant in ("full", rival))
-    these, any_seed = row["these seeds"], row["any seed"]
-    columns = ("comparison", "ΔmIoU", "these seeds", "any seed", "p, Holm", "images", "sentences", "seeds")
+    """Return the worked example of docs/statistics.md: the comparison of a claim, step by step."""
+    plan, verdict = evidence.plan, next(one for one in evidence.verdicts() if one.claim.name == EXAMPLE)
+    row = verdict.rows[0]
+    these, any_seed = (interval(100 * row[f"{name}low"], 100 * row[f"{name}high"]) for name in ("these_", ""))
+    share = 100 * row["seed_variance"] / (row["seed_variance"] + row["image_variance"])
     steps = (
-        f"The mIoU of `full` is {ours}, that of `{rival}` is {theirs}. The difference is {row['ΔmIoU']} points.",
-        f"*These seeds* {_side_of_zero(these)}: {these}. It compares these trained networks on other images.",
-        f"*Any seed* {_side_of_zero(any_seed)}: {any_seed}. It compares networks that are trained from other seeds.",
-        f"The claims make {family} comparisons. Holm's correction over all of them gives p = {row['p, Holm']}.",
-        f"The verdict is **{summary['verdict'].rpartition(': ')[2]}**: p must be below 0.05.",
+        f"The mIoU of `{row['system']}` is {100 * row['value']:.1f}, that of `{row['rival']}` is "
+        f"{100 * row['rival_value']:.1f}, over the seeds {row['seeds']}. The difference is "
+        f"{100 * row['difference']:+.1f} points.",
+        f"*These seeds*, {these}, says how it would vary on other images.",
+        f"*Any seed*, {any_seed}, says how it would vary with other seeds and images. Seeds make {share:.0f}% of its "
+        "variance.",
+        f"Its level is {100 * (1 - row['error']):.2f}%: the runs can test {plan.tested} claims, which share the error "
+        f"of {plan.level:.0%}.",
+        f"The margin is {100 * row['margin']:.1f} points. These seeds would separate a true difference of "
+        f"{100 * row['detectable']:.1f} points in {POWER:.0%} of experiments.",
+        f"The verdict is **{verdict.decision}**: {verdict.reason}.",
     )
-    lines = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
-    return "\n".join([_table(columns, [[row[column] for column in columns]]), "", *lines])
+    names = " with ".join(plan.label(row[name]) for name in ("system", "rival"))
+    head = f"*{verdict.claim.claim}* compares {names}, on {row['split']}."
+    return "\n".join([head, "", *(f"{number}. {step}" for number, step in enumerate(steps, start=1))])
 
 
-def _side_of_zero(interval: str) -> str:
-    low, high = (float(number) for number in interval.strip("[]").split(", "))
-    return "excludes 0" if low > 0 or high < 0 else "includes 0"
+def coverage(evidence: Evidence) -> str:
+    """Return how often the interval in use covers the truth in simulations, and how often a verdict is false."""
+    table = pd.read_csv(evidence.root / "benchmarks" / "coverage.csv")
+    table = table[table["variance"] == IN_USE]
+    sizes = ("3 against 2", "3", "6", "12")
+    rows = []
+    for name in dict.fromkeys(table["setting"]):
+        part = table[table["setting"] == name]
+        covered = [part.loc[part["seeds"] == size, "worst"].iloc[0] for size in sizes]
+        false = part.loc[part["seeds"] == "6, 12", "false_null"].iloc[0]
+        rows.append((name, *(f"{value:.1f}" for value in (*covered, false))))
+    header = ("simulated runs", *(f"{size} seeds" for size in sizes), "a false verdict")
+    return f"In percent; Monte-Carlo error at most {table['error'].max():.1f}.\n\n{_table(header, rows)}"
 
 
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
@@ -339,4 +362,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "step_gpu": step_gpu,
     "step_cpu": step_cpu,
     "example": example,
+    "coverage": coverage,
+    "scales": scales,
+    "window": window,
 }

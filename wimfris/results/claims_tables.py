@@ -1,18 +1,28 @@
 """Verdicts on the paper's claims (`wimfris.results.claims`) as they are shown, and the page `reports/claims.md`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
 from wimfris.files import write_text
-from wimfris.results.claims import CLAIMS, PAPER, SPLIT, Better, Decision, Falls, Verdict, judge, read_claims
-from wimfris.results.differences import power_line
-from wimfris.results.differences import verdict as verdict_of
-from wimfris.results.formats import DASH, GUIDE, interval, p_value
-from wimfris.results.published import PUBLISHED, TRUST
+from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
+from wimfris.results.comparison_tables import tier_levels
+from wimfris.results.comparisons import Comparisons
+from wimfris.results.formats import DASH, GUIDE, interval
+from wimfris.results.plan import METRIC, SPLIT, Falls, Plan, registration_lines
+from wimfris.results.published import TRUST
+from wimfris.results.verdicts import Decision
+
+NOTHING = "Nothing here says that the method works at the paper's scale."
+WINDOW = "window_helps"
+"""The claim that answers whether the window matters."""
+
+DECISIONS = (*get_args(Decision), CONSTRUCTION)
 
 
 def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -28,98 +38,190 @@ def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     )
 
 
+def by_decision(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
+    """Return each decision with its claims, without full stops."""
+    return {
+        decision: [one.claim.claim.removesuffix(".") for one in verdicts if one.decision == decision]
+        for decision in DECISIONS
+    }
+
+
 def answer(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts in words, as Markdown: how many claims there are, then a line for each decision with them."""
     first = verdicts[0]
-    decisions: dict[str, list[str]] = {decision: [] for decision in get_args(Decision)}
-    for verdict in verdicts:
-        decisions[verdict.decision].append(verdict.claim.claim.removesuffix("."))
     lines = [
         f"- **{decision[0].upper()}{decision[1:]}** ({len(claims)}): {'; '.join(claims) or 'none'}."
-        for decision, claims in decisions.items()
+        for decision, claims in by_decision(verdicts).items()
     ]
-    tested = sum(verdict.at_paper_scale not in ("not tested", "true by construction") for verdict in verdicts)
+    tested = sum(verdict.at_paper_scale not in (NOT_TESTED, CONSTRUCTION) for verdict in verdicts)
     head = f"At scale {first.scale} on data set {first.dataset}, the paper's {len(verdicts)} claims are:"
-    scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale."
+    scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale. {NOTHING}"
     return "\n".join([head, "", *lines, "", scale])
 
 
-def details(verdict: Verdict) -> pd.DataFrame:
+def window_answer(verdicts: Sequence[Verdict]) -> str:
+    """Return the one answer to "Does the window matter?": a number with its interval, a verdict, and their limits."""
+    verdict = next(one for one in verdicts if one.claim.name == WINDOW)
+    scale = f"scale {verdict.scale} (data set {verdict.dataset})"
+    if not verdict.rows:
+        return f"No runs of {scale} can say whether the window matters. {NOTHING}"
+    row = verdict.rows[0]
+    points = 100 * row["difference"]
+    ends = interval(100 * row["low"], 100 * row["high"])
+    direction = "above" if points > 0 else "below"
+    return (
+        f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window: {points:+.1f}, "
+        f"interval {ends} at level {100 * (1 - row['error']):.2f}%, seeds {row['seeds'].replace(' ', ', ')}. Verdict "
+        f'on "{verdict.claim.claim.removesuffix(".")}": **{verdict.decision}** (primary tier; {verdict.reason}). This '
+        f"is one comparison of two systems on drawn scenes; other sizes of windows are no part of it. {NOTHING}"
+    )
+
+
+def details(verdict: Verdict, plan: Plan, comparisons: Comparisons) -> pd.DataFrame:
     """Return one row of text per comparison that decides the claim, in points; no row if nothing was tested."""
-    return pd.DataFrame([_detail(verdict, row) for _, row in verdict.decisive.iterrows()])
+    return pd.DataFrame([_detail(verdict, plan, comparisons, row) for row in verdict.rows])
 
 
-def footer(verdict: Verdict) -> str:
-    """Return the sentences below `details`: over which systems the seed variance is pooled, and the power."""
-    if not isinstance(verdict.claim, Better) or verdict.comparisons.empty:
+def footer(verdict: Verdict, plan: Plan) -> str:
+    """Return the sentences below `details`: the margin, the look, and the power after correction."""
+    if not verdict.rows:
         return ""
-    systems = "all systems of the study's table" if verdict.claim.pool else "these systems"
-    return f"The variance between seeds is pooled over {systems}. {power_line(verdict.comparisons)}"
+    rows = pd.DataFrame(list(verdict.rows))
+    margin = (
+        f"{verdict.margin:g} of alpha" if isinstance(verdict.claim, Falls) else f"{100 * verdict.margin:.1f} points"
+    )
+    first, final = plan.confirmatory.looks
+    look = {
+        0: f"No look yet: the intervals are of seeds {rows['seeds'].iloc[0]}, which decide nothing",
+        1: f"First look, {first} seeds of each system",
+        2: f"Second and last look, {final} seeds of each system",
+    }[verdict.look]
+    if isinstance(verdict.claim, Falls):
+        return f"Margin: {margin}. {look}. Interval: level {100 * (1 - rows['error'].iloc[0]):.2f}%."
+    return f"Margin: {margin}. {look}. Intervals for any seed: {tier_levels(rows)}."
+
+
+def over_scales(files: Mapping[str, Comparisons], plan: Plan) -> pd.DataFrame:
+    """Return the comparisons that several scales have, as cells: effect and interval at each scale, and how the effect
+    changes from each scale to the next.
+
+    files: name of a data set and scale -> its comparisons. A comparison is shown as it stands in the first of them. The
+    interval of a change treats the scales as independent: the half widths add as their squares.
+    """
+    pairs: dict[tuple[str, str], None] = {}
+    for one in files.values():
+        rows = one.frame[(one.frame["split"] == SPLIT) & (one.frame["metric"] == METRIC) & (one.frame["tier"] != "")]
+        pairs |= dict.fromkeys(
+            pair for pair in zip(rows["system"], rows["rival"], strict=True) if pair[::-1] not in pairs
+        )
+    table = []
+    for pair in pairs:
+        quoted = {name: row for name, one in files.items() if (row := one.quote(*pair))}
+        if len(quoted) < 2:
+            continue
+        cells = {"comparison": f"{pair[0]} - {pair[1]}", "tier": next(iter(quoted.values()))["tier"]}
+        cells |= {name: _effect(quoted[name]) if name in quoted else DASH for name in files}
+        for (before, first), (after, second) in pairwise(quoted.items()):
+            ends, change = (first, second), second["difference"] - first["difference"]
+            half = np.hypot(*(max(row["high"] - row["difference"], row["difference"] - row["low"]) for row in ends))
+            between = "" if np.isnan(half) else f" {interval(100 * (change - half), 100 * (change + half))}"
+            cells[f"{after} - {before}"] = f"{100 * change:+.1f}{between}"
+        table.append(cells)
+    return pd.DataFrame(table).fillna(DASH) if table else pd.DataFrame()
+
+
+def own_rows(comparisons: Comparisons) -> str:
+    """Return which exploratory verdicts one's own studies change; empty where there are none."""
+    rows = comparisons.exploratory
+    own = rows[(rows["verdict"] != "") & (rows["verdict_without_own"] == "")]
+    if own.empty:
+        return ""
+    declared = rows[rows["verdict_without_own"] != ""]
+    moved = declared[declared["verdict"] != declared["verdict_without_own"]]
+    text = "; ".join(
+        f"{row['system']} - {row['rival']}: {row['verdict_without_own']}, with them {row['verdict']}"
+        for row in moved.to_dict("records")
+    )
+    head = f"{len(own)} comparisons of your own studies joined the exploratory family."
+    return f"{head} Verdicts that changed: {text or 'none'}."
 
 
 def write_claims(
-    records: pd.DataFrame, emphasis: pd.DataFrame, path: Path, *, claims: Path = CLAIMS, figures: Path = PUBLISHED
-) -> list[Verdict]:
-    """Judge the claims by the records and emphasis of one data set and scale, and write the verdicts as Markdown.
-
-    The same evidence gives the same bytes. Raises `UserError` as `read_claims` and `judge`.
-    """
-    verdicts = judge(read_claims(claims), records, emphasis, figures=figures)
-    first = verdicts[0]
-    protocols = ", ".join(sorted(records["protocol"].unique()))
-    family = sum(len(verdict.decisive) for verdict in verdicts)
+    verdicts: Sequence[Verdict], plan: Plan, files: Mapping[str, Comparisons], path: Path, *, protocol: str = "cris"
+) -> None:
+    """Write the verdicts as Markdown; files: the comparisons of each data set and scale, the verdicts' own first."""
+    first, comparisons = verdicts[0], next(iter(files.values()))
+    registration = path.parent / "registration.yaml"
     parts = [
         "# The paper's claims",
-        f"*Made from the evidence and [claims.yaml](claims.yaml): data set {first.dataset}, scale {first.scale}, "
-        f"protocol {protocols}, split {SPLIT}.*",
-        f"How to read this page: [{GUIDE}](../{GUIDE}). Holm's family: all {family} comparisons below. "
-        "Sources of the published figures, and what trust means: [published.md](published.md).",
+        f"*Made from the [comparisons](comparisons/) and [claims.yaml](claims.yaml): data set {first.dataset}, scale "
+        f"{first.scale}, protocol {protocol}, split {SPLIT}.*",
+        f"How to read this page: [{GUIDE}](../{GUIDE}). Sources of the published figures, and what trust means: "
+        "[published.md](published.md).",
+        "\n".join(registration_lines(plan, registration)),
     ]
     if (first.dataset, first.scale) != PAPER:
         parts.append(
             f"These verdicts hold at scale {first.scale} on data set {first.dataset}. They say nothing about the "
-            f"paper's own results, which are at scale {PAPER[1]} on {PAPER[0]} (last column)."
+            f"paper's own results, which are at scale {PAPER[1]} on {PAPER[0]} (last column). {NOTHING}"
         )
     parts.append(_markdown(summary(verdicts)))
+    parts += ["## Does the window matter?", window_answer(verdicts)]
     for verdict in verdicts:
         decision = verdict.at_scale[:1].upper() + verdict.at_scale[1:]
         parts.append(f"## {verdict.claim.claim}")
         parts.append(f"**{decision}**: {verdict.reason}. {verdict.claim.note}".strip())
         parts.append(f"The paper: {_paper(verdict)}.")
-        if not verdict.comparisons.empty:
-            parts.append(_markdown(details(verdict)))
-        parts.append(footer(verdict))
+        if verdict.rows:
+            parts.append(_markdown(details(verdict, plan, comparisons)))
+        parts.append(footer(verdict, plan))
+    scales = over_scales(files, plan)
+    if len(scales):
+        parts += ["## The same comparisons at other scales", SCALES, _markdown(scales)]
+    if own := own_rows(comparisons):
+        parts += ["## Your own rows", own]
     write_text(path, "\n\n".join(filter(None, parts)) + "\n")
-    return verdicts
 
 
-def _detail(verdict: Verdict, row: pd.Series) -> dict[str, str]:
+SCALES = (
+    "Points of mIoU, with the interval for any seed of each scale's own file; *one seed* has none. The last columns "
+    "are the change of the effect."
+)
+
+
+def _effect(row: Mapping[str, Any]) -> str:
+    points = f"{100 * row['difference']:+.1f}"
+    return (
+        f"{points} (one seed)" if np.isnan(row["low"]) else f"{points} {interval(100 * row['low'], 100 * row['high'])}"
+    )
+
+
+def _detail(verdict: Verdict, plan: Plan, comparisons: Comparisons, row: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(verdict.claim, Falls):
         return {
-            "mean alpha by layer": ", ".join(f"{layer}: {alpha:.2f}" for layer, alpha in row["alpha"].items()),
-            "change, first to last layer": f"{row['difference']:+.2f}",
-            "any seed": interval(row["any_low"], row["any_high"], "+.2f"),
-            "p, Holm": p_value(row["p_holm"]),
-            "seeds": f"{row['seeds']}",
+            "mean alpha, first and last layer": f"{row['value']:.2f}, {row['rival_value']:.2f}",
+            "verdict": row["verdict"] or DASH,
+            "fall": f"{row['difference']:+.2f}",
+            "any seed": interval(row["low"], row["high"], "+.2f"),
+            "seeds": row["seeds"],
         }
-    rows = verdict.comparisons
-    others = rows[rows["rival"] == row["rival"]].set_index("metric")["difference"]
-    ours, theirs = (verdict.figures.get(name) for name in (verdict.claim.system, row["rival"]))
+    others = {name: comparisons.quote(row["system"], row["rival"], metric=name) for name in ("oiou", "pr70")}
+    ours, theirs = (verdict.figures.get(row[name]) for name in ("system", "rival"))
     gain, trust = "none known", ""
     if ours and theirs:
         gain, trust = f"{ours.value - theirs.value:+.1f}", max(ours.trust, theirs.trust, key=TRUST.index)
     return {
-        "comparison": f"{verdict.claim.system} - {row['rival']}",
-        "verdict": verdict_of(row) or DASH,
+        "comparison": f"{row['system']} - {row['rival']}",
+        "verdict": row["verdict"] or DASH,
         "ΔmIoU": f"{100 * row['difference']:+.1f}",
-        "any seed": interval(100 * row["any_low"], 100 * row["any_high"]),
-        "p, Holm": p_value(row["p_holm"]),
+        "any seed": interval(100 * row["low"], 100 * row["high"]),
+        **({"for any rival": interval(100 * row["low_any"], 100 * row["high_any"])} if len(verdict.rows) > 1 else {}),
         "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
-        "ΔoIoU": f"{100 * others['oiou']:+.1f}",
-        "ΔPr@0.7": f"{100 * others['pr70']:+.1f}",
+        "ΔoIoU": f"{100 * others['oiou']['difference']:+.1f}" if others["oiou"] else DASH,
+        "ΔPr@0.7": f"{100 * others['pr70']['difference']:+.1f}" if others["pr70"] else DASH,
         "images": f"{row['images']}",
         "sentences": f"{row['sentences']}",
-        "seeds": f"{row['seeds']}",
+        "seeds": " / ".join(dict.fromkeys((row["seeds"], row["rival_seeds"]))),
         "paper's gain": gain,
         "trust": trust,
     }

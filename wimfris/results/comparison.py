@@ -1,7 +1,7 @@
 """Comparison tables: every row is a trained variant, compared with one baseline and set beside a published figure.
 
-`studies/*.py` declare the rows, and `Study.table` computes them from records alone. Each split has a table of its own,
-which is a family of comparisons of its own. `wimfris.results.comparison_tables` formats the tables,
+`studies/*.py` declare the rows. `Study.table` computes their metrics from records, and quotes their differences from
+reports/comparisons. Each split has a table of its own. `wimfris.results.comparison_tables` formats the tables,
 `wimfris.results.comparison_figure` draws them.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 
 from wimfris.errors import UserError
-from wimfris.results.differences import compare, verdict
+from wimfris.results.comparisons import Comparisons
+from wimfris.results.differences import Pair
 from wimfris.results.formats import Section
 from wimfris.results.published import BUILT_IN, PAPERS_SET, TRUST, Figure, Published, read_published
 from wimfris.results.scores import COMPARED, METRICS, by_seed, check_comparable, own_sentences
-from wimfris.results.statistics import holm
 from wimfris.runs.records import SPLITS
 
-_INTERVALS = ("difference", "these_low", "these_high", "any_low", "any_high", "p", "p_holm")
-_COUNTS = ("seeds", "n", "common_seeds", "images", "parameters")
-_WORDS = ("block", "seed_list", "verdict", "trust")
+_QUOTED = ("difference", "these_low", "these_high", "low", "high", "error")
+_COUNTS = ("seeds", "n", "images", "parameters")
+_WORDS = ("block", "seed_list", "compared_seeds", "tier", "claim", "verdict", "trust")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Study:
     rows: tuple[Row, ...]
     baseline: str = "full"
     note: str = ""  # what a reader must know about these rows
-    further: tuple["Study", ...] = ()  # more families of comparisons, with the same baseline or among the same runs
+    further: tuple["Study", ...] = ()  # more tables, with the same baseline or among the same runs
     grid: bool = False  # also show mIoU as a grid, block by label
     parameters: bool = False  # show the trained parameters of each row
     costs: bool = False  # show the minutes and the memory of each row's runs
@@ -68,6 +68,13 @@ class Study:
         baselines = [row.against.variant for row in self.rows if row.against]
         return list(dict.fromkeys([self.baseline, *(row.variant for row in self.rows), *baselines]))
 
+    @property
+    def pairs(self) -> list[Pair]:
+        """The comparisons of its rows and of its further tables, each once: a variant and its baseline."""
+        own = [(row.variant, self._baseline_of(row)) for row in self.rows]
+        return [pair for pair in dict.fromkeys([*own, *(pair for one in self.further for pair in one.pairs)])
+                if pair[0] != pair[1]]  # fmt: skip
+
     def is_at(self, scale: str) -> bool:
         """Return whether the scale has the variants of the study."""
         return not self.scales or scale in self.scales
@@ -83,16 +90,18 @@ class Study:
         omitted = ", ".join(dict.fromkeys(row.label for row in self.rows if side not in row.grids))
         return replace(self, rows=rows, note=f"{self.note} Left out at a grid of {side} x {side}: {omitted}.".strip())
 
-    def table(self, records: pd.DataFrame, split: str = "val", published: Published | None = None) -> pd.DataFrame:
-        """Compare every row with its baseline on one split: a row a `Row`, metrics and differences as fractions.
+    def table(
+        self, records: pd.DataFrame, comparisons: Comparisons, split: str = "val", published: Published | None = None
+    ) -> pd.DataFrame:
+        """Show every row beside its baseline on one split: a row a `Row`, metrics and differences as fractions.
 
         `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more runs than the study's. Columns:
 
         * family, block, label, variant, baseline, dataset, scale, protocol, split;
         * seeds (how many), seed_list, n (sentences per seed), miou, miou_sd (over seeds, ddof 1), oiou, pr50 .. pr90;
-        * difference, these_low .. any_high, p, p_holm of mIoU, and the same with the prefixes oiou_ and pr70_, over the
-          common_seeds of both systems, see `compare`. The Holm family is all comparisons of this table;
-        * improvement, images, detectable; verdict: higher, lower or undecided, empty without a comparison;
+        * difference, these_low, these_high, low, high and error (the interval's level is 1 - error) of mIoU, as
+          `comparisons` holds them, and the same with the prefixes oiou_ and pr70_; a pair that it lacks has none;
+        * compared_seeds, improvement, images, detectable; tier, claim, and verdict: higher, lower or undecided;
         * published, published_gain (less the baseline's), difference_of_differences (our gain less that one), and
           trust, the lowest of the figures used. The val split of the built-in set is shown beside RefCOCO's; its other
           splits have no counterpart.
@@ -110,59 +119,32 @@ class Study:
             )
         place = {column: str(baseline[column].iloc[0]) for column in ("dataset", "scale", "protocol", "split")}
         check_comparable(part, f"study {self.name}: {place['dataset']}, scale {place['scale']}, split {split}")
-        comparisons = self._compare(part, split)
         rows = []
         for row in self.rows:
             against = self._baseline_of(row)
             cells: dict[str, Any] = {"family": self.title, "block": row.block, "label": row.label}
             cells |= {"variant": row.variant, "baseline": against, **place}
             cells |= _values(part[part["variant"] == row.variant])
-            cells |= comparisons.get((row.variant, against), {})
+            cells |= _quoted(comparisons, row.variant, against, split)
             rows.append(cells | self._published_cells(row, place, cells.get("difference", np.nan), published))
         return _ordered(pd.DataFrame(rows))
 
-    def tables(self, records: pd.DataFrame, published: Published | None = None) -> list[pd.DataFrame]:
-        """Return the tables of all splits in the records, `val` first; further families follow the study's own."""
+    def tables(
+        self, records: pd.DataFrame, comparisons: Comparisons, published: Published | None = None
+    ) -> list[pd.DataFrame]:
+        """Return the tables of all splits in the records, `val` first; further tables follow the study's own."""
         splits = [split for split in SPLITS[1:] if (records["split"] == split).any()]
         if not splits:
             raise UserError(
                 f"study {self.name}: no evidence with the present settings; restore params.yaml, or train with "
                 f"`python studies/{self.name}.py`"
             )
-        return [study.table(records, split, published) for split in splits for study in (self, *self.further)]
+        return [
+            study.table(records, comparisons, split, published) for split in splits for study in (self, *self.further)
+        ]
 
     def _baseline_of(self, row: Row) -> str:
         return row.against.variant if row.against else self.baseline
-
-    def _compare(self, part: pd.DataFrame, split: str) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the comparisons of the table by (variant, baseline), corrected as one family."""
-        existing = set(part["variant"].unique())
-        pairs = dict.fromkeys((row.variant, self._baseline_of(row)) for row in self.rows)
-        pairs = {pair: None for pair in pairs if pair[0] != pair[1] and existing.issuperset(pair)}
-        frames = [
-            compare(
-                part,
-                [variant for variant, other in pairs if other == baseline],
-                baseline,
-                split=split,
-                pool=sorted(existing),
-            )
-            for baseline in dict.fromkeys(baseline for _, baseline in pairs)
-        ]
-        if not frames:
-            return {}
-        rows = pd.concat(frames, ignore_index=True)
-        for _, family in rows.groupby("metric"):
-            rows.loc[family.index, "p_holm"] = holm(family["p"])
-        comparisons: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in pairs}
-        for row in rows.to_dict("records"):
-            cells, metric = comparisons[row["variant"], row["baseline"]], row["metric"]
-            prefix = "" if metric == COMPARED[0] else f"{metric}_"
-            cells |= {prefix + name: row[name] for name in _INTERVALS}
-            if not prefix:
-                cells |= {"common_seeds": row["seeds"], "verdict": verdict(row) or "undecided"}
-                cells |= {name: row[name] for name in ("improvement", "images", "detectable")}
-        return comparisons
 
     def _published_cells(
         self, row: Row, place: Mapping[str, str], difference: float, published: Published
@@ -179,6 +161,23 @@ class Study:
             cells |= {"published_gain": gain, "difference_of_differences": difference - gain}
             cells["trust"] = max(figure.trust, reference.trust, key=TRUST.index)
         return cells
+
+
+def _quoted(comparisons: Comparisons, variant: str, baseline: str, split: str) -> dict[str, Any]:
+    """Return the cells of a difference, quoted in all metrics; none for a pair that the comparisons lack."""
+    cells: dict[str, Any] = {}
+    for metric in COMPARED:
+        row = comparisons.quote(variant, baseline, split, metric)
+        if row is None:
+            return {}
+        prefix = "" if metric == COMPARED[0] else f"{metric}_"
+        cells |= {prefix + name: row[name] for name in _QUOTED}
+        if not prefix:
+            cells |= {name: row[name] for name in ("improvement", "images", "detectable", "tier", "claim", "verdict")}
+            cells["compared_seeds"] = row["seeds"] + (
+                "" if row["seeds"] == row["rival_seeds"] else f" / {row['rival_seeds']}"
+            )
+    return cells
 
 
 def _published_figure(row: Row, place: Mapping[str, str], published: Published) -> Figure | None:
@@ -201,9 +200,9 @@ def _values(runs: pd.DataFrame) -> dict[str, Any]:
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with all columns in order, unknown ones empty."""
     columns = ["family", "block", "label", "variant", "baseline", "dataset", "scale", "protocol", "split"]
-    columns += ["seeds", "seed_list", "n", "miou", "miou_sd", *METRICS[1:], *_INTERVALS]
-    columns += ["improvement", "common_seeds", "images", "detectable", "verdict"]
-    columns += [f"{metric}_{name}" for metric in COMPARED[1:] for name in _INTERVALS]
+    columns += ["seeds", "seed_list", "n", "miou", "miou_sd", *METRICS[1:], *_QUOTED]
+    columns += ["compared_seeds", "improvement", "images", "detectable", "tier", "claim", "verdict"]
+    columns += [f"{metric}_{name}" for metric in COMPARED[1:] for name in _QUOTED]
     columns += ["published", "published_gain", "difference_of_differences", "trust"]
     table = table.reindex(columns=columns)
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in _WORDS})

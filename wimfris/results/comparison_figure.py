@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from wimfris.metrics import ious
+from wimfris.results.comparisons import EXPLORATORY, PRIMARY
 from wimfris.results.figures import saved_figure
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import BUILT_IN, PAPERS_SET
 from wimfris.results.scores import own_sentences
 
-_SEPARATED, _UNDECIDED, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
+_SEPARATED, _OPEN, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
 _ROW, _MARGINS = 0.3, 1.8  # inches
 
 
@@ -25,9 +26,9 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
     """Draw a table of `Study.table` to a PNG, one line per row.
 
     On the left are the mIoU of every run (dots) and their mean (a tick). On the right are the differences in mIoU, in
-    points: a thick line is the interval for these seeds, a thin line the interval for any seed, and an arrow marks an
-    interval that goes on beyond the axes. The intervals are uncorrected and the colours are verdicts after Holm's
-    correction, so a grey interval may lie clear of 0. A diamond is the paper's gain.
+    points: a thick line is the 95% interval for these seeds, a thin line the interval for any seed that decides, and an
+    arrow marks an interval that goes on beyond the axes. Primary comparisons are squares, others dots; decided ones are
+    coloured. A diamond is the paper's gain.
     """
     heights, names, blocks = _places(table)
     with saved_figure(path, (7.2, _MARGINS + _ROW * (max(heights) + 1))) as figure:
@@ -39,7 +40,7 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
             if values:
                 left.plot([np.mean(values)] * 2, [height - 0.3, height + 0.3], color="0.3", linewidth=1.2)
         core = table[["difference", "these_low", "these_high", "published_gain"]].to_numpy(dtype=float)
-        ends = reach(100 * core, 100 * table[["any_low", "any_high"]].to_numpy(dtype=float))
+        ends = reach(100 * core, 100 * table[["low", "high"]].to_numpy(dtype=float))
         for height, row in zip(heights, table.to_dict("records"), strict=True):
             _draw_difference(right, height, row, ends)
         right.axvline(0, color="0.3", linewidth=1, zorder=1)
@@ -88,13 +89,14 @@ def _scores(table: pd.DataFrame, records: pd.DataFrame) -> dict[str, list[float]
 
 
 def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], ends: tuple[float, float]) -> None:
-    points = {name: 100 * row[name] for name in ("difference", "these_low", "these_high", "any_low", "any_high")}
+    points = {name: 100 * row[name] for name in ("difference", "these_low", "these_high", "low", "high")}
     if np.isfinite(points["difference"]):
-        colour = _UNDECIDED if row["verdict"] == "undecided" else _SEPARATED
-        for name, width, order in (("any", 1, 2), ("these", 3.5, 3)):
-            low, high = points[f"{name}_low"], points[f"{name}_high"]
+        colour = _SEPARATED if row["verdict"] in ("higher", "lower") else _OPEN
+        for name, width, order in (("", 1, 2), ("these_", 3.5, 3)):
+            low, high = points[f"{name}low"], points[f"{name}high"]
             draw_interval(axes, height, low, high, ends, color=colour, linewidth=width, zorder=order)
-        axes.plot(points["difference"], height, marker="o", color=colour, markersize=4.5, zorder=4)
+        marker = "s" if row["tier"] == PRIMARY else "o"
+        axes.plot(points["difference"], height, marker=marker, color=colour, markersize=4.5, zorder=4)
     gain = 100 * row["published_gain"]
     if np.isfinite(gain):
         axes.plot(gain, height, marker="D", markersize=5, color="white", markeredgecolor=_PAPER, zorder=5)
@@ -106,12 +108,15 @@ def _legend(table: pd.DataFrame) -> list[Artist]:
         Line2D([], [], color="0.3", marker="|", linestyle="", markersize=10, label="mean of the runs"),
     ]
     if table["difference"].notna().any():
-        handles.append(Line2D([], [], color="0.3", linewidth=3.5, label="95% interval, these seeds (uncorrected)"))
-    if table["any_low"].notna().any():
-        handles.append(Line2D([], [], color="0.3", linewidth=1, label="95% interval, any seed (uncorrected)"))
+        handles.append(Line2D([], [], color="0.3", linewidth=3.5, label="95% interval, these seeds"))
+    if table["low"].notna().any():
+        handles.append(Line2D([], [], color="0.3", linewidth=1, label="interval for any seed, which decides"))
+    for tier, marker in ((PRIMARY, "s"), (EXPLORATORY, "o")):
+        if (table["tier"] == tier).any():
+            handles.append(Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=4.5, label=tier))
     for verdicts, colour, words in (
-        (("higher", "lower"), _SEPARATED, "higher or lower after Holm's correction"),
-        (("undecided",), _UNDECIDED, "undecided after Holm's correction"),
+        (("higher", "lower"), _SEPARATED, "higher or lower"),
+        (("undecided",), _OPEN, "undecided"),
     ):
         if table["verdict"].isin(verdicts).any():
             handles.append(Line2D([], [], color=colour, marker="o", linewidth=3.5, markersize=4.5, label=words))

@@ -9,19 +9,20 @@ import numpy as np
 import pandas as pd
 
 from wimfris.results.comparison import Study
-from wimfris.results.differences import power_line
-from wimfris.results.formats import DASH, Section, interval, p_value, percent
+from wimfris.results.comparisons import EXPLORATORY, PRIMARY
+from wimfris.results.formats import DASH, Section, interval, percent
 from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
-from wimfris.results.releases import MARK, Origin
-from wimfris.results.scores import COMPARED
+from wimfris.results.releases import Origin
+from wimfris.results.statistics import POWER
 
-_LEFT = ("block", "row", "verdict", "trust")
+_LEFT = ("block", "row", "verdict", "tier", "trust")
+_POWER = f"{POWER:.0%}"
 
 
 def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Origin()) -> list[Section]:  # noqa: B008
     """Format tables of a study (`Study.tables`): for each its results, then the paper's if any source states them.
 
-    origin: where the runs came from; titles name its release, and rows of its marked variants carry a mark.
+    origin: where the runs came from; titles name its release, and the foot what was trained elsewhere than most rows.
     """
     shown: list[Section] = []
     for table in tables:
@@ -38,10 +39,11 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         if own.note and (own is not study or not shown):
             note += f" {own.note}"
         title = f"{first['family']}: {place}"
-        table = table.assign(label=table["label"] + np.where(table["variant"].isin(origin.marked), f" {MARK}", ""))
-        foot = " ".join(
-            filter(None, [_power(table), origin.note if table["variant"].isin(origin.marked).any() else ""])
-        )
+        blocks = [f" ({block})" if block else "" for block in table["block"]]
+        names: dict[str, str] = {}
+        for variant, label in zip(table["variant"], table["label"] + blocks, strict=True):
+            names.setdefault(variant, label)
+        foot = " ".join(filter(None, [_levels(table), origin.note(names)]))
         shown.append(Section(title, note + caveat, _cells(table), foot, _LEFT, guide=True))
         if first["family"] == study.title and study.grid:
             title = f"{study.title}, mIoU by block: {place}"
@@ -51,22 +53,44 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
     return shown
 
 
-def _power(table: pd.DataFrame) -> str:
-    compared = table.dropna(subset=["difference"]).drop_duplicates(["variant", "baseline"])
+def _levels(table: pd.DataFrame) -> str:
+    """Return what the intervals and verdicts of a table mean, and which differences they detect."""
+    compared = table.dropna(subset=["low"]).drop_duplicates(["variant", "baseline"])
     if compared.empty:
-        return ""
-    frame = compared[["images", "detectable"]].assign(metric=COMPARED[0], seeds=compared["common_seeds"])
-    return f"Holm's family: {len(compared)} comparison{'s' * (len(compared) != 1)}. {power_line(frame)}"
+        one = table["difference"].notna().any()
+        return "A system has one seed, so there is no interval for any seed and no verdict." if one else ""
+    sentences = []
+    for tier in (PRIMARY, EXPLORATORY):
+        part = compared[compared["tier"] == tier]
+        if len(part):
+            sentences.append(f"{tier.capitalize()} intervals: {tier_levels(part)}.")
+    if not sentences:
+        return "Intervals for any seed have the level 95%, uncorrected; this table has no verdicts."
+    return " ".join(sentences)
+
+
+def tier_levels(rows: pd.DataFrame) -> str:
+    """Return the levels of intervals, and the differences that they separate from 0 in 80% of experiments."""
+    levels = 100 * (1 - rows["error"])
+    low, high = (f"{value:.2f}%" for value in (levels.min(), levels.max()))
+    points = 100 * rows.loc[rows["detectable"] < 1, "detectable"]
+    text = f"level {low}" if low == high else f"levels {low} to {high}"
+    if points.empty:
+        return text
+    span = f"{points.min():.1f}" if len(points) == 1 else f"{points.min():.1f} to {points.max():.1f}"
+    return f"{text}, which separate a true difference of {span} points in {_POWER} of experiments"
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of a table: the verdict beside the name, then what it rests on, then the metrics."""
     cells = _names(table)
-    cells["verdict"] = table["verdict"].replace("", DASH)
+    if (table["tier"] != "").any():
+        cells["verdict"] = table["verdict"].replace("", DASH)
+        cells["tier"] = table["tier"].replace("", DASH)
     cells["diff"] = percent(table["difference"], "+")
-    cells["any seed"] = _intervals(table["any_low"], table["any_high"])
-    cells["Holm p"] = [p_value(p) for p in table["p_holm"]]
+    cells["any seed"] = _intervals(table["low"], table["high"])
     cells["these seeds"] = _intervals(table["these_low"], table["these_high"])
+    cells["compared seeds"] = table["compared_seeds"].replace("", DASH)
     for name, column in (("mIoU", "miou"), ("SD", "miou_sd"), ("oIoU", "oiou")):
         cells[name] = percent(table[column])
     for threshold in (50, 70, 90):
@@ -85,6 +109,7 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
 def answer(table: pd.DataFrame) -> str:
     """Return the verdicts of a table of `Study.table` in words; empty if it compares nothing."""
     names = table["label"] + [f" ({block})" if block else "" for block in table["block"]]
+    names += np.where(table["tier"] == PRIMARY, " [primary]", "")
     listed = {verdict: ", ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
     listed = {verdict: rows for verdict, rows in listed.items() if rows}
     if not listed:
@@ -94,7 +119,7 @@ def answer(table: pd.DataFrame) -> str:
     text = "; ".join(f"{verdict}: {rows}" for verdict, rows in listed.items())
     first = table.iloc[0]
     where = f"At scale {first['scale']}, mIoU on {first['split']} compared with {other}"
-    return f"{where}. {text[0].upper()}{text[1:]}."
+    return f"{where}; exploratory unless marked primary. {text[0].upper()}{text[1:]}."
 
 
 def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
@@ -120,7 +145,7 @@ def _beside_paper(table: pd.DataFrame, place: str, caveat: str) -> Section:
         ("paper", "published", "-"),
         ("ours", "miou", "-"),
     ):
-        cells[name] = percent(table[column], sign) if column else _intervals(table["any_low"], table["any_high"])
+        cells[name] = percent(table[column], sign) if column else _intervals(table["low"], table["high"])
         if name.startswith("paper"):
             cells[name] += np.where(low & table[column].notna(), "?", "")
     cells["trust"] = table["trust"].replace("", DASH)

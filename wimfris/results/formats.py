@@ -38,11 +38,6 @@ def interval(low: float, high: float, form: str = "+.1f") -> str:
     return DASH if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
-def p_value(p: float) -> str:
-    """Format a p value with three decimals."""
-    return DASH if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
 @dataclass(frozen=True)
 class Section:
     """A table as it is shown: cells of text under a title, with a note before them and one after."""

@@ -10,18 +10,20 @@ import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
 from wimfris.errors import UserError
-from wimfris.results.claims import Verdict, judge, read_claims
-from wimfris.results.claims_tables import answer, details, footer, summary
+from wimfris.results.claims import Verdict, judge_place
+from wimfris.results.claims_tables import SCALES, answer, details, footer, over_scales, own_rows, summary, window_answer
 from wimfris.results.comparison import Study
 from wimfris.results.comparison_figure import draw
 from wimfris.results.comparison_tables import answer as study_answer
 from wimfris.results.comparison_tables import sections
+from wimfris.results.comparisons import read_comparisons
 from wimfris.results.evidence import Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
 from wimfris.results.html import folded, missing_html, notice, runs_html, section_html, table_html
 from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.results.measured import Measured
+from wimfris.results.plan import read_plan, registration_lines
 from wimfris.results.published import built_in_note, read_published
 from wimfris.results.releases import origin_of
 from wimfris.results.studies import load_study
@@ -51,25 +53,43 @@ class Results:
         self.params, self.published = read_params(), read_published()
         self.evidence = evidence_by_place(self.params)
         self.place = next(iter(self.evidence))  # the data set and scale of params.yaml, for example scenes-tiny
+        self.plan = read_plan()
+        self.comparisons = {place: read_comparisons(place) for place in self.evidence}
         self._scratch = Path(tempfile.mkdtemp())
 
     def answer(self) -> None:
         """Display the verdicts on the paper's claims in words."""
         display(Markdown(answer(self._verdicts(self.place))))
 
+    def window(self) -> None:
+        """Display the answer to "Does the window matter?", with its picture."""
+        display(Markdown(window_answer(self._verdicts(self.place))))
+        path = _REPORTS / "figures" / self.place / "window_size.png"
+        if path.is_file():
+            _picture(
+                path, f"Window size at {self.place}: mIoU of every run on val, and the differences with intervals."
+            )
+
     def claims(self) -> None:
-        """Display the verdict on each of the paper's claims, and the comparisons behind it."""
+        """Display the verdict on each of the paper's claims, the comparisons behind it, and other scales."""
+        display(Markdown("\n".join(registration_lines(self.plan))))
         for place in self.evidence:
             verdicts = self._verdicts(place)
             if place != self.place:
-                verdicts = [verdict for verdict in verdicts if not verdict.comparisons.empty]
+                verdicts = [verdict for verdict in verdicts if verdict.rows]
             if verdicts:
                 shown = summary(verdicts)  # the caption states the scale
                 shown["verdict"] = shown["verdict"].str.replace("^at scale .*: ", "", regex=True)
                 _html(section_html(Section(f"Verdicts at {place}", "", shown, left=tuple(shown.columns))))
-                tables = [_comparisons(verdict) for verdict in verdicts if not verdict.comparisons.empty]
+                tables = [self._comparisons(verdict, place) for verdict in verdicts if verdict.rows]
                 title = f"The comparisons behind the verdicts at {place}"
                 _html(folded(title, "\n".join(section_html(table) for table in tables)))
+        scales = over_scales(self.comparisons, self.plan)
+        if len(scales):
+            section = Section("The same comparisons at other scales", SCALES, scales, left=("comparison", "tier"))
+            _html(section_html(section, fold=True))
+        if own := own_rows(self.comparisons[self.place]):
+            _html(notice(own))
 
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
@@ -150,24 +170,31 @@ class Results:
             _html(folded(f"The {len(part.runs)} runs at {place}", table))
 
     def _records(self) -> pd.DataFrame:
-        return self.evidence[self.place][1].records
+        """Return the records without those of extra seeds, which decide the claims and enter no other table."""
+        records, extra = self.evidence[self.place][1].records, set(map(str, self.params.extra_runs()))
+        return records[~records["run"].isin(extra)]
 
     def _verdicts(self, place: str) -> list[Verdict]:
-        evidence = self.evidence[place][1]
-        on_val = evidence.records[evidence.records["split"] == "val"]
-        return judge(read_claims(), on_val, evidence.emphasis)
+        return judge_place(self.evidence[place][0], self.plan, self.comparisons[place])
+
+    def _comparisons(self, verdict: Verdict, place: str) -> Section:
+        title = f"{verdict.claim.claim} {verdict.at_scale[0].upper()}{verdict.at_scale[1:]}"
+        cells = details(verdict, self.plan, self.comparisons[place])
+        return Section(title, verdict.claim.note, cells, footer(verdict, self.plan), ("verdict", "trust"))
 
     def _study_at(self, study: Study, place: str, split: str) -> None:
         """Display a study's picture and tables at one data set and scale."""
         params, evidence = self.evidence[place]
-        records = evidence.records[evidence.records["split"] == split]
+        declared = [str(run) for variant in study.variants for run in params.runs_of(variant)]
+        records = evidence.records[(evidence.records["split"] == split) & evidence.records["run"].isin(declared)]
         study = study.at_grid(params.settings().grid)
         present = set(study.variants) & set(records["variant"].unique())
         if place != self.place and 2 * len(present) <= len(study.variants):
             return  # another scale, which lacks most of the study
         _html(missing_html(missing_runs(records, params, study.variants)))
         try:
-            tables = [one.table(records, split, self.published) for one in (study, *study.further)]
+            comparisons = self.comparisons[place].with_pairs(records, study.pairs)
+            tables = [one.table(records, comparisons, split, self.published) for one in (study, *study.further)]
         except UserError as error:
             _html(notice(str(error)))
             return
@@ -180,6 +207,8 @@ class Results:
         )
         origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
         for number, section in enumerate(sections(study, tables, origin)):
+            if place != self.place and "against the paper" in section.title:
+                continue  # the paper's figures stand beside the first place once
             _html(section_html(self._plain(section, place), fold=number > 0))
         _html(runs_html(place, records, study.variants))
 
@@ -227,11 +256,6 @@ def provenance(name: str, runs: pd.DataFrame) -> pd.DataFrame:
             "epoch": runs["best_epoch"].astype(str),
         }
     )
-
-
-def _comparisons(verdict: Verdict) -> Section:
-    title = f"{verdict.claim.claim} {verdict.at_scale[0].upper()}{verdict.at_scale[1:]}"
-    return Section(title, verdict.claim.note, details(verdict), footer(verdict), ("verdict", "trust"))
 
 
 def _html(text: str) -> None:

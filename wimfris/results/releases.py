@@ -5,7 +5,8 @@ called unreleased: somebody has trained since.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,32 +20,37 @@ from wimfris.runs.manifest import code_revision
 
 COLUMNS = ("release", "date", "commit", "file", "sha256")
 UNRELEASED = "unreleased"
-MARK = "†"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the runs of a table came from: the release, the variants to mark, and what the mark means."""
+    """Where the runs of a table came from: the release, and the place (commit and machine) of each variant's runs."""
 
     release: str = ""
-    marked: frozenset[str] = frozenset()
-    note: str = ""
+    places: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    usual: str = ""  # the place of most runs
+
+    def note(self, labels: Mapping[str, str]) -> str:
+        """Return where the rows were trained; labels: variant -> its name in the table."""
+        elsewhere: dict[str, list[str]] = {}
+        for variant, label in labels.items():
+            for place in sorted(self.places.get(variant, frozenset()) - {self.usual}):
+                elsewhere.setdefault(place, []).append(label)
+        if not elsewhere:
+            return ""
+        others = "; ".join(f"at {place}: {', '.join(names)}" for place, names in elsewhere.items())
+        return f"Trained at commit {self.usual}, but {others}."
 
 
 def origin_of(name: str, runs: pd.DataFrame, reports: Path = REPORTS) -> Origin:
-    """Return the origin of these rows of runs.csv, of a data set and scale (`name`).
-
-    A variant is marked where any of its runs was trained at another commit or on another machine than most runs.
-    """
+    """Return the origin of these rows of runs.csv, of a data set and scale (`name`)."""
     if runs.empty:
         return Origin(release_of(name, reports))
-    places = list(zip(runs["commit"].str[:7], runs["device"], runs["cpu_capability"], strict=True))
-    usual, _ = Counter(places).most_common(1)[0]
-    others = sorted({place for place in places if place != usual})
-    marked = frozenset(variant for variant, place in zip(runs["variant"], places, strict=True) if place != usual)
-    text = ", ".join(_text(place) for place in others)
-    note = f"{MARK}: trained at other commits or on another machine ({text}) than most rows ({_text(usual)})."
-    return Origin(release_of(name, reports), marked, note if marked else "")
+    places = list(map(_text, zip(runs["commit"].str[:7], runs["device"], runs["cpu_capability"], strict=True)))
+    by_variant: dict[str, frozenset[str]] = {}
+    for variant, place in zip(runs["variant"], places, strict=True):
+        by_variant[variant] = by_variant.get(variant, frozenset()) | {place}
+    return Origin(release_of(name, reports), by_variant, Counter(places).most_common(1)[0][0])
 
 
 def _text(place: tuple[str, str, str]) -> str:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Study
+from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, read_evidence
 from wimfris.results.formats import Section
 from wimfris.results.releases import release_of
@@ -23,6 +24,7 @@ from wimfris.settings.params import Params
 
 LEVEL = 0.95  # that all systems together lie within their bounds, if only seeds scatter
 SPLIT = "val"
+COMMITTED = ("comparisons", "records", "releases.csv")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def reproduction(params: Params, study: Study, reports: Path = REPORTS) -> Repro
     names = [str(run) for run in params.runs()]
     with committed_reports() as folder:
         before = read_evidence(params, folder).select(names)
+        quoted = read_comparisons(params.settings().folder.name, folder)
         release = release_of(params.settings().folder.name, folder)
     here = read_evidence(params, reports).select(names)
     shared = sorted(set(before.runs["run"]) & set(here.runs["run"]))
@@ -122,14 +125,14 @@ def reproduction(params: Params, study: Study, reports: Path = REPORTS) -> Repro
         changed=int((merged["fingerprint_committed"] != merged["fingerprint_here"]).sum()),
         equal=int((merged["records_committed"] == merged["records_here"]).sum()),
         systems=_systems(before, here, study),
-        verdicts=_verdicts(before, here, study),
+        verdicts=_verdicts(quoted, read_comparisons(params.settings().folder.name, reports), study),
     )
 
 
 @contextmanager
 def committed_reports() -> Iterator[Path]:
     """Yield a folder with reports/ as committed. Raises UserError outside a git repository."""
-    command = ["git", "archive", "HEAD", str(REPORTS / "records"), str(REPORTS / "releases.csv")]
+    command = ["git", "archive", "HEAD", *(str(REPORTS / name) for name in COMMITTED)]
     result = subprocess.run(command, capture_output=True, check=False)
     if result.returncode:
         reason = result.stderr.decode("utf-8", "replace").strip()
@@ -168,10 +171,12 @@ def _by_seed(evidence: Evidence, variant: str) -> pd.Series:
     return pd.Series(dtype=float) if part.empty else by_seed(part)["miou"]
 
 
-def _verdicts(before: Evidence, here: Evidence, study: Study) -> pd.DataFrame:
-    """Return both verdicts of every comparison of the study, on every split."""
-    tables = [pd.concat(study.tables(evidence.records)) for evidence in (before, here)]
-    both = tables[0].merge(tables[1], on=["split", "variant", "baseline", "label"], suffixes=("_committed", "_here"))
-    both = both[(both["verdict_committed"] != "") & (both["verdict_here"] != "")]
-    columns = {"label": "system", "verdict_committed": "committed", "verdict_here": "here"}
-    return both.rename(columns=columns)[["split", *columns.values()]].reset_index(drop=True)
+def _verdicts(before: Comparisons, here: Comparisons, study: Study) -> pd.DataFrame:
+    """Return both verdicts of every comparison of the study."""
+    rows = []
+    for row in study.rows:
+        quoted = [one.quote(row.variant, study.baseline) for one in (before, here)]
+        if all(one and one["verdict"] for one in quoted):
+            verdicts = [one["verdict"] for one in quoted if one]
+            rows.append({"split": SPLIT, "system": row.label, "committed": verdicts[0], "here": verdicts[1]})
+    return pd.DataFrame(rows, columns=["split", "system", "committed", "here"])

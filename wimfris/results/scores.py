@@ -122,6 +122,7 @@ class Scores:
     """
 
     present: NDArray[np.bool_]  # (systems, seeds)
+    seeds: NDArray[np.int_]  # (seeds,)
     iou: Floats
     intersection: Floats
     union: Floats
@@ -188,4 +189,6 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
         iou[place] = ious(rows["intersection"], rows["union"])
         right[place] = rows["right_object"].to_numpy(dtype=bool) & named if known else 0
     starts = np.unique(reference["image_id"].to_numpy(), return_index=True)[1]
-    return Scores(present, iou, intersection, union, starts, right if known else None, named.astype(np.float64))
+    return Scores(
+        present, np.array(seeds), iou, intersection, union, starts, right if known else None, named.astype(np.float64)
+    )

@@ -21,15 +21,17 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
 from wimfris.errors import UserError
-from wimfris.results.differences import compare, power_line, verdict
+from wimfris.results.differences import compare
 from wimfris.results.figures import saved_figure
-from wimfris.results.formats import DASH, Section, interval, p_value, percent
+from wimfris.results.formats import Section, interval, percent
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import COMPARED, METRICS, by_seed, own_sentences, read_scores
-from wimfris.results.statistics import any_seed, between_seeds, holm, linearise, resample
+from wimfris.results.statistics import Estimate, estimate, linearise, resample
 from wimfris.runs.records import SPLITS
 
+FOOT = "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts."
+ERROR = 0.05
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 CASE = ["dataset", "split", "ref_id", "sent_id"]
 
@@ -81,10 +83,9 @@ def strata_table(
 
     * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences, seed_list;
     * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, means over the common seeds;
-    * for each of `COMPARED` gain_<metric> with its interval for these seeds (gain_<metric>_these_low, _these_high) and
-      any seed (_any_low, _any_high), _p, and _p_holm, whose family is all gains within the strata of a split;
-    * change_<metric> likewise: the gain minus that of the stratum's first level, NaN for the first level;
-    * detectable, of the gain in mIoU, see `compare`.
+    * for each of `COMPARED` gain_<metric> with its 95% interval for these seeds (gain_<metric>_these_low, _these_high)
+      and any seed (_any_low, _any_high), neither of them corrected: strata have no verdicts;
+    * change_<metric> likewise: the gain minus that of the stratum's first level, NaN for the first level.
 
     Strata with a single level are left out. Raises `UserError` as `compare`, or if a sentence of the records has no
     labels.
@@ -120,9 +121,6 @@ def strata_table(
                     for row, change in zip(rows[-len(systems) :], changes, strict=True):
                         row |= change
     table = pd.DataFrame(rows)
-    for _, family in table[table["stratum"] != "all"].groupby("split"):
-        for name in (f"{kind}_{metric}_p" for kind in ("gain", "change") for metric in COMPARED):
-            table.loc[family.index, f"{name}_holm"] = holm(family[name])
     for name in ("protocol", "scale", "dataset"):
         table.insert(0, name, records[name].iloc[0])
     return table
@@ -132,35 +130,40 @@ def _level_rows(
     part: pd.DataFrame, stratum: str, level: str, systems: Sequence[str], baseline: str, split: str, resamples: int
 ) -> list[dict[str, object]]:
     """Return a row for each system: its values, those of the baseline, and the gain, on the records of one level."""
-    compared = compare(part, systems, baseline, split=split, resamples=resamples)
+    compared = compare(part, [(system, baseline) for system in systems], split, resamples=resamples)
     sentences = own_sentences(part)
     rows = []
     for system in systems:
-        system_seeds, baseline_seeds = (
-            set(sentences[sentences["variant"] == name]["seed"]) for name in (system, baseline)
-        )
-        seeds = system_seeds & baseline_seeds
-        common = sentences[sentences["seed"].isin(seeds)]
-        means = [by_seed(common[common["variant"] == name])[list(METRICS)].mean() for name in (system, baseline)]
-        gains = compared[compared["variant"] == system].set_index("metric")
+        gains = [one for one in compared if one.pair[0] == system]
+        means = [by_seed(sentences[sentences["variant"] == name])[list(METRICS)].mean() for name in (system, baseline)]
         row: dict[str, object] = {
             "split": split,
             "stratum": stratum,
             "level": level,
             "system": system,
             "baseline": baseline,
-            **{name: int(gains[name].iloc[0]) for name in ("seeds", "images", "sentences")},
-            "seed_list": " ".join(map(str, sorted(seeds))),
-            "detectable": gains["detectable"].iloc[0],
+            "seeds": len(gains[0].seeds.split()),
+            "images": gains[0].images,
+            "sentences": gains[0].sentences,
+            "seed_list": gains[0].seeds,
             **{name: means[0][name] for name in METRICS},
             **{f"baseline_{name}": means[1][name] for name in METRICS},
         }
-        for metric, gain in gains.iterrows():
-            row[f"gain_{metric}"] = gain["difference"]
-            for name in ("these_low", "these_high", "any_low", "any_high", "p"):
-                row[f"gain_{metric}_{name}"] = gain[name]
+        for gain in gains:
+            row |= _cells(f"gain_{gain.metric}", gain.any_seed, gain.these_low, gain.these_high)
         rows.append(row)
     return rows
+
+
+def _cells(name: str, any_seed: Estimate, these_low: float, these_high: float) -> dict[str, object]:
+    half = any_seed.half_width(ERROR)
+    return {
+        name: any_seed.difference,
+        f"{name}_these_low": these_low,
+        f"{name}_these_high": these_high,
+        f"{name}_any_low": any_seed.difference - half,
+        f"{name}_any_high": any_seed.difference + half,
+    }
 
 
 def _changes(
@@ -185,23 +188,15 @@ def _changes(
     draws = resample(ratios, resamples)
     rows = []
     for index in range(1, len(systems) + 1):
-        common = scores.present[0] & scores.present[index]
+        ours, theirs = scores.present[index], scores.present[0]
         row: dict[str, object] = {}
         for metric in COMPARED:
             first, second = (linearise(*ratios[f"{level} {metric}"]) for level in ("first", "second"))
             change = first - second
-            variance, df = between_seeds(change.mean(axis=-1), scores.present)
-            estimate = any_seed(change[index, common] - change[0, common], 2 * variance / common.sum(), df)
             resampled = draws[f"first {metric}"] - draws[f"second {metric}"]
-            low, high = np.percentile((resampled[index, common] - resampled[0, common]).mean(axis=0), [2.5, 97.5])
-            row |= {
-                f"change_{metric}": float(estimate.difference),
-                f"change_{metric}_these_low": float(low),
-                f"change_{metric}_these_high": float(high),
-                f"change_{metric}_any_low": float(estimate.low),
-                f"change_{metric}_any_high": float(estimate.high),
-                f"change_{metric}_p": float(estimate.p),
-            }
+            both_means = resampled[index, ours].mean(axis=0) - resampled[0, theirs].mean(axis=0)
+            low, high = np.percentile(both_means, [2.5, 97.5])
+            row |= _cells(f"change_{metric}", estimate(change[index, ours], change[0, theirs]), float(low), float(high))
         rows.append(row)
     return rows
 
@@ -220,20 +215,15 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
         note = "Windows are those of full." + built_in_note(str(first["dataset"]), str(first["scale"]))
         cells = pd.DataFrame({"stratum": [STRATA[name].title for name in part["stratum"]], "level": part["level"]})
         cells["stratum"] = cells["stratum"].where(~cells["stratum"].duplicated(), "")
-        family = part.rename(columns={"gain_miou": "difference", "gain_miou_p_holm": "p_holm"})
-        cells["verdict"] = [verdict(row) or DASH for row in family.to_dict("records")]
         for kind in ("gain", "change"):
             column = f"{kind}_{COMPARED[0]}"
             cells[kind] = percent(part[column], "+")
             for name, end in ((" any seed", "_any"), (" these seeds", "_these")):
                 ends = zip(100 * part[f"{column}{end}_low"], 100 * part[f"{column}{end}_high"], strict=True)
                 cells[kind + name] = [interval(*pair) for pair in ends]
-            cells[f"{kind} Holm p"] = [p_value(p) for p in part[f"{column}_p_holm"]]
         cells["mIoU"], cells[baseline] = percent(part["miou"]), percent(part["baseline_miou"])
         cells[["sentences", "images"]] = part[["sentences", "images"]].astype(str).to_numpy()
-        within = part[part["stratum"] != "all"].assign(metric=COMPARED[0])
-        foot = power_line(within) if len(within) else ""
-        shown.append(Section(title, note, cells, foot, ("stratum", "level", "verdict"), guide=True))
+        shown.append(Section(title, note, cells, FOOT, ("stratum", "level"), guide=True))
     return shown
 
 
@@ -281,4 +271,4 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
             for width, label in ((2.6, "95% interval, these seeds"), (0.8, "95% interval, any seed"))
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        figure.suptitle("Intervals are not corrected; the tables state the corrected verdicts", fontsize=8)
+        figure.suptitle("95% intervals, not corrected; strata have no verdicts", fontsize=8)

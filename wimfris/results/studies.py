@@ -1,11 +1,14 @@
 """The files of studies/ as objects."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Study
+from wimfris.results.differences import Pair
 from wimfris.results.measured import Measured
+from wimfris.results.plan import Plan
 
 STUDIES = Path("studies")
 OF_THEIR_OWN = ("search", "tuning")  # files of studies/ without a constant STUDY
@@ -30,3 +33,16 @@ def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
 def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
     """Return all studies, in the order of their files; without those that have runs and a report of their own."""
     return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem not in OF_THEIR_OWN]
+
+
+def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> dict[Pair, bool]:
+    """Return the comparisons of the studies on an encoder's grid of this side, each once, whichever way round.
+
+    The value says whether only studies that the plan does not list have the comparison.
+    """
+    pairs: dict[Pair, bool] = {}
+    for study in studies:
+        for pair in study.at_grid(side).pairs if isinstance(study, Study) else ():
+            known = pair[::-1] if pair[::-1] in pairs else pair
+            pairs[known] = pairs.get(known, True) and study.name not in plan.exploratory.studies
+    return pairs

@@ -25,6 +25,12 @@ def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
     return {name: trials[content] for name, content in settings.items() if content in trials}
 
 
+def promoted_at(params: Params, reports: Path = Path("reports")) -> list[str]:
+    """Return the promoted variants of all searches at the data set and scale of `params`."""
+    folder = reports / FOLDER / params.settings().folder.name
+    return list(promoted(params, [load_evidence(path) for path in sorted(folder.glob("*.json"))]))
+
+
 def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Path = Path("reports")) -> Params:
     """Add the settings of a finished trial to `extended` under this name; return the new parameters.
 

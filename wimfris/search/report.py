@@ -16,6 +16,7 @@ import pandas as pd
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
 from wimfris.results.comparison_tables import sections
+from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, Section
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import METRICS
@@ -259,11 +260,14 @@ def _cost(search: Evidence) -> dict[str, str]:
 
 
 def confirmed_sections(
-    searches: Sequence[Evidence], promoted: Mapping[str, str], records: pd.DataFrame
+    searches: Sequence[Evidence],
+    promoted: Mapping[str, str],
+    records: pd.DataFrame,
+    comparisons: Comparisons | None = None,
 ) -> list[Section]:
     """Return the tables of promoted trials (variant -> trial), trained whole from fresh seeds, beside `full`.
 
-    Empty if no variant has records.
+    comparisons: which the tables quote; pairs that they lack have no verdict. Empty if no variant has records.
     """
     variants = set() if records.empty else set(records["variant"])
     methods = {trial["name"]: method(search) for search in searches for trial in search["trials"]}
@@ -282,4 +286,7 @@ def confirmed_sections(
         rows=(Row("full", "full"), *rows),
         note="Variants with the settings of a trial, trained as long as any run, from seeds that no search has used.",
     )
-    return sections(study, study.tables(records, {}))
+    return sections(
+        study,
+        study.tables(records, (comparisons or Comparisons.of_pairs(records, ())).with_pairs(records, study.pairs), {}),
+    )

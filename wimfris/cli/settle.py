@@ -1,0 +1,210 @@
+"""`wimfris settle`: what the open claims need, what that costs, and the runs that settle them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wimfris.errors import UserError
+from wimfris.files import write_text
+from wimfris.results.evidence import Evidence
+from wimfris.results.plan import Plan
+from wimfris.results.settle import Need, SettlePlan
+from wimfris.settings.params import Params, read_params
+from wimfris.settings.run import Run
+
+PARAMS = Path("params.yaml")
+_UNITS = {"m": 1, "h": 60, "d": 1440}
+
+
+def settle(
+    claim: Annotated[str | None, typer.Argument(help="A claim of reports/claims.yaml; by default all.")] = None,
+    claims: Annotated[list[str] | None, typer.Option("--claim", help="A further claim; may be repeated.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time of one core, for example 6h: the plan that decides most claims for it.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--run", help="Train the plan's runs, look by look.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs --run would train.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Also time a run at scale base: takes minutes.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default as many as fit on the machine.")] = None,
+) -> None:
+    """Say how many seeds and images each open claim needs for an 80% chance of a decided verdict, what that costs by
+    measured runs, and the cheapest plan for all of them. Killed, `--run` goes on where it stopped.
+    """
+    from wimfris.results.plan import read_plan
+
+    params, plan = read_params(), read_plan()
+    wanted = [*([claim] if claim else []), *(claims or [])]
+    names = [one.name for one in plan.claims]
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"settle {name}: must be one of {', '.join(names)}")
+    minutes = None if budget is None else parse_budget(budget)
+    open_claims, chosen = _plan(params, plan, wanted, minutes)
+    _print(plan, open_claims, chosen, _base_hours(params) if base else None)
+    if not (run or dry_run) or not chosen.looks:
+        return
+    if dry_run:
+        declared = with_extra_seeds(params, plan, chosen.seeds)
+        _train(declared, _runs(plan, chosen, plan.confirmatory.looks[-1]), jobs, dry_run=True)
+        return
+    _run(plan, wanted, chosen, jobs)
+
+
+def parse_budget(text: str) -> float:
+    """Return a time such as 90m, 6h or 2d in minutes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
+    if match is None:
+        raise UserError(f"--budget must be a number with m, h or d, for example 6h; got {text}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def declare_extra_seeds(seeds: Mapping[str, Sequence[int]], path: Path = PARAMS) -> Params:
+    """Add seeds to `extra_seeds` of params.yaml; every other byte stays. Return the new parameters."""
+    text = path.read_text(encoding="utf-8")
+    known = read_params(path).extra_seeds
+    merged = {name: sorted({*known.get(name, ()), *seeds.get(name, ())}) for name in dict.fromkeys([*known, *seeds])}
+    block = re.search(r"(?m)^extra_seeds:.*\n(?:[ \t]+.*\n)*", text)
+    if block is None:
+        raise UserError(f"{path}: no key `extra_seeds`; add the line `extra_seeds: {{}}`")
+    lines = "".join(f"  {name}: {list(numbers)}\n" for name, numbers in merged.items())
+    write_text(path, f"{text[: block.start()]}extra_seeds:\n{lines}{text[block.end() :]}")
+    try:
+        return read_params(path)
+    except UserError:
+        write_text(path, text)
+        raise
+
+
+def with_extra_seeds(params: Params, plan: Plan, seeds: Mapping[str, int]) -> Params:
+    """Return params with the plan's confirmatory seeds declared, without writing them."""
+    extra = {name: list(numbers) for name, numbers in params.extra_seeds.items()}
+    for name, number in seeds.items():
+        extra[name] = sorted({*extra.get(name, ()), *plan.confirmatory.seeds[:number]})
+    return params.model_copy(update={"extra_seeds": extra})
+
+
+def _plan(params: Params, plan: Plan, wanted: Sequence[str], budget: float | None) -> tuple[list[Need], SettlePlan]:
+    from wimfris.results.claims import judge_place
+    from wimfris.results.comparisons import read_comparisons
+    from wimfris.results.evidence import read_evidence
+    from wimfris.results.settle import cheapest, needs
+
+    settings = params.settings()
+    evidence = read_evidence(params)
+    verdicts = judge_place(params, plan, read_comparisons(settings.folder.name))
+    chosen = [one for one in verdicts if not wanted or one.claim.name in wanted]
+    open_claims = needs(plan, chosen, settings.grid)
+    return open_claims, cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
+
+
+class _Default(dict[str, float]):
+    """Minutes by system; an unknown system costs what runs cost on average."""
+
+    mean = 0.0
+
+    def __missing__(self, _: str) -> float:
+        return self.mean
+
+
+def _minutes(evidence: Evidence) -> Mapping[str, float]:
+    minutes = _Default(evidence.runs.groupby("variant")["minutes"].mean())
+    minutes.mean = float(evidence.runs["minutes"].mean())
+    return minutes
+
+
+def _ready(plan: Plan, evidence: Evidence) -> dict[str, int]:
+    known = evidence.runs.groupby("variant")["seed"].agg(set)
+    return {str(name): len(seeds & set(plan.confirmatory.seeds)) for name, seeds in known.items()}
+
+
+def _runs(plan: Plan, chosen: SettlePlan, most: int) -> list[Run]:
+    """Return the runs of the plan, at most `most` seeds of each system, those of the first seeds first."""
+    seeds = plan.confirmatory.seeds[:most]
+    return [Run(name, seed) for k, seed in enumerate(seeds) for name, n in chosen.seeds.items() if k < n]
+
+
+def _train(params: Params, runs: Sequence[Run], jobs: int | None, *, dry_run: bool = False) -> None:
+    from wimfris.matrix.costs import default_jobs
+    from wimfris.matrix.local import run_matrix
+    from wimfris.matrix.pending import fetch_runs
+    from wimfris.results.evidence import gather, read_evidence
+
+    present = set(read_evidence(params).runs["run"])
+    missing = [run for run in runs if str(run) not in present]
+    if not missing:
+        print("the evidence holds every run of this plan")
+        return
+    failures = run_matrix(params, missing, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
+    if dry_run:
+        return
+    failed = {failure.run for failure in failures}
+    trained = [run for run in missing if run not in failed]
+    fetch_runs(params, trained)
+    if trained:
+        gather(params, trained)
+    if failed:
+        raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, sorted(map(str, failed))))}); try again")
+
+
+def _run(plan: Plan, wanted: Sequence[str], chosen: SettlePlan, jobs: int | None) -> None:
+    """Train to the first look, judge, and take what is still open to the second look."""
+    from wimfris.cli.evidence import compare
+    from wimfris.results.plan import register
+
+    if register(plan):
+        print("reports/registration.yaml: the plan is registered; commit it before the runs end")
+    for look in plan.confirmatory.looks:
+        numbers = {name: min(n, look) for name, n in chosen.seeds.items()}
+        params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
+        _train(params, _runs(plan, chosen, look), jobs)
+        compare()
+        still, _ = _plan(params, plan, wanted, None)
+        left = [need for need in still if chosen.looks.get(need.verdict.claim.name, 0) > look]
+        if not left:
+            break
+        seeds = {name: chosen.seeds[name] for need in left for name in need.systems}
+        chosen = SettlePlan({need.verdict.claim.name: plan.confirmatory.looks[-1] for need in left}, seeds, 0.0, 0.0)
+    print("write the report with `dvc repro`, and commit reports/ and params.yaml")
+
+
+def _base_hours(params: Params) -> float:
+    """Return the hours of one run at scale base, as `wimfris estimate` times them on this device."""
+    from wimfris.measure import run_cost
+
+    settings = params.at_scale("base").settings()
+    timed = run_cost.time_apart(settings)
+    return run_cost.cost(settings, timed, run_cost.volume(settings)).seconds / 3600
+
+
+def _print(plan: Plan, open_claims: Sequence[Need], chosen: SettlePlan, base_hours: float | None) -> None:
+    if not open_claims:
+        print("no claim is open: each one is decided, at its last look, or has no estimates yet (`wimfris matrix`)")
+        return
+    first, final = plan.confirmatory.looks
+    columns = ("claim", f"chance by {first} seeds", f"by {final}", "80% needs", "in the plan")
+    table = Table(*columns, box=None, title=f"Open claims, plan {plan.hash}")
+    for need in open_claims:
+        wanted = "more than 192 seeds"
+        if need.seeds is not None:
+            wanted = f"{need.seeds} seeds" + (" (no look has them)" if need.seeds > final else "")
+        elif need.images:
+            wanted = f"{need.images[0]} seeds and {need.images[1]} images"
+        chances = [f"{100 * need.chances[n]:.0f}%" for n in (first, final)]
+        taken = chosen.looks.get(need.verdict.claim.name)
+        table.add_row(need.verdict.claim.name, *chances, wanted, f"{taken} seeds" if taken else "-")
+    Console().print(table)
+    runs = sum(chosen.seeds.values())
+    print(
+        f"the plan: {runs} confirmatory runs of {len(chosen.seeds)} systems, {chosen.minutes / 60:.1f} core hours for "
+        f"those that are missing; {chosen.decided:.1f} of {len(open_claims)} open claims decided on average"
+    )
+    if base_hours is not None:
+        print(f"at scale base: {runs * base_hours:.0f} hours of this device ({base_hours:.1f} a run)")
+
+
+VERBS = (settle,)
