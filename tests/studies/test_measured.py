@@ -38,7 +38,7 @@ def test_the_committed_tables_follow_from_what_is_committed(
 
 @pytest.mark.parametrize("name", ["decay", "efficiency"])
 def test_every_variant_that_is_measured_has_a_label(name: str) -> None:
-    measured = {"decay": decay.VARIANTS, "efficiency": efficiency.SYSTEMS}[name]
+    measured = {"decay": (*decay.VARIANTS, *decay.BEYOND), "efficiency": efficiency.SYSTEMS}[name]
     assert tuple(study(name).report.keywords["labels"]) == measured
 
 

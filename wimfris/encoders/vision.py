@@ -60,7 +60,8 @@ def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
 def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
     device = output.device.type
-    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return output.to(torch.get_autocast_dtype(device)) if autocast else output
 
 
 @dataclass(frozen=True)
