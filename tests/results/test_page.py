@@ -49,7 +49,7 @@ def test_headings_skip_no_level(page: BeautifulSoup) -> None:
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     sections = [heading.text for heading in page.find_all("h2")]
-    assert sections[:2] == ["Summary", "Claims"] and sections[-1] == "Provenance"
+    assert sections[:3] == ["Summary", "Does the window matter?", "Claims"] and sections[-1] == "Provenance"
     assert len(page.find_all("main")) == len(page.find_all("nav")) == 1
 
 

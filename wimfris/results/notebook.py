@@ -34,6 +34,9 @@ from wimfris.settings.run import Run
 
 _ROWS = 16  # a table of more rows is folded
 _REPORTS = Path("reports")
+WINDOW_STUDY = "window_size"
+WINDOW_HEADING = "Does the window matter?"
+"""The study whose picture stands with the answer on the window, and the heading of that part of the notebook."""
 
 
 class Results:
@@ -64,7 +67,7 @@ class Results:
     def window(self) -> None:
         """Display the answer to "Does the window matter?", with its picture."""
         display(Markdown(window_answer(self._verdicts(self.place))))
-        path = _REPORTS / "figures" / self.place / "window_size.png"
+        path = _REPORTS / "figures" / self.place / f"{WINDOW_STUDY}.png"
         if path.is_file():
             _picture(
                 path, f"Window size at {self.place}: mIoU of every run on val, and the differences with intervals."
@@ -200,11 +203,14 @@ class Results:
             return
         if words := study_answer(tables[0]):
             display(Markdown(f"**Here.** {words}"))
-        path = self._scratch / f"{place}-{study.name}.png"
-        draw(tables[0], records, path)
-        _picture(
-            path, f"{study.title} at {place}: mIoU of every run on {split}, and the differences of the table below."
-        )
+        if (place, study.name, split) == (self.place, WINDOW_STUDY, "val"):
+            display(Markdown(f"[The picture of this table](#{WINDOW_HEADING.replace(' ', '-')}) stands above."))
+        else:
+            path = self._scratch / f"{place}-{study.name}.png"
+            draw(tables[0], records, path)
+            _picture(
+                path, f"{study.title} at {place}: mIoU of every run on {split}, and the differences of the table below."
+            )
         origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
         for number, section in enumerate(sections(study, tables, origin)):
             if place != self.place and "against the paper" in section.title:
