@@ -21,6 +21,8 @@ from wimfris.results.tiers import compute_comparisons, moved
 from wimfris.results.verdicts import Ends, decide
 from wimfris.settings.params import read_params
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / PUBLISHED
 PLAN = read_plan(ROOT / CLAIMS)
