@@ -72,7 +72,7 @@ def matrix(project: Any, monkeypatch: pytest.MonkeyPatch) -> Matrix:
     """The prepared smoke project with two variants and two seeds, whose trainer is the stand-in."""
     limit(project)
     monkeypatch.setattr(local, "WIMFRIS", (sys.executable, str(FAKE)))
-    monkeypatch.setattr(local, "prepare", lambda params, stop: None)
+    monkeypatch.setattr(local, "prepare", lambda params, stop, variants: None)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     made = Matrix(project.folder)
     made.take(0)

@@ -65,7 +65,7 @@ class StandIn(slurm.Task):
 def run_matrix(jobs: int, names: list[str], options: list[str] | None) -> bool:
     """Run the matrix with this trainer; options: those of Slurm, None for the local one."""
     local.WIMFRIS = COMMAND
-    local.prepare = lambda params, stop: None
+    local.prepare = lambda params, stop, variants: None
     slurm.POLL, slurm.GRACE, slurm.Task = 0.5, 5.0, StandIn  # type: ignore[misc]
     runs = [Run.parse(name) for name in names]
     if options is None:
