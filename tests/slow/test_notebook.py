@@ -3,6 +3,7 @@
 `make test` runs this file.
 """
 
+import contextlib
 import re
 import runpy
 import shutil
@@ -17,10 +18,11 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
+from wimfris.cli.evidence import compare
 from wimfris.errors import UserError
-from wimfris.results.claims import CLAIMS
 from wimfris.results.evidence import EMPHASIS_COLUMNS, EvidenceFiles
 from wimfris.results.page import NOTEBOOK, PAGE_PATH, execute, write_page
+from wimfris.results.plan import CLAIMS
 from wimfris.results.published import PUBLISHED
 from wimfris.runs.records import SCHEMA
 from wimfris.settings.params import read_params
@@ -75,6 +77,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_rows(read_params(folder / "params.yaml")).to_csv(files.runs, index=False)
     alphas = [(f"full-{seed}", "full", seed, 1, layer, 0.5 - 0.05 * layer) for seed in (0, 1) for layer in (1, 3)]
     pd.DataFrame(alphas, columns=list(EMPHASIS_COLUMNS)).to_csv(files.emphasis, index=False)
+    with contextlib.chdir(folder):
+        compare()
     return folder
 
 
