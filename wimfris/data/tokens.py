@@ -121,14 +121,38 @@ class WordTokenizer:
         raise UserError(f"word {word!r} of the sentence {sentence!r} is not in the vocabulary; {hint}")
 
 
-class ClipTokenizer:
+class _PublishedTokenizer:
+    """What the tokenizers of published text encoders share."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", length: int, end_id: int, sha256: str | None) -> None:
+        _check_length(length)
+        self._tokenizer = tokenizer
+        self.length = length
+        self.eot_id = end_id
+        self.sha256 = sha256
+
+    def encode(self, sentence: str) -> NDArray[np.int64]:
+        """Return token ids (length,)."""
+        return _padded(self._ids(sentence), self.length)
+
+    def count(self, sentence: str) -> int:
+        """Return the number of tokens of the whole sentence, special ones included."""
+        return len(self._ids(sentence))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, as `from_folder` reads them."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _ids(self, sentence: str) -> list[int]:
+        ids: list[int] = self._tokenizer(sentence.strip())["input_ids"]
+        return ids
+
+
+class ClipTokenizer(_PublishedTokenizer):
     """CLIP's byte pairs, as OpenAI's code encodes them: padding is 0, a truncated sentence ends with end-of-text."""
 
     def __init__(self, tokenizer: "CLIPTokenizer", length: int, sha256: str | None = None) -> None:
-        _check_length(length)
-        self._tokenizer = tokenizer
-        self._length = length
-        self.sha256 = sha256
+        super().__init__(tokenizer, length, int(tokenizer.eos_token_id), sha256)
 
     @classmethod
     def from_folder(cls, folder: Path, length: int) -> "ClipTokenizer":
@@ -157,42 +181,13 @@ class ClipTokenizer:
         vocabulary, merges = _byte_pairs(pairs)
         return cls(CLIPTokenizer(vocab=vocabulary, merges=merges), length, _files_hash(folder, (BYTE_PAIRS,)))
 
-    @property
-    def length(self) -> int:
-        return self._length
-
-    @property
-    def eot_id(self) -> int:
-        return int(self._tokenizer.eos_token_id)
-
-    def encode(self, sentence: str) -> NDArray[np.int64]:
-        """Return token ids (length,)."""
-        return _padded(self._ids(sentence), self._length)
-
-    def count(self, sentence: str) -> int:
-        """Return the number of tokens of the whole sentence, start and end included."""
-        return len(self._ids(sentence))
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files, as `from_folder` reads them."""
-        self._tokenizer.save_pretrained(folder)
-
     def _ids(self, sentence: str) -> list[int]:
         # CLIP's cleaning of text; transformers' tokenizer does the rest (white space and lower case).
-        text = html.unescape(html.unescape(ftfy.fix_text(sentence))).strip()
-        ids: list[int] = self._tokenizer(text)["input_ids"]
-        return ids
+        return super()._ids(html.unescape(html.unescape(ftfy.fix_text(sentence))))
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(_PublishedTokenizer):
     """The tokenizer of any other published text encoder, as transformers reads it."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", length: int, end_id: int, sha256: str) -> None:
-        _check_length(length)
-        self._tokenizer = tokenizer
-        self.length = length
-        self.eot_id = end_id
-        self.sha256 = sha256
 
     @classmethod
     def from_folder(cls, folder: Path, length: int) -> "PretrainedTokenizer":
@@ -217,22 +212,6 @@ class PretrainedTokenizer:
                 "it; name another encoder"
             )
         return cls(tokenizer, length, ends.pop(), _files_hash(folder))
-
-    def encode(self, sentence: str) -> NDArray[np.int64]:
-        """Return token ids (length,)."""
-        return _padded(self._ids(sentence), self.length)
-
-    def count(self, sentence: str) -> int:
-        """Return the number of tokens of the whole sentence, special ones included."""
-        return len(self._ids(sentence))
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files, as `from_folder` reads them."""
-        self._tokenizer.save_pretrained(folder)
-
-    def _ids(self, sentence: str) -> list[int]:
-        ids: list[int] = self._tokenizer(sentence.strip())["input_ids"]
-        return ids
 
 
 def _files_hash(folder: Path, names: Sequence[str] = TOKENIZER_FILES) -> str:
