@@ -44,15 +44,15 @@ def settle(
         if name not in names:
             raise UserError(f"settle {name}: must be one of {', '.join(names)}")
     minutes = None if budget is None else parse_budget(budget)
-    open_claims, chosen = _plan(params, plan, wanted, minutes)
-    _print(plan, open_claims, chosen, _base_hours(params) if base else None)
-    if not (run or dry_run) or not chosen.looks:
+    open_claims, best = _plan(params, plan, wanted, minutes)
+    _print(plan, open_claims, best, _base_hours(params) if base else None)
+    if not (run or dry_run) or not best.looks:
         return
     if dry_run:
-        declared = with_extra_seeds(params, plan, chosen.seeds)
-        _train(declared, _runs(plan, chosen, plan.confirmatory.looks[-1]), jobs, dry_run=True)
+        declared = with_extra_seeds(params, plan, best.seeds)
+        _train(declared, _runs(plan, best, plan.confirmatory.looks[-1]), jobs, dry_run=True)
         return
-    _run(plan, wanted, chosen, jobs)
+    _run(plan, wanted, best, jobs)
 
 
 def parse_budget(text: str) -> float:
@@ -97,8 +97,8 @@ def _plan(params: Params, plan: Plan, wanted: Sequence[str], budget: float | Non
     settings = params.settings()
     evidence = read_evidence(params)
     verdicts = judge_place(params, plan, read_comparisons(settings.folder.name))
-    chosen = [one for one in verdicts if not wanted or one.claim.name in wanted]
-    open_claims = needs(plan, chosen, settings.grid)
+    best = [one for one in verdicts if not wanted or one.claim.name in wanted]
+    open_claims = needs(plan, best, settings.grid)
     return open_claims, cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
 
 
@@ -122,16 +122,14 @@ def _ready(plan: Plan, evidence: Evidence) -> dict[str, int]:
     return {str(name): len(seeds & set(plan.confirmatory.seeds)) for name, seeds in known.items()}
 
 
-def _runs(plan: Plan, chosen: SettlePlan, most: int) -> list[Run]:
+def _runs(plan: Plan, best: SettlePlan, most: int) -> list[Run]:
     """Return the runs of the plan, at most `most` seeds of each system, those of the first seeds first."""
     seeds = plan.confirmatory.seeds[:most]
-    return [Run(name, seed) for k, seed in enumerate(seeds) for name, n in chosen.seeds.items() if k < n]
+    return [Run(name, seed) for k, seed in enumerate(seeds) for name, n in best.seeds.items() if k < n]
 
 
 def _train(params: Params, runs: Sequence[Run], jobs: int | None, *, dry_run: bool = False) -> None:
-    from wimfris.matrix.costs import default_jobs
-    from wimfris.matrix.local import run_matrix
-    from wimfris.matrix.pending import fetch_runs
+    from wimfris.matrix.local import train_runs
     from wimfris.results.evidence import gather, read_evidence
 
     present = set(read_evidence(params).runs["run"])
@@ -139,19 +137,15 @@ def _train(params: Params, runs: Sequence[Run], jobs: int | None, *, dry_run: bo
     if not missing:
         print("the evidence holds every run of this plan")
         return
-    failures = run_matrix(params, missing, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
-    if dry_run:
-        return
-    failed = {failure.run for failure in failures}
-    trained = [run for run in missing if run not in failed]
-    fetch_runs(params, trained)
+    trained, failures = train_runs(params, missing, jobs, dry_run=dry_run)
     if trained:
         gather(params, trained)
-    if failed:
-        raise UserError(f"{len(failed)} runs failed ({', '.join(map(str, sorted(map(str, failed))))}); try again")
+    if failures:
+        failed = sorted({str(failure.run) for failure in failures})
+        raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}); try again")
 
 
-def _run(plan: Plan, wanted: Sequence[str], chosen: SettlePlan, jobs: int | None) -> None:
+def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) -> None:
     """Train to the first look, judge, and take what is still open to the second look."""
     from wimfris.cli.evidence import compare
     from wimfris.results.plan import register
@@ -159,16 +153,16 @@ def _run(plan: Plan, wanted: Sequence[str], chosen: SettlePlan, jobs: int | None
     if register(plan):
         print("reports/registration.yaml: the plan is registered; commit it before the runs end")
     for look in plan.confirmatory.looks:
-        numbers = {name: min(n, look) for name, n in chosen.seeds.items()}
+        numbers = {name: min(n, look) for name, n in best.seeds.items()}
         params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
-        _train(params, _runs(plan, chosen, look), jobs)
+        _train(params, _runs(plan, best, look), jobs)
         compare()
         still, _ = _plan(params, plan, wanted, None)
-        left = [need for need in still if chosen.looks.get(need.verdict.claim.name, 0) > look]
+        left = [need for need in still if best.looks.get(need.verdict.claim.name, 0) > look]
         if not left:
             break
-        seeds = {name: chosen.seeds[name] for need in left for name in need.systems}
-        chosen = SettlePlan({need.verdict.claim.name: plan.confirmatory.looks[-1] for need in left}, seeds, 0.0, 0.0)
+        seeds = {name: best.seeds[name] for need in left for name in need.systems}
+        best = SettlePlan({need.verdict.claim.name: plan.confirmatory.looks[-1] for need in left}, seeds, 0.0, 0.0)
     print("write the report with `dvc repro`, and commit reports/ and params.yaml")
 
 
@@ -181,7 +175,7 @@ def _base_hours(params: Params) -> float:
     return run_cost.cost(settings, timed, run_cost.volume(settings)).seconds / 3600
 
 
-def _print(plan: Plan, open_claims: Sequence[Need], chosen: SettlePlan, base_hours: float | None) -> None:
+def _print(plan: Plan, open_claims: Sequence[Need], best: SettlePlan, base_hours: float | None) -> None:
     if not open_claims:
         print("no claim is open: each one is decided, at its last look, or has no estimates yet (`wimfris matrix`)")
         return
@@ -195,13 +189,13 @@ def _print(plan: Plan, open_claims: Sequence[Need], chosen: SettlePlan, base_hou
         elif need.images:
             wanted = f"{need.images[0]} seeds and {need.images[1]} images"
         chances = [f"{100 * need.chances[n]:.0f}%" for n in (first, final)]
-        taken = chosen.looks.get(need.verdict.claim.name)
+        taken = best.looks.get(need.verdict.claim.name)
         table.add_row(need.verdict.claim.name, *chances, wanted, f"{taken} seeds" if taken else "-")
     Console().print(table)
-    runs = sum(chosen.seeds.values())
+    runs = sum(best.seeds.values())
     print(
-        f"the plan: {runs} confirmatory runs of {len(chosen.seeds)} systems, {chosen.minutes / 60:.1f} core hours for "
-        f"those that are missing; {chosen.decided:.1f} of {len(open_claims)} open claims decided on average"
+        f"the plan: {runs} confirmatory runs of {len(best.seeds)} systems, {best.minutes / 60:.1f} core hours for "
+        f"those that are missing; {best.decided:.1f} of {len(open_claims)} open claims decided on average"
     )
     if base_hours is not None:
         print(f"at scale base: {runs * base_hours:.0f} hours of this device ({base_hours:.1f} a run)")

@@ -115,21 +115,15 @@ def _listed(runs: Sequence[Run]) -> str:
 
 def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run: bool = False) -> int:
     """Train the missing runs and add them to the evidence. Return how many failed."""
-    from wimfris.matrix.costs import default_jobs
-    from wimfris.matrix.local import run_matrix
-    from wimfris.matrix.pending import fetch_runs
+    from wimfris.matrix.local import train_runs
 
     if not missing:
         print("the evidence holds every run of this study")
         return 0
-    failures = run_matrix(params, missing, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
-    if not dry_run:
-        failed = {failure.run for failure in failures}
-        trained = [run for run in missing if run not in failed]
-        fetch_runs(params, trained)
-        if trained:
-            files, runs = gather(params, trained)
-            print(f"{files.records}: {len(runs)} runs added to the evidence")
+    trained, failures = train_runs(params, missing, jobs, dry_run=dry_run)
+    if trained:
+        files, runs = gather(params, trained)
+        print(f"{files.records}: {len(runs)} runs added to the evidence")
     return len(failures)
 
 

@@ -8,9 +8,7 @@ from wimfris.cli.entry import run_command
 from wimfris.cli.options import names
 from wimfris.cli.study import write_report
 from wimfris.errors import UserError
-from wimfris.matrix.costs import default_jobs
-from wimfris.matrix.local import run_matrix
-from wimfris.matrix.pending import fetch_runs
+from wimfris.matrix.local import train_runs
 from wimfris.results.evidence import REPORTS
 from wimfris.results.formats import print_section
 from wimfris.results.measured import Report
@@ -85,12 +83,7 @@ def _train(params: Params, runs: Sequence[Run], options: argparse.Namespace) -> 
     missing = [run for run in runs if str(run) not in measured]
     if not missing:
         return 0
-    jobs = default_jobs(params) if options.jobs is None else options.jobs
-    failures = run_matrix(params, missing, jobs, dry_run=options.dry_run)
-    if options.dry_run:
-        return 0
-    failed = {failure.run for failure in failures}
-    trained = [run for run in missing if run not in failed]
-    fetch_runs(params, trained)
-    add_rows(file, [measured_row(params, run, params.settings_of(run).outs / str(run)) for run in trained])
+    trained, failures = train_runs(params, missing, options.jobs, dry_run=options.dry_run)
+    if trained:
+        add_rows(file, [measured_row(params, run, params.settings_of(run).outs / str(run)) for run in trained])
     return len(failures)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from wimfris.errors import UserError
 from wimfris.matrix.board import Board, Failure, Work
-from wimfris.matrix.costs import cores, duration, estimate, gpus
+from wimfris.matrix.costs import cores, default_jobs, duration, estimate, gpus
 from wimfris.matrix.dvc_files import repair
-from wimfris.matrix.pending import pending_runs
+from wimfris.matrix.pending import fetch_runs, pending_runs
 from wimfris.matrix.processes import Stop, environment, exit_reason, interruptible, run_logged, signal_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
@@ -92,6 +92,22 @@ def run_matrix(
     for failure in board.failures:
         print(f"wimfris: {failure}", file=sys.stderr, flush=True)
     return board.failures
+
+
+def train_runs(
+    params: Params, runs: Sequence[Run], jobs: int | None, *, dry_run: bool = False
+) -> tuple[list[Run], list[Failure]]:
+    """Train these runs and copy them from the store to their place under runs/, as many at once as fit by default.
+
+    Returns the runs that are trained, and those that failed; neither after a dry run.
+    """
+    failures = run_matrix(params, runs, default_jobs(params) if jobs is None else jobs, dry_run=dry_run)
+    if dry_run:
+        return [], []
+    failed = {failure.run for failure in failures}
+    trained = [run for run in runs if run not in failed]
+    fetch_runs(params, trained)
+    return trained, failures
 
 
 def prepare(params: Params, stop: Stop, variants: Sequence[str] = ()) -> None:
