@@ -48,7 +48,7 @@ class SettlePlan:
 def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
     """Return what every open claim with estimates needs, in order."""
     scatter = _pooled_scatter(verdicts)
-    found = []
+    open_claims = []
     for verdict in verdicts:
         known = [row for row in verdict.rows if np.isfinite(row["seed_variance"])]
         systems = plan.systems_of(verdict.claim, side)
@@ -70,8 +70,8 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
                 ),
                 None,
             )
-        found.append(Need(verdict, tuple(systems), chances, seeds, images))
-    return found
+        open_claims.append(Need(verdict, tuple(systems), chances, seeds, images))
+    return open_claims
 
 
 def cheapest(

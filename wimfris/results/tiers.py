@@ -110,11 +110,11 @@ def _claim_rows(
             break
         part = of_seeds(records, plan.confirmatory.seeds[:wanted])
         part = part[part["variant"].isin(systems)]
-        found = [row for split in splits_of(part) for row in compare(part, pairs, split)]
-        first = {row.pair: row.any_seed for row in found if (row.split, row.metric) == (SPLIT, METRIC)}
+        compared = [row for split in splits_of(part) for row in compare(part, pairs, split)]
+        first = {row.pair: row.any_seed for row in compared if (row.split, row.metric) == (SPLIT, METRIC)}
         if look == 1:
             shares = {pair: _share(one, plan) for pair, one in first.items()}
-        rows = _look_rows(claim, found, plan, look, shares)
+        rows = _look_rows(claim, compared, plan, look, shares)
         if claim_decision([row for row in rows if row["tier"]], plan.margin(claim)) != "undecided":
             break
     return [row | {"ready": ready} for row in rows]
