@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from wimfris.results import tuning as measured
-from wimfris.settings.params import Params, read_params
+from wimfris.settings.params import Params, merge, read_params
 from wimfris.settings.tuning import nested
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,16 @@ def row(params: Params, run: str, miou: float, **others: Any) -> dict[str, Any]:
         ("recipe", variant.removeprefix("recipe_")) if variant.startswith("recipe") else ("trial", variant[5:-3])
     )
     scores = dict.fromkeys(measured.SCORES, miou)
-    base = {"run": run, "seed": int(seed), "kind": kind, "name": name, "values": values, **scores, "n": 9}
+    base = {
+        "run": run,
+        "seed": int(seed),
+        "kind": kind,
+        "name": name,
+        "values": values,
+        **scores,
+        "n": 9,
+        "settings": measured.settings_digest(params, variant),
+    }
     return base | {"minutes": 2.0, "commit": "c", "fingerprint": "f", "device": "d"} | others
 
 
@@ -50,7 +59,8 @@ def test_rows_accumulate_and_a_new_measurement_replaces_the_old(params: Params, 
 
 def test_a_row_of_other_settings_does_not_count(params: Params, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    old = row(params, "tune_lora_03-100", 0.7, values=json.dumps({"train": {"learning_rate": 1}}))
+    longer = params.model_copy(update={"scales": merge(params.scales, {"tiny": {"train": {"epochs": 9}}})})
+    old = row(longer, "tune_lora_03-100", 0.7)
     measured.add_rows(path, [old, row(params, "tune_lora_04-100", 0.5)])
     assert measured.read_tuning(params, path)["run"].tolist() == ["tune_lora_04-100"]
 

@@ -17,6 +17,7 @@ from wimfris.results.csv_files import read_csv
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import DASH, Section, interval, percent
 from wimfris.runs.files import RunFiles
+from wimfris.runs.fingerprint import digest
 from wimfris.runs.manifest import read_manifest
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
@@ -24,7 +25,20 @@ from wimfris.settings.tuning import Tuning
 
 SPLIT = "tune"
 SCORES = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
-COLUMNS = ("run", "seed", "kind", "name", "values", *SCORES, "n", "minutes", "commit", "fingerprint", "device")
+COLUMNS = (
+    "run",
+    "seed",
+    "kind",
+    "name",
+    "values",
+    "settings",
+    *SCORES,
+    "n",
+    "minutes",
+    "commit",
+    "fingerprint",
+    "device",
+)
 TRIAL, RECIPE = "trial", "recipe"  # kinds of rows
 
 
@@ -71,6 +85,7 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
         "kind": kind,
         "name": families.get(run.variant, run.variant.removeprefix("recipe_")),
         "values": json.dumps(params.tuned[run.variant][1], sort_keys=True),
+        "settings": settings_digest(params, run.variant),
         **{name: round(scores[name], 6) for name in SCORES},
         "n": scores["n"],
         "minutes": round(manifest["wall_seconds"] / 60, 2),
@@ -80,15 +95,22 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
+def settings_digest(params: Params, variant: str) -> str:
+    """Return a hash of all settings of a tuning run; a setting that a later version adds does not count at its default.
+
+    The variant and the recipe that a trial changes are in it: another recipe makes its rows out of date.
+    """
+    return digest(params.settings(variant).model_dump(mode="json", exclude_defaults=True))
+
+
 def read_tuning(params: Params, path: Path) -> pd.DataFrame:
     """Return the rows of runs whose settings are the present ones; an empty frame where there is no file."""
     if not path.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
     frame = read_csv(path, COLUMNS)
-    present = {name: json.dumps(changes, sort_keys=True) for name, (_, changes) in params.tuned.items()}
-    current = [
-        present.get(Run.parse(run).variant) == values for run, values in zip(frame["run"], frame["values"], strict=True)
-    ]
+    variants = [Run.parse(run).variant for run in frame["run"]]
+    present = {name: settings_digest(params, name) for name in set(variants) & params.tuned.keys()}
+    current = [present.get(name) == made for name, made in zip(variants, frame["settings"], strict=True)]
     return frame[current].reset_index(drop=True)
 
 
