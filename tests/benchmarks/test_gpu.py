@@ -61,7 +61,7 @@ def test_without_a_gpu_nothing_runs(gpu: Any, monkeypatch: pytest.MonkeyPatch) -
         gpu.main()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_smoke_run_passes_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "smoke.csv"
     command = [sys.executable, ROOT / "benchmarks" / "smoke.py"]
