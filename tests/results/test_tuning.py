@@ -57,6 +57,17 @@ def test_rows_accumulate_and_a_new_measurement_replaces_the_old(params: Params, 
     assert frame["tune_lora_03-100"] == 0.7 and frame["tune_full_00-100"] == 0.5
 
 
+def test_settings_that_do_not_reach_a_run_leave_its_row_current(params: Params) -> None:
+    """Tuned values of `full`, and more scenes of another split, change no tuning run of a rival."""
+    tiny = {"model": {"mta": {"scale": 0.4}, "msa": {"width": 48}}, "data": {"scenes": {"val": 999}}}
+    changed = params.model_copy(update={"scales": merge(params.scales, {"tiny": tiny})})
+    for variant in ("tune_lora_03", "tune_none_03"):
+        assert measured.settings_digest(changed, variant) == measured.settings_digest(params, variant)
+    assert measured.settings_digest(changed, "recipe_averaged_full") != measured.settings_digest(
+        params, "recipe_averaged_full"
+    )
+
+
 def test_a_row_of_other_settings_does_not_count(params: Params, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     longer = params.model_copy(update={"scales": merge(params.scales, {"tiny": {"train": {"epochs": 9}}})})

@@ -96,11 +96,20 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
 
 
 def settings_digest(params: Params, variant: str) -> str:
-    """Return a hash of all settings of a tuning run; a setting that a later version adds does not count at its default.
+    """Return a hash of the settings that decide a tuning run: another recipe makes its rows out of date.
 
-    The variant and the recipe that a trial changes are in it: another recipe makes its rows out of date.
+    Left out are the scenes of other splits, the sizes of adapters that the family does not have, and every setting at
+    its default, so that one which a later version adds does not count.
     """
-    return digest(params.settings(variant).model_dump(mode="json", exclude_defaults=True))
+    content = params.settings(variant).model_dump(mode="json", exclude_defaults=True)
+    scenes = content["data"].get("scenes")
+    if scenes:
+        content["data"]["scenes"] = {split: scenes[split] for split in ("train", SPLIT) if split in scenes}
+    for part in ("mta", "msa"):
+        layers = content["model"][part]["layers"]
+        if not layers or content["model"].get("adapters", "wimfris") != "wimfris":
+            content["model"][part] = {"layers": layers}
+    return digest(content)
 
 
 def read_tuning(params: Params, path: Path) -> pd.DataFrame:
