@@ -111,9 +111,9 @@ def test_the_cost_of_a_recipe_is_its_variance_times_its_minutes(params: Params) 
 
 def test_the_interval_of_a_deviation_covers_it_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    samples = rng.normal(0, 2, (4000, 6)).std(axis=1, ddof=1)
+    samples = rng.normal(0, 2, (2000, 6)).std(axis=1, ddof=1)
     inside = [low <= 2 <= high for low, high in (measured.deviation_interval(sd, 6) for sd in samples)]
-    assert stats.binomtest(sum(inside), 4000, 0.95).pvalue > 1e-3
+    assert stats.binomtest(sum(inside), 2000, 0.95).pvalue > 1e-3
 
 
 def test_flat_is_the_inverse_of_nested() -> None:

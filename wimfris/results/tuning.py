@@ -201,7 +201,7 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
 
 def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the confidence interval of a standard deviation of n normal values, by chi-squared."""
-    quantiles = stats.chi2(n - 1).ppf(np.array([(1 + level) / 2, (1 - level) / 2]))
+    quantiles = stats.chi2.ppf(np.array([(1 + level) / 2, (1 - level) / 2]), n - 1)
     low, high = sd * np.sqrt((n - 1) / quantiles)
     return float(low), float(high)
 
