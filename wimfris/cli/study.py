@@ -1,7 +1,7 @@
 """`python studies/<name>.py` and `wimfris study <name>`: train what a study lacks, show its tables, write its report.
 
-The report of a study is written by its stage in dvc.yaml alone. An option that narrows the study (another scale, some
-seeds) only prints, so that looking at something never overwrites a committed table.
+Only the study's stage in dvc.yaml writes its report. With another scale or with some of the seeds a study only prints,
+so it never overwrites a committed table.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoR
 
 def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=study.question, epilog=study.paper)
-    parser.add_argument("--scale", help="another scale than params.yaml's; only prints")
-    parser.add_argument("--seeds", help="only these seeds, separated by commas; only prints")
+    parser.add_argument("--scale", help="the scale; by default params.yaml's. The study then only prints its table")
+    parser.add_argument("--seeds", help="only these seeds, separated by commas. The study then only prints its table")
     parser.add_argument("--jobs", type=int, help="runs at once; by default as many as fit on the machine")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run and how long it would take")
-    parser.add_argument("--no-train", action="store_true", help="print the tables of the evidence there is")
-    parser.add_argument("--gaps", action="store_true", help="with --no-train: leave rows without runs open")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that would be trained, and their time")
+    parser.add_argument("--no-train", action="store_true", help="print the tables from the present evidence")
+    parser.add_argument("--gaps", action="store_true", help="with --no-train: leave rows without runs empty")
     return parser.parse_args(arguments)
 
 
@@ -164,7 +164,7 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 
 
 def write_study(name: str, params: Params) -> list[Path]:
-    """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
+    """Write the report of a study from the evidence; rows without evidence stay empty. Return its files."""
     study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
