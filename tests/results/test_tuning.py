@@ -90,8 +90,14 @@ def test_the_best_trial_is_the_best_by_its_mean_over_all_seeds(params: Params) -
     rows += [row(params, f"tune_lora_02-{seed}", 0.7) for seed in (101, 102)]
     best = measured.best_trial(params.tuning, "lora", pd.DataFrame(rows))
     assert sorted(best["run"]) == ["tune_lora_02-100", "tune_lora_02-101", "tune_lora_02-102"]
-    cells = measured.families_section(params.tuning, pd.DataFrame(rows)).cells.set_index("family")
+    cells = measured.families_section(params, pd.DataFrame(rows)).cells.set_index("family")
     assert cells.loc["lora", "best"] == "tune_lora_02" and cells.loc["full", "best"] == "–"
+
+
+def test_the_table_says_whether_params_yaml_has_the_best_values(params: Params) -> None:
+    best = params.tuning.trial_values("lora")[2]
+    adopted = params.model_copy(update={"everywhere": merge(params.everywhere, {"lora": nested(best)})})
+    assert measured.in_use(adopted, "lora", best) and not measured.in_use(params, "lora", best)
 
 
 def test_the_cost_of_a_recipe_is_its_variance_times_its_minutes(params: Params) -> None:
