@@ -25,7 +25,8 @@ def settle(
     claim: Annotated[str | None, typer.Argument(help="A claim of reports/claims.yaml; by default all.")] = None,
     claims: Annotated[list[str] | None, typer.Option("--claim", help="A further claim; may be repeated.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time of one core, for example 6h: the plan that decides most claims for it.")
+        str | None,
+        typer.Option(help="Time of one core from now on, for example 6h: the plan that decides most claims for it."),
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Train the plan's runs, look by look.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs --run would train.")] = False,
@@ -188,7 +189,8 @@ def _print(plan: Plan, open_claims: Sequence[Need], best: SettlePlan, base_hours
             wanted = f"{need.seeds} seeds" + (" (no look has them)" if need.seeds > final else "")
         elif need.images:
             wanted = f"{need.images[0]} seeds and {need.images[1]} images"
-        chances = [f"{100 * need.chances[n]:.0f}%" for n in (first, final)]
+        looks = enumerate((first, final), start=1)
+        chances = ["taken" if need.verdict.look >= k else f"{100 * need.chances[n]:.0f}%" for k, n in looks]
         taken = best.looks.get(need.verdict.claim.name)
         table.add_row(need.verdict.claim.name, *chances, wanted, f"{taken} seeds" if taken else "-")
     Console().print(table)
