@@ -51,7 +51,7 @@ def estimate(
     from wimfris.matrix.costs import duration
     from wimfris.measure import run_cost
     from wimfris.results.measured import Measured
-    from wimfris.results.studies import load_studies
+    from wimfris.results.studies import load_studies, variants_of
 
     params = params_at(scale, data)
     settings = run_cost.at_batch(params.settings(variant), batch)
@@ -64,8 +64,9 @@ def estimate(
     rows = [("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)]
     for study in load_studies():
         here = isinstance(study, Measured) or study.is_at(params.scale)
-        if study.variants and here:
-            runs = sum(len(params.runs_of(name)) for name in study.variants)
+        variants = variants_of(study, params) if here else []
+        if variants:
+            runs = sum(len(params.runs_of(name)) for name in variants)
             rows.append((f"studies/{study.name}.py, {runs} runs, some shared", runs))
     for name, runs in rows:
         table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")

@@ -24,7 +24,7 @@ from wimfris.results.formats import interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.statistics import POWER
-from wimfris.results.studies import load_studies
+from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
 
 PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md", "docs/faq.md")
@@ -194,8 +194,8 @@ def studies(evidence: Evidence) -> str:
         link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
         if isinstance(study, Study) and not study.is_at(params.scale):
             params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
-        used = study.at_grid(params.settings().grid).variants if isinstance(study, Study) else study.variants
-        runs = sum(len(params.runs_of(name)) for name in used if name in params.extended)
+        here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+        runs = sum(len(params.runs_of(name)) for name in variants_of(here, params) if name in params.beyond)
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
     return _table(("study", "question", "results", "runs beyond the core"), rows, words=3)
 
