@@ -359,7 +359,14 @@ def clone(tmp_path: Path) -> Path:
     path = folder / "params.yaml"
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
-    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}, "controls": {}}
+    content |= {
+        "scale": "smoke",
+        "variants": core,
+        "seeds": [0, 1],
+        "extended": {},
+        "controls": {},
+        "explorer": ["full"],
+    }
     content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder

@@ -17,7 +17,14 @@ from wimfris.data.index import read_index
 from wimfris.data.protocol import Squashed
 from wimfris.errors import UserError
 from wimfris.measure.ingest import ingest
-from wimfris.results.evidence import EvidenceFiles, gather, read_evidence, read_part, write_core
+from wimfris.results.evidence import (
+    EvidenceFiles,
+    gather,
+    read_evidence,
+    read_masks_of,
+    read_part,
+    write_core,
+)
 from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.runs.records import SCHEMA, read_records
 
@@ -141,3 +148,6 @@ def test_gathering_runs_keeps_the_systems_that_were_not_trained_here(own: Any) -
     ingest(params, "again", Path("full.jsonl"))
     gather(params, params.runs())
     assert set(read_part(ADDED).runs["run"]) == {"again", "full-0"}
+    masks = read_masks_of(params, read_part(ADDED))
+    own, again = (masks[masks["run"] == name].drop(columns=["run", "records"]) for name in ("full-0", "again"))
+    pd.testing.assert_frame_equal(own.reset_index(drop=True), again.reset_index(drop=True))
