@@ -138,6 +138,16 @@ def page() -> None:
     write_page()
 
 
+def explore(scale: ScaleOption = None, data: DataOption = None) -> None:
+    """Write the page that compares two systems sentence by sentence: reports/explorer.html, or one under runs/ for
+    another scale or data set.
+    """
+    from wimfris.measure.explorer import write_explorer
+
+    path = write_explorer(params_at(scale, data), report=scale is None and data is None)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 def report(
     variants: Annotated[str | None, typer.Option(help="Only these, separated by commas; by default the core.")] = None,
     scale: ScaleOption = None,
@@ -218,4 +228,19 @@ def docs() -> None:
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
 
 
-VERBS = (evidence, gather, ingest, compare, study, tables, figures, page, report, reproduction, release, promote, docs)
+VERBS = (
+    evidence,
+    gather,
+    ingest,
+    compare,
+    study,
+    tables,
+    figures,
+    page,
+    explore,
+    report,
+    reproduction,
+    release,
+    promote,
+    docs,
+)
