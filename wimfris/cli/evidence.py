@@ -122,19 +122,23 @@ def figures() -> None:
 
 
 def page() -> None:
-    """Write the verdicts on the paper's claims (reports/claims.md) and the report (reports/index.html)."""
+    """Write the verdicts on the paper's claims (reports/claims.md), the report (reports/index.html), and the studies'
+    tables against the paper as a LaTeX document (reports/paper.tex).
+    """
     from wimfris.results.claims import judge_place
     from wimfris.results.claims_tables import write_claims
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import evidence_names
     from wimfris.results.page import write_page
     from wimfris.results.plan import read_plan
+    from wimfris.results.tables import write_paper_tables
 
     params, plan = read_params(), read_plan()
     own = params.settings().folder.name
     files = {name: read_comparisons(name) for name in (own, *(name for name in evidence_names() if name != own))}
     verdicts = judge_place(params, plan, files[own])
     write_claims(verdicts, plan, files, REPORTS / "claims.md", protocol=params.settings().evaluate.protocol)
+    write_paper_tables(own)
     write_page()
 
 

@@ -180,8 +180,8 @@ function decode(text, size) {
   return bits;
 }
 
-function drawMask(context, rle, height, width) {
-  const bits = decode(rle, height * width), layer = new OffscreenCanvas(width, height), own = layer.getContext("2d");
+function drawMask(context, bits, height, width) {
+  const layer = new OffscreenCanvas(width, height), own = layer.getContext("2d");
   const pixels = own.createImageData(width, height);
   for (let y = 0; y < height; y++)
     for (let x = 0; x < width; x++)
@@ -190,21 +190,21 @@ function drawMask(context, rle, height, width) {
   context.drawImage(layer, 0, 0, context.canvas.width, context.canvas.height);
 }
 
-function drawOutline(context, rle, height, width) {
-  const bits = decode(rle, height * width), { canvas } = context, path = new Path2D();
+function drawOutline(context, bits, height, width, colours) {
+  const { canvas } = context, path = new Path2D();
   const [right, down] = [canvas.width / width, canvas.height / height];
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && bits[x * height + y];
+  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && bits[x * height + y] === 1;
   const line = (x, y, toX, toY) => { path.moveTo(x * right, y * down); path.lineTo(toX * right, toY * down); };
   for (let x = 0; x <= width; x++)
     for (let y = 0; y <= height; y++) {
       if (inside(x, y) !== inside(x - 1, y)) line(x, y, x, y + 1);
       if (inside(x, y) !== inside(x, y - 1)) line(x, y, x + 1, y);
     }
-  for (const [colour, thick] of [["#000", 4], ["#fff", 2]]) {
+  colours.forEach((colour, place) => {
     context.strokeStyle = colour;
-    context.lineWidth = thick;
+    context.lineWidth = 2 * (colours.length - place); // a wide line below a narrow one
     context.stroke(path);
-  }
+  });
 }
 
 function makePicture(i, system, alt) {
@@ -218,8 +218,12 @@ function makePicture(i, system, alt) {
   image.onload = () => {
     context.imageSmoothingEnabled = false;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    if (mask) drawMask(context, mask, height, width);
-    drawOutline(context, target, height, width);
+    if (mask) {
+      const bits = decode(mask, height * width);
+      drawMask(context, bits, height, width);
+      drawOutline(context, bits, height, width, ["#e0218a"]);
+    }
+    drawOutline(context, decode(target, height * width), height, width, ["#000", "#fff"]);
   };
   image.src = address;
   return canvas;
