@@ -110,6 +110,7 @@ CHECKED = {
     "wimfris ingest lavt_released --masks lavt.jsonl --split val": _INGEST,
     "wimfris evaluate --run full-0 --out full.parquet --export-masks full.jsonl": _INGEST,
     "wimfris tables": _INGEST,
+    "wimfris explore": _INGEST,
     "wimfris study failure_modes": "needs runs of three variants; tests/studies makes the report",
     "wimfris data check": _OWN_DATA,
     "wimfris data make": _OWN_DATA,

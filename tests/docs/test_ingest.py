@@ -35,7 +35,7 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "ingest.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
 )
 FUNCTION, LOOP = (body for name, body in BLOCKS if name == "python")
-INGEST, SHOW, EXPORT = (body.splitlines() for name, body in BLOCKS if name == "sh")
+INGEST, SHOW, EXPLORE, EXPORT = (body.splitlines() for name, body in BLOCKS if name == "sh")
 ADDED = EvidenceFiles("scenes-smoke", added=True)
 
 
@@ -97,6 +97,9 @@ def test_another_model_gets_its_row_beside_ours(own: Any) -> None:
     assert "–" in ingested_section(beside_ours(records)).cells.to_string()
     # It joins no comparison of ours, and gathering runs keeps it.
     pd.testing.assert_frame_equal(read_evidence(params).records, before.records)
+    shutil.copy(ROOT / "reports" / "claims.yaml", "reports")
+    assert "reports/explorer.html" in call(EXPLORE[0])
+    assert '"name":"lavt_released"' in Path("reports/explorer.html").read_text()
     row = read_part(ADDED).runs.iloc[0]
     assert row["seed"] == -1 and '"protocol": "cris"' in row["settings"] and '"val": "' in row["settings"]
 

@@ -8,6 +8,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("selection"), fields = form.elements;
 const element = (id) => document.getElementById(id);
+const paragraph = (textContent, className = "") => Object.assign(document.createElement("p"), { textContent, className });
 const STEP = 6; // cards that a list shows at first, and adds with each "Show more"
 const PICTURE = 320; // pixels of a canvas, about
 const BINS = 10; // bars on each side of zero
@@ -30,9 +31,11 @@ function addSelect(name, title, options) {
 }
 
 function makeControls() {
+  const without = data.systems.filter((system) => !system.masks).map((system) => system.name);
+  const none = without.length === data.systems.length;
   const systems = data.systems.map(({ name, label, masks }) => {
     const words = label === name ? name : `${name}: ${label}`;
-    return [name, masks ? words : `${words} (no masks)`];
+    return [name, masks || none ? words : `${words} (no masks)`];
   });
   addOptions(fields.a, systems);
   addOptions(fields.b, systems);
@@ -44,8 +47,7 @@ function makeControls() {
   }
   for (const side of ["a", "b"]) addSelect(`right_${side}`, "", [["1", "right object"], ["0", "wrong object"]]);
   fields.b.selectedIndex = 1;
-  const without = data.systems.filter((system) => !system.masks).map((system) => system.name);
-  const words = without.length === data.systems.length ? "No masks are in this evidence" : `No masks of ${without.join(", ")}`;
+  const words = none ? "No masks are in this evidence" : `No masks of ${without.join(", ")}`;
   if (without.length) element("missing").textContent = `${words}: the pictures show the target alone.`;
   element("release").textContent = `Evidence: ${data.release}.`;
 }
@@ -137,7 +139,7 @@ function showSummary(systems) {
     }
   }
   if (fields.split.value === "val") lines.push(reportLine(systems));
-  element("summary").replaceChildren(...lines.map((line) => Object.assign(document.createElement("p"), { textContent: line })));
+  element("summary").replaceChildren(...lines.map((line) => paragraph(line)));
 }
 
 // --- histogram -------------------------------------------------------------------------------------------------------
@@ -233,9 +235,7 @@ function makePicture(i, system, alt) {
 
 function makeCard({ i, ious, d }, systems) {
   const card = document.createElement("li"), pair = document.createElement("div"), { sentences } = data;
-  const levels = data.strata.map(({ name, levels }) => levels[sentences[name][i]]).slice(0, 1).filter(Boolean);
-  const title = Object.assign(document.createElement("p"), { textContent: `“${sentences.text[i]}”` });
-  const line = Object.assign(document.createElement("p"), { className: "small", textContent: [`${signed(d)} points`, ...levels].join(", ") });
+  const kind = data.strata[0].levels[sentences[data.strata[0].name][i]]; // none for natural sentences
   pair.className = "pair";
   systems.forEach((system, k) => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
@@ -247,12 +247,12 @@ function makeCard({ i, ious, d }, systems) {
     figure.append(caption);
     pair.append(figure);
   });
-  card.append(title, line, pair);
+  card.append(paragraph(`“${sentences.text[i]}”`), paragraph(`${signed(d)} points${kind ? `, ${kind}` : ""}`, "small"), pair);
   return card;
 }
 
-function showList(name, systems, better) {
-  const sign = name === "more" ? 1 : -1, list = element(name);
+function showList(name, systems) {
+  const [better, sign] = name === "more" ? [systems[0], 1] : [systems[1], -1], list = element(name);
   const ordered = rows.filter(({ d }) => sign * d > 0).sort((one, other) => sign * (other.d - one.d) || one.i - other.i);
   const pictures = fields.split.value === data.splits[0] ? "" : ` (pictures are kept of ${data.splits[0]} alone)`;
   element(`head-${name}`).textContent = `${better.name} is better: ${ordered.length} sentences${pictures}`;
@@ -260,11 +260,6 @@ function showList(name, systems, better) {
   if (!from) list.replaceChildren();
   list.append(...ordered.slice(from, shown[name]).map((row) => makeCard(row, systems)));
   document.querySelector(`[data-list=${name}]`).hidden = ordered.length <= shown[name];
-}
-
-function showLists(systems) {
-  showList("more", systems, systems[0]);
-  showList("less", systems, systems[1]);
 }
 
 const currentSystems = () => ["a", "b"].map((side) => data.systems.find(({ name }) => name === fields[side].value));
@@ -277,7 +272,8 @@ function update() {
   for (const name of ["more", "less"]) element(name).replaceChildren();
   showSummary(systems);
   showHistogram(systems);
-  showLists(systems);
+  showList("more", systems);
+  showList("less", systems);
   writeAddress();
 }
 
@@ -300,6 +296,6 @@ element("swap").addEventListener("click", () => {
 for (const button of document.querySelectorAll(".more"))
   button.addEventListener("click", () => {
     shown[button.dataset.list] += STEP;
-    showLists(currentSystems());
+    showList(button.dataset.list, currentSystems());
   });
 window.addEventListener("hashchange", () => { readAddress(); update(); });
