@@ -366,7 +366,7 @@ def clone(tmp_path: Path) -> Path:
         "seeds": [0, 1],
         "extended": {},
         "controls": {},
-        "explorer": ["full"],
+        "explorer": ["full", "none"],
     }
     content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -10,8 +10,7 @@ const form = document.getElementById("selection"), fields = form.elements;
 const element = (id) => document.getElementById(id);
 const paragraph = (textContent, className = "") => Object.assign(document.createElement("p"), { textContent, className });
 const STEP = 6; // cards that a list shows at first, and adds with each "Show more"
-const PICTURE = 320; // pixels of a canvas, about
-const BINS = 10; // bars on each side of zero
+const PICTURE = 320, BINS = 10; // pixels of a canvas, about; bars on each side of zero
 const shown = { more: STEP, less: STEP };
 let rows = [];
 

@@ -45,10 +45,12 @@ FILE = "explorer.html"
 LEVELS = {name: STRATA[name] for name in ("kind", "size", "windows")} | {"distractors": DISTRACTORS}
 SIDE, QUALITY = 320, 80  # of a picture on the page: its longer side at most, in pixels, and WebP's quality
 UNIT = 10_000  # IoUs are whole numbers of 1 / UNIT; -1 for a sentence that a system was not judged on
-POINTER = """<!doctype html>
+STUB = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Explorer</title>
-<p>The explorer of {name} shows its images, so it is not part of the report: <a href="../{path}">{path}</a>.</p></html>
+<p>{}</p></html>
 """
+ELSEWHERE = 'The explorer of {name} shows its images, so it is not part of the report: <a href="../{path}">{path}</a>.'
+FEW = "The evidence holds fewer than two systems of `explorer` in params.yaml, so that there is nothing to compare."
 
 
 def write_explorer(params: Params, *, report: bool = True) -> Path:
@@ -57,14 +59,18 @@ def write_explorer(params: Params, *, report: bool = True) -> Path:
     With `report`, that of the built-in data set becomes a page of the report, reports/explorer.html. Any other page
     shows images that are not ours to ship: it stays under runs/, and the report's page points to it.
 
-    Raises UserError where there is no evidence of two systems, or a mask does not give its record's IoU.
+    Raises UserError where a mask does not give its record, or there is no evidence of two systems; the report's page
+    says the latter.
     """
+    if report and len(_evidence(params).runs) < 2:
+        write_text(REPORTS / FILE, STUB.format(FEW))
+        return REPORTS / FILE
     folder, own = params.settings().folder, params.settings().data.name == SCENES
     path = REPORTS / FILE if report and own else folder / FILE
     home = "index.html" if path.parent == REPORTS else "../../reports/index.html"
     write_text(path, explorer_page(explorer_data(params), home))
     if report and not own:
-        write_text(REPORTS / FILE, POINTER.format(name=escape(folder.name), path=path))
+        write_text(REPORTS / FILE, STUB.format(ELSEWHERE.format(name=escape(folder.name), path=path)))
     return path
 
 
