@@ -34,7 +34,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 check: setup ## lint and the fast tests, golden smoke runs among them: at most 90 seconds on 2 cores
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
-	$(PYTEST) -m "not slow and not long" -q
+	$(PYTEST) -m "not slow and not long" -q --ignore=tests/slow
 
 test: setup ## the test suite: at most 15 minutes on 2 cores
 	$(PYTEST) -m "not long"

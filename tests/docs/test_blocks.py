@@ -53,6 +53,7 @@ def test_the_readme_names_seeds_protocol_split_and_every_verdict_once(committed:
     assert NOTHING in words
 
 
+@pytest.mark.slow
 def test_pages_are_written_once(committed: Path, tmp_path: Path) -> None:
     for name in ("benchmarks", "params.yaml", "reports", "studies"):
         (tmp_path / name).symlink_to(committed / name)

@@ -62,6 +62,7 @@ def test_every_step_says_what_it_did() -> None:
     assert "shapes, scale smoke, protocol cris" in table
 
 
+@pytest.mark.slow
 def test_the_table_has_the_measures_of_sentences_that_name_nothing() -> None:
     records = read_records(Path("shapes.parquet"))
     pd.testing.assert_frame_equal(records, read_records(OUTS / "core" / "full-0" / "records.parquet"))

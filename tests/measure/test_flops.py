@@ -47,6 +47,7 @@ def test_a_mamba2_block_counts_as_by_hand(length: int) -> None:
     assert mamba2_module.causal_conv_silu is original, "counting restores it"
 
 
+@pytest.mark.slow
 def test_parts_past_the_paper_count_what_they_run(smoke: Params) -> None:
     """A second pass scans once more, four directions four times; all words are 15 tokens more in each window."""
     counts = {name: count_flops(smoke.settings(name)) for name in ("full", "passes_2", "cross", "text_words")}

@@ -59,6 +59,7 @@ def test_chunks_equal_the_recurrence(length: int, chunk: int, monkeypatch: pytes
     torch.testing.assert_close(ssd(x, delta, A, B, C, D, bias), torch.stack(outputs, dim=1))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssd_module, "CHUNK", 3)
     torch.autograd.gradcheck(ssd, [value.requires_grad_() for value in draw(5)])

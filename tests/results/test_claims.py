@@ -142,6 +142,7 @@ def test_seeds_that_suggested_a_claim_decide_nothing() -> None:
     assert judged["neck_matters"].reason == "0 of the 6 confirmatory seeds of the first look are trained"
 
 
+@pytest.mark.slow
 def test_a_look_waits_for_all_systems_of_the_claim() -> None:
     records = simulate(everything() | {"kernels_333": -0.3})
     fewer = records[(records["variant"] != "kernels_579") | (records["seed"] != PLAN.confirmatory.seeds[2])]
@@ -149,6 +150,7 @@ def test_a_look_waits_for_all_systems_of_the_claim() -> None:
     assert verdict.look == 0 and verdict.rows[0]["ready"] == 2 and verdict.decision == "undecided"
 
 
+@pytest.mark.slow
 def test_missing_runs_are_named() -> None:
     shifts = everything()
     for name in ("kernels_555", "no_neck"):
@@ -164,6 +166,7 @@ def test_emphasis_falls_or_rises(slope: float, decision: str) -> None:
     assert verdicts(simulate({"full": 0.0}), emphasis(slope))["emphasis_falls"].decision == decision
 
 
+@pytest.mark.slow
 def test_a_row_of_ones_own_changes_no_primary_row_and_the_report_says_what_it_changes() -> None:
     records = simulate(everything() | {"mine": 0.0, "other": 0.02, "third": -0.3}, images=20)
     declared = {("other", "full"): False, ("third", "full"): False}
@@ -177,6 +180,7 @@ def test_a_row_of_ones_own_changes_no_primary_row_and_the_report_says_what_it_ch
     assert f"{len(own)} comparisons of your own studies" in own_rows(after) and own_rows(before) == ""
 
 
+@pytest.mark.slow
 def test_a_comparison_reads_the_same_from_both_sides(tmp_path: Path) -> None:
     comparisons = compared(simulate(everything() | {"no_neck": -0.1}, images=20))
     path = write_comparisons(comparisons, "scenes-tiny", tmp_path)
@@ -269,6 +273,7 @@ def test_an_invalid_claim_is_refused_in_one_line(tmp_path: Path, change: dict[st
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_more_seeds_settle_more_and_a_budget_is_kept() -> None:
     records = simulate(everything() | {"no_neck": -0.02}, seeds=(0, 1, 2))
     judged = judge(PLAN, compared(records, emphasis(0.0, (0, 1, 2))), "scenes", "tiny", SIDE, figures=FIGURES)

@@ -98,6 +98,7 @@ def test_the_csv_of_a_study_holds_the_same_values(committed: Path, files: dict[s
             assert (row["verdict"] if isinstance(row["verdict"], str) else "") == quoted["verdict"]
 
 
+@pytest.mark.slow
 def test_the_page_the_notebook_and_the_claims_quote_them(committed: Path, known: set[Quote]) -> None:
     reports = committed / "reports"
     content = nbformat.read(reports / "results.ipynb", as_version=4)
@@ -128,6 +129,7 @@ def test_one_answer_on_the_window_stands_everywhere(committed: Path, files: dict
         assert NOTHING in " ".join((committed / page).read_text(encoding="utf-8").split()), page
 
 
+@pytest.mark.slow
 def test_a_figure_draws_the_comparisons(committed: Path, files: dict[str, Comparisons], tmp_path: Path) -> None:
     params: Params = read_params(committed / "params.yaml")
     study = load_study("window_size", committed / "studies")

@@ -36,6 +36,7 @@ def error(ours: Tensor, expected: Tensor) -> float:
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_golden_number(golden: Any, loaded: dict[str, Segmenter], grid: str) -> None:
     arrays = arrays_of(golden, grid)

@@ -84,9 +84,8 @@ def operators(settings: Settings) -> set[str]:
     return watcher.names
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=() if name == "bidirectional" else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", FAMILIES)
 def test_every_operator_of_a_step_has_a_deterministic_kernel(variant: str) -> None:
     names = operators(settings_of(variant, "smoke"))
     assert {"convolution_backward", "_fused_adamw_"} <= names, "forward, backward and update are seen"

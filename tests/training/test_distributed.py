@@ -105,6 +105,7 @@ def two_nodes(torchrun: Any) -> "list[subprocess.Popen[str]]":
     return [torchrun(TRAIN, "1", "--nnodes", "2", *rendezvous) for _ in range(2)]
 
 
+@pytest.mark.long
 def test_killed_worker_ends_all_and_resumed_run_equals_uninterrupted(project: Any, torchrun: Any, forget: Any) -> None:
     """The uninterrupted run, on two nodes, has the same bits as the resumed run on one."""
     project.edit(scales__smoke__train__checkpoint_seconds=1e-6, scales__smoke__train__epochs=6)

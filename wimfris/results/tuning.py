@@ -142,9 +142,15 @@ def best_trial(tuning: Tuning, family: str, frame: pd.DataFrame) -> pd.DataFrame
     return own[own["values"] == means["mean"].idxmax()] if len(means) else own.head(0)
 
 
-def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
-    """Return the table of each family's best trial."""
-    rows = []
+def in_use(params: Params, family: str, values: dict[str, float]) -> bool:
+    """Return whether a family's variant has these values (dotted keys) in params.yaml."""
+    settings = flat(params.settings(params.tuning.families[family].variant).model_dump(mode="json"))
+    return all(settings[key] == value for key, value in values.items())
+
+
+def families_section(params: Params, frame: pd.DataFrame) -> Section:
+    """Return the table of each family's best trial, and whether params.yaml has its settings."""
+    tuning, rows = params.tuning, []
     for family in tuning.families:
         trials = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
         best = best_trial(tuning, family, frame)
@@ -155,6 +161,7 @@ def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
                 "trials": trials["values"].nunique(),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
+                "in params.yaml": {True: "yes", False: "no"}[in_use(params, family, values)] if values else DASH,
                 "seeds": len(best),
                 "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
                 "SD": percent(pd.Series([best["miou"].std()]))[0],
@@ -165,7 +172,7 @@ def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
         f"Split {SPLIT}. Every family has {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
         f"{len(tuning.seeds)} seeds. The best of them by mean mIoU is tuned to this split: its score here is no result."
     )
-    return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings"))
+    return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
 
 
 def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
@@ -201,7 +208,7 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
 
 def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the confidence interval of a standard deviation of n normal values, by chi-squared."""
-    quantiles = stats.chi2(n - 1).ppf(np.array([(1 + level) / 2, (1 - level) / 2]))
+    quantiles = stats.chi2.ppf(np.array([(1 + level) / 2, (1 - level) / 2]), n - 1)
     low, high = sd * np.sqrt((n - 1) / quantiles)
     return float(low), float(high)
 

@@ -194,9 +194,11 @@ class Params(Section):
         return self.tuning.overrides()
 
     def _seeds_of(self, variant: str) -> list[int]:
-        if variant in self.tuned:
-            return self.tuning.recipe.seeds if variant.startswith("recipe_") else self.tuning.seeds
-        return self.extended_seeds if variant in self.beyond else self.seeds
+        if variant in self.variants:
+            return self.seeds
+        if variant in self.beyond:
+            return self.extended_seeds
+        return self.tuning.recipe.seeds if variant.startswith("recipe_") else self.tuning.seeds
 
     def at_scale(self, scale: str | None) -> "Params":
         """Return these params at another scale, or unchanged for None.
@@ -232,7 +234,7 @@ class Params(Section):
         if self.scale not in self.scales:
             raise self._error("scale", f"scale must be one of {', '.join(self.scales)}, got {self.scale}")
         known = self.variants | self.beyond
-        if variant in self.tuned:
+        if variant not in known and variant in self.tuned:
             base, changes = self.tuned[variant]
             return self.resolve(variant, merge(known[base], changes), group=GROUP)
         if variant not in known:
