@@ -16,6 +16,7 @@ from wimfris.runs.records import read_records
 KEY = ["ref_id", "sent_id"]
 
 
+@pytest.mark.slow
 def test_masks_judged_again_give_the_records(trained: Any) -> None:
     files = trained.files()
     masks, records = read_masks(files.masks), read_records(files.records)
@@ -31,6 +32,7 @@ def test_masks_judged_again_give_the_records(trained: Any) -> None:
         assert (mask & target).sum() == row["intersection"] and (mask | target).sum() == row["union"]
 
 
+@pytest.mark.slow
 def test_bytes_depend_on_the_set_of_rows(trained: Any, tmp_path: Path) -> None:
     path = trained.files().masks
     write_masks(read_masks(path).sample(frac=1, random_state=0), tmp_path / "again.parquet")

@@ -127,9 +127,9 @@ def _evidence(params: Params) -> Evidence:
     ingested = read_ingested(params)
     if ingested.empty:
         return Evidence(ours.records, runs, ours.emphasis)
-    theirs = read_part(EvidenceFiles(params.settings().folder.name, added=True)).select(ingested["run"].unique())
-    both = (pd.concat(pair, ignore_index=True) for pair in ((ours.records, theirs.records), (runs, theirs.runs)))
-    return Evidence(*both, ours.emphasis)
+    theirs = read_part(EvidenceFiles(params.settings().folder.name, added=True)).select(list(ingested["run"].unique()))
+    records = pd.concat([ours.records, theirs.records], ignore_index=True)
+    return Evidence(records, pd.concat([runs, theirs.runs], ignore_index=True), ours.emphasis)
 
 
 def _index(settings: Settings) -> pd.DataFrame:
@@ -193,8 +193,10 @@ def _system(
     rows = sentences[CASE].merge(own, on=CASE, how="left", validate="1:1")
     known = rows["union"].notna().to_numpy()
     iou = np.rint(UNIT * ious(rows["intersection"].fillna(0), rows["union"].fillna(0))).astype(int)
-    shown = sentences[CASE].merge(masks[[*CASE, "rle"]], on=CASE, how="left", validate="1:1")["rle"]
-    last = int(shown.last_valid_index() + 1) if len(masks) else 0
+    joined = sentences[CASE].merge(masks[[*CASE, "rle"]], on=CASE, how="left", validate="1:1")
+    kept = [None if pd.isna(rle) else str(rle) for rle in joined["rle"]]
+    while kept and kept[-1] is None:  # those of the further splits
+        kept.pop()
     return {
         "name": str(own["variant"].iloc[0]),
         "label": label,
@@ -203,7 +205,7 @@ def _system(
         "right": [int(value) if value in (True, False) else -1 for value in rows["right_object"]]
         if holds_objects(own)
         else None,
-        "masks": [None if pd.isna(rle) else rle for rle in shown[:last]] if len(masks) else None,
+        "masks": kept or None,
     }
 
 

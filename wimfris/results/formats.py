@@ -170,7 +170,11 @@ def latex_text(sections: Iterable[Section]) -> str:
 
 def latex_document(title: str, sections: Iterable[Section]) -> str:
     """Return the tables of `latex_text` as a LaTeX document that compiles as it is."""
-    head = ("\\documentclass[a4paper]{article}", "\\usepackage[T1]{fontenc}", "\\usepackage[utf8]{inputenc}")
+    head: tuple[str, ...] = (
+        "\\documentclass[a4paper]{article}",
+        "\\usepackage[T1]{fontenc}",
+        "\\usepackage[utf8]{inputenc}",
+    )
     head += ("\\usepackage{booktabs,graphicx}", "\\usepackage[margin=2cm]{geometry}")
     begin = f"\\begin{{document}}\n\\section*{{{title.translate(_LATEX)}}}\n"
     tables = _latex_tables(sections).replace("\\end{table}\n", "\\end{table}\n\\clearpage\n")  # LaTeX holds few floats
