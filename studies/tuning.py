@@ -1,8 +1,8 @@
 """Are the rivals fair, and is the recipe steady? Every family gets the same budget of tuning.
 
 A rival at a wrong learning rate looks worse than it is. So each family, `full` included, gets 16 trials over the
-learning rate and one factor of its own, on split `tune`, which nothing else sees. Its three best trials run again from
-two more seeds. The best settings stand in params.yaml with the name of their trial. Ablations of `full` keep the
+learning rate and one factor of its own, on split `tune`, which nothing else sees. Its three best trials are
+trained again from two more seeds. Settings that params.yaml adopts name their trial there. Ablations of `full` keep the
 settings of `full`.
 
     python studies/tuning.py --dry-run                  # what would run, and how long it takes

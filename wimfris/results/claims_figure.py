@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from wimfris.results.claims import Verdict
+from wimfris.results.claims_tables import METRICS
 from wimfris.results.comparisons import ALPHA
 from wimfris.results.figures import saved_figure
 from wimfris.results.intervals import draw_interval, padded, reach
@@ -29,7 +30,7 @@ _ROW, _MARGINS = 0.27, 1.5  # inches
 
 
 def claim_rows(verdicts: Sequence[Verdict], plan: Plan) -> pd.DataFrame:
-    """Return one row per primary comparison of the claims, in points of mIoU, or in alpha for the learned emphasis.
+    """Return one row per primary comparison of the claims, in points of its metric, or in alpha for the emphasis.
 
     Columns: claim, decision, comparison, metric, tier, look, difference, low, high, margin.
     """
@@ -61,7 +62,8 @@ def draw_claims(rows: pd.DataFrame, path: Path) -> None:
         axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=sizes)[:, 0]
         for axis, metric, part in zip(axes, metrics, parts, strict=True):
             _draw_panel(axis, part)
-            axis.set_xlabel("alpha" if metric == ALPHA else "points of mIoU, the claim's system minus the rival")
+            points = f"points of {METRICS.get(metric, metric)}, the claim's system minus the rival"
+            axis.set_xlabel("alpha" if metric == ALPHA else points)
         tiers = " and ".join(dict.fromkeys(rows["tier"]))
         figure.suptitle(f"The paper's claims: {tiers} tier, the intervals that decide", fontsize=10)
         figure.legend(handles=_legend(rows), loc="outside lower center", ncols=2, fontsize=8, handlelength=1.6)

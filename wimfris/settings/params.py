@@ -193,6 +193,16 @@ class Params(Section):
         """The variants of tuning runs: name -> the variant it changes, and the changes."""
         return self.tuning.overrides()
 
+    def same_function(self) -> list[list[str]]:
+        """Return the variants that compute the same function at the current scale, a list for each such function.
+
+        The first one of a list is the original, the others are its controls.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in (*self.variants, *self.beyond):
+            groups.setdefault(function(self.settings(name)), []).append(name)
+        return [group for group in groups.values() if len(group) > 1]
+
     def _seeds_of(self, variant: str) -> list[int]:
         if variant in self.variants:
             return self.seeds
