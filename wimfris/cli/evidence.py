@@ -125,7 +125,7 @@ def figures() -> None:
 
 
 def page() -> None:
-    """Write the verdicts (reports/claims.md), the report (reports/index.html) and the LaTeX tables (reports/paper.tex)."""
+    """Write the verdicts (reports/claims.md), the report (reports/index.html) and reports/paper.tex."""
     from wimfris.results.claims import judge_place
     from wimfris.results.claims_tables import write_claims
     from wimfris.results.comparisons import read_comparisons
