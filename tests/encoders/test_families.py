@@ -55,7 +55,7 @@ def small_text(stir: Any, family: str) -> Any:
 def settings_with(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Settings:
     """Return the settings of scale smoke with these changes of its random encoders."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
-    content["variants"] = {"full": {}}
+    content |= {"variants": {"full": {}}, "explorer": []}
     content["scales"]["smoke"]["encoders"]["text"] |= text or {}
     content["scales"]["smoke"]["encoders"]["vision"] |= vision or {}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))

@@ -106,7 +106,7 @@ def address(monkeypatch: pytest.MonkeyPatch, url: str, folder: Path) -> None:
 def settings(tmp_path: Path) -> Settings:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["scales"]["smoke"]["encoders"]["vision"] |= {"source": NAME, "revision": COMMIT}
-    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}}
+    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": ["full"]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     return read_params(tmp_path / "params.yaml").settings()
 

@@ -58,6 +58,7 @@ def change(folder: Path, scale: str = "smoke", text: Any = None, vision: Any = N
         "variants": {"full": {}},
         "extended": {},
         "controls": {},
+        "explorer": ["full"],
     }  # other variants may not fit the grids here
     for key, value in rest.items():
         content["scales"]["smoke"]["data"][key] = value

@@ -155,7 +155,7 @@ def change(folder: Path, **vision: Any) -> Settings:
     encoders = content["scales"]["smoke"]["encoders"]
     encoders["text"] |= {"source": str(folder / "ViT.pt")}
     encoders["vision"] |= {"source": str(folder / "dino.pth")} | vision
-    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}}
+    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": ["full"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     return read_params(folder / "params.yaml").settings()
 

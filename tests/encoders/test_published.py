@@ -97,7 +97,7 @@ def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings_of(folder: Path, text: str, vision: str, **changes: Any) -> Settings:
     """Return the settings of scale smoke with encoders of these families from the cache."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
-    content["variants"] = {"full": {}}
+    content |= {"variants": {"full": {}}, "explorer": []}
     encoders = content["scales"]["smoke"]["encoders"]
     for name, family in (("text", text), ("vision", vision)):
         encoders[name] |= {"family": family, "source": f"maker/{family}", "revision": COMMIT}

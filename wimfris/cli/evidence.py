@@ -125,20 +125,30 @@ def figures() -> None:
 
 
 def page() -> None:
-    """Write the verdicts on the paper's claims (reports/claims.md) and the report (reports/index.html)."""
+    """Write the verdicts (reports/claims.md), the report (reports/index.html) and reports/paper.tex."""
     from wimfris.results.claims import judge_place
     from wimfris.results.claims_tables import write_claims
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import evidence_names
     from wimfris.results.page import write_page
     from wimfris.results.plan import read_plan
+    from wimfris.results.tables import write_paper_tables
 
     params, plan = read_params(), read_plan()
     own = params.settings().folder.name
     files = {name: read_comparisons(name) for name in (own, *(name for name in evidence_names() if name != own))}
     verdicts = judge_place(params, plan, files[own])
     write_claims(verdicts, plan, files, REPORTS / "claims.md", protocol=params.settings().evaluate.protocol)
+    write_paper_tables(own)
     write_page()
+
+
+def explore(scale: ScaleOption = None, data: DataOption = None) -> None:
+    """Write the page that compares two systems sentence by sentence (reports/explorer.html, or one under runs/)."""
+    from wimfris.measure.explorer import write_explorer
+
+    path = write_explorer(params_at(scale, data), report=scale is None and data is None)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def report(
@@ -223,4 +233,19 @@ def docs() -> None:
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
 
 
-VERBS = (evidence, gather, ingest, compare, study, tables, figures, page, report, reproduction, release, promote, docs)
+VERBS = (
+    evidence,
+    gather,
+    ingest,
+    compare,
+    study,
+    tables,
+    figures,
+    page,
+    explore,
+    report,
+    reproduction,
+    release,
+    promote,
+    docs,
+)

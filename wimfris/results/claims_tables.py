@@ -50,17 +50,29 @@ def by_decision(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
     }
 
 
-def answer(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts in words, as Markdown: how many claims there are, then a line for each decision with them."""
+def answer(verdicts: Sequence[Verdict], plan: Plan) -> str:
+    """Return the verdicts as Markdown: how many claims have each decision, and one sentence for each claim."""
     first = verdicts[0]
-    lines = [
-        f"- **{decision[0].upper()}{decision[1:]}** ({len(claims)}): {'; '.join(claims) or 'none'}."
-        for decision, claims in by_decision(verdicts).items()
-    ]
+    counts = {decision: len(claims) for decision, claims in by_decision(verdicts).items() if claims}
+    listed = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    head = f"At scale {first.scale} on data set {first.dataset}, of the paper's {len(verdicts)} claims: **{listed}**."
     tested = sum(verdict.at_paper_scale not in (NOT_TESTED, CONSTRUCTION) for verdict in verdicts)
-    head = f"At scale {first.scale} on data set {first.dataset}, the paper's {len(verdicts)} claims are:"
     scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale. {NOTHING}"
-    return "\n".join([head, "", *lines, "", scale])
+    return "\n".join([head, "", *(f"- {_sentence(verdict, plan)}" for verdict in verdicts), "", scale])
+
+
+def _sentence(verdict: Verdict, plan: Plan) -> str:
+    """Return a claim, its decision with the reason, and its comparison with the best rival."""
+    text = f"{verdict.claim.claim} **{verdict.decision[0].upper()}{verdict.decision[1:]}**: {verdict.reason}"
+    if not verdict.rows:
+        return f"{text}."
+    row = min(verdict.rows, key=lambda row: row["difference"])
+    if isinstance(verdict.claim, Falls):
+        return f"{text}; {row['difference']:+.2f} {interval(row['low'], row['high'], '+.2f')}."
+    ends = interval(100 * row["low"], 100 * row["high"])
+    names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
+    unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
+    return f"{text}; {names}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
 def window_answer(verdicts: Sequence[Verdict]) -> str:

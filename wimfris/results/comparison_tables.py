@@ -136,7 +136,7 @@ def _beside_paper(table: pd.DataFrame, place: str, caveat: str) -> Section:
     table = table[table["published"].notna().groupby(table["block"]).transform("any")]
     first, low = table.iloc[0], table["trust"] == "low"
     note = f"The paper's figures are of {PAPERS_SET} {first['split']}." if first["dataset"] == BUILT_IN else ""
-    cells = _names(table)
+    cells = _names(table).assign(verdict=table["verdict"].replace("", DASH), tier=table["tier"].replace("", DASH))
     for name, column, sign in (
         ("paper's gain", "published_gain", "+"),
         ("our gain", "difference", "+"),
