@@ -35,7 +35,7 @@ def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         {
             "claim": [verdict.claim.claim for verdict in verdicts],
             "verdict": [verdict.at_scale for verdict in verdicts],
-            "why": [verdict.reason for verdict in verdicts],
+            "reason": [verdict.reason for verdict in verdicts],
             "paper": [_paper(verdict) for verdict in verdicts],
             "paper's own scale": [verdict.at_paper_scale for verdict in verdicts],
         }
@@ -58,21 +58,28 @@ def answer(verdicts: Sequence[Verdict], plan: Plan) -> str:
     head = f"At scale {first.scale} on data set {first.dataset}, of the paper's {len(verdicts)} claims: **{listed}**."
     tested = sum(verdict.at_paper_scale not in (NOT_TESTED, CONSTRUCTION) for verdict in verdicts)
     scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale. {NOTHING}"
-    return "\n".join([head, "", *(f"- {_sentence(verdict, plan)}" for verdict in verdicts), "", scale])
+    lines = [head, ""]
+    groups: dict[tuple[str, str], list[Verdict]] = {}  # claims often share decision and reason
+    for verdict in verdicts:
+        groups.setdefault((verdict.decision, verdict.reason), []).append(verdict)
+    for (decision, reason), claims in groups.items():
+        lines += [f"- **{decision[0].upper()}{decision[1:]}**: {reason}."]
+        lines += [f"    - {_sentence(verdict, plan)}" for verdict in claims]
+    return "\n".join([*lines, "", scale])
 
 
 def _sentence(verdict: Verdict, plan: Plan) -> str:
-    """Return a claim, its decision with the reason, and its comparison with the best rival."""
-    text = f"{verdict.claim.claim} **{verdict.decision[0].upper()}{verdict.decision[1:]}**: {verdict.reason}"
+    """Return a claim and its comparison with the best rival."""
+    text = verdict.claim.claim
     if not verdict.rows:
-        return f"{text}."
+        return text
     row = min(verdict.rows, key=lambda row: row["difference"])
     if isinstance(verdict.claim, Falls):
-        return f"{text}; {row['difference']:+.2f} {interval(row['low'], row['high'], '+.2f')}."
+        return f"{text} First minus last layer: {row['difference']:+.2f} {interval(row['low'], row['high'], '+.2f')}."
     ends = interval(100 * row["low"], 100 * row["high"])
     names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
     unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
-    return f"{text}; {names}: {100 * row['difference']:+.1f} {unit} {ends}."
+    return f"{text} {names[0].upper()}{names[1:]}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
 def window_answer(verdicts: Sequence[Verdict]) -> str:
@@ -86,10 +93,11 @@ def window_answer(verdicts: Sequence[Verdict]) -> str:
     ends = interval(100 * row["low"], 100 * row["high"])
     direction = "above" if points > 0 else "below"
     return (
-        f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window: {points:+.1f}, "
-        f"interval {ends} at level {100 * (1 - row['error']):.2f}%, seeds {row['seeds'].replace(' ', ', ')}. Verdict "
-        f'on "{verdict.claim.claim.removesuffix(".")}": **{verdict.decision}** (primary tier; {verdict.reason}). This '
-        f"is one comparison of two systems on drawn scenes; other sizes of windows are no part of it. {NOTHING}"
+        f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window. The interval of the "
+        f"difference is {ends} at level {100 * (1 - row['error']):.2f}%, from seeds {row['seeds'].replace(' ', ', ')}. "
+        f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
+        f"{verdict.reason}). This compares two systems on drawn scenes. It says nothing about other window sizes. "
+        f"{NOTHING}"
     )
 
 
@@ -203,8 +211,8 @@ def write_claims(
 
 
 SCALES = (
-    "Points of mIoU, with the interval for any seed of each scale's own file; *one seed* has none. The last columns "
-    "are the change of the effect."
+    "Points of mIoU, with each scale's interval for *any seed*; one seed has none. The last columns are the change of "
+    "the effect."
 )
 
 
