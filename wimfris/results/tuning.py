@@ -175,14 +175,16 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
     return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
 
 
-def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
+def recipe_section(params: Params, frame: pd.DataFrame) -> Section:
     """Return the table of the candidates for a recipe: what each costs to settle a comparison, beside the first one.
 
-    The cost is variance over seeds times minutes of a run: so many core-minutes give a mean of a fixed precision.
+    The cost is variance over seeds times training steps: so many steps give a mean of a fixed precision. Minutes would
+    depend on what else the machine did.
     """
-    own = frame[frame["kind"] == RECIPE]
-    names = [f"{candidate}_{variant}" for candidate in tuning.recipe.candidates for variant in tuning.recipe.variants]
+    own, recipe = frame[frame["kind"] == RECIPE], params.tuning.recipe
+    names = [f"{candidate}_{variant}" for candidate in recipe.candidates for variant in recipe.variants]
     measures = {name: part for name, part in own.groupby("name") if len(part) > 1}
+    work = {name: _work(params, name) for name in names}
     rows, first = [], measures.get(names[0])
     for name in names:
         part = measures.get(name)
@@ -190,7 +192,7 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
             rows.append({"candidate": name, "seeds": 0 if part is None else len(part)})
             continue
         low, high = deviation_interval(part["miou"].std(), len(part))
-        cost = part["miou"].var() * part["minutes"].mean()
+        cost = part["miou"].var() * work[name] / (first["miou"].var() * work[names[0]])
         rows.append(
             {
                 "candidate": name,
@@ -198,12 +200,18 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
                 "mIoU": percent(pd.Series([part["miou"].mean()]))[0],
                 "SD": percent(pd.Series([part["miou"].std()]))[0],
                 "SD, 95%": interval(100 * low, 100 * high, ".1f"),
-                "minutes": f"{part['minutes'].mean():.1f}",
-                "cost, of the first": f"{cost / (first['miou'].var() * first['minutes'].mean()):.2f}",
+                "steps, of the first": f"{work[name] / work[names[0]]:.2f}",
+                "cost, of the first": f"{cost:.2f}",
             }
         )
-    note = f"Split {SPLIT}, {len(tuning.recipe.seeds)} seeds each. Cost: variance over seeds times minutes of a run."
+    note = f"Split {SPLIT}, up to {len(recipe.seeds)} seeds each. Cost: variance over seeds times training steps."
     return Section("Candidates for the recipe", note, pd.DataFrame(rows).fillna(DASH), left=("candidate",))
+
+
+def _work(params: Params, candidate: str) -> float:
+    """Return a number proportional to the training steps of a candidate."""
+    train = params.settings(f"recipe_{candidate}").train
+    return train.epochs / train.batch_size
 
 
 def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:
