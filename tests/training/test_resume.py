@@ -36,7 +36,7 @@ def checkpoints() -> list[Path]:
 # --- interrupted in this process --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [2, 5, 6, 8, 12], ids=lambda step: f"in step {step}")
+@pytest.mark.parametrize("step", [5, 6, 8], ids=lambda step: f"in step {step}")
 def test_resumed_run_equals_uninterrupted(step: int, project: Any, expected: dict[str, bytes], steps: Any) -> None:
     """The interruptions are within epochs, in the first step of one and in the last step of one."""
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
@@ -194,10 +194,9 @@ def test_checkpoint_of_other_settings_is_ignored(project: Any, expected: dict[st
     "changes",
     [
         {"optimizer": "adam", "schedule": {"kind": "step", "milestones": [1], "factor": 0.1}, "clip_norm": None},
-        {"precision": "bf16"},
         {"workers": 2},
     ],
-    ids=["the paper's optimizer", "bf16", "workers"],
+    ids=["the paper's optimizer", "workers"],
 )
 def test_other_ways_to_train_resume_too(changes: dict[str, Any], project: Any, steps: Any) -> None:
     project.edit(**{f"scales__smoke__train__{key}": value for key, value in changes.items()})
@@ -250,26 +249,6 @@ def test_killed_process_resumes_to_the_same_bits(project: Any, forget: Any) -> N
     project.train(retrain=False)
     assert project.outs() == uninterrupted
     assert read_manifest(project.files().manifest)["resumed"] == 2
-
-
-def test_second_trainer_takes_the_result_of_the_first(project: Any, steps: Any) -> None:
-    project.edit(scales__smoke__train__epochs=30, scales__smoke__train__checkpoint_seconds=EVERY_STEP)
-    first = start(project)
-    wait_for_checkpoint(1, first)
-    steps.interrupt(1)  # this process trains no step
-    project.train(retrain=False)
-    assert first.wait(PATIENCE) == 0, first.communicate()[1].decode()
-    assert read_manifest(project.files().manifest)["resumed"] == 0
-
-
-def test_lock_of_a_dead_trainer_is_free(project: Any, expected: dict[str, bytes]) -> None:
-    """A killed trainer leaves the lock's file behind, but not the lock."""
-    CHECKPOINTS.mkdir(exist_ok=True)
-    with FileLock(LOCK):
-        pass
-    LOCK.touch()
-    project.train()
-    assert project.outs() == expected
 
 
 @pytest.fixture
