@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import yaml
+from params_file import write_params
 from torch import Tensor, nn
 
 from wimfris.encoders.backbones import blocks_of, text_backbone, vision_backbone
@@ -54,12 +54,8 @@ def small_text(stir: Any, family: str) -> Any:
 
 def settings_with(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Settings:
     """Return the settings of scale smoke with these changes of its random encoders."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
-    content["variants"] = {"full": {}}
-    content["scales"]["smoke"]["encoders"]["text"] |= text or {}
-    content["scales"]["smoke"]["encoders"]["vision"] |= vision or {}
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(folder / "params.yaml").settings()
+    changes = {"scales": {"smoke": {"encoders": {"text": text or {}, "vision": vision or {}}}}}
+    return read_params(write_params(folder, changes)).settings()
 
 
 def test_the_settings_name_the_families_of_the_tables() -> None:
