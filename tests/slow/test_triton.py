@@ -27,7 +27,7 @@ from wimfris.kernels.triton import BLOCK, INTERPRETED  # noqa: E402
 from wimfris.model.hmf import WindowMambaFusion  # noqa: E402
 from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan import causal_conv_silu  # noqa: E402
-from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
+from wimfris.model.windows import window_index, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="see the last test")
 pytestmark = pytest.mark.slow
@@ -228,12 +228,13 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
         return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *block.parameters()])]
 
     def apart(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        windows = window_partition(tokens, *grid, window)
-        lead = text.repeat_interleave(len(windows) // len(tokens), dim=0)
-        return window_unpartition(block(torch.cat([lead, windows], dim=1))[:, 1:], *grid, window)
+        lead = text.repeat_interleave(len(cells), dim=0)
+        scanned = block(torch.cat([lead, window_partition(tokens, cells)], dim=1))
+        return window_unpartition(scanned[:, 1:], cells, places)
 
+    cells, places = window_index(*grid, window)
     expected = derive("cpu", apart)
-    cells = window_cells(*grid, window).to(DEVICE)
+    cells = cells.int().to(DEVICE)
     block = block.to(DEVICE)
     block.backend = "triton"
     result = derive(DEVICE, lambda tokens, text: block.forward_windows(tokens, text, cells))
@@ -286,7 +287,7 @@ def test_a_compiled_graph_holds_the_windows_whole(precision: torch.dtype, stir: 
         torch.randn(2, 8, 2, device=DEVICE).requires_grad_(),
         torch.randn(2, 1, 2, device=DEVICE).requires_grad_(),
     ]
-    cells = window_cells(2, 4, (2, 2)).to(DEVICE)
+    cells = window_index(2, 4, (2, 2))[0].int().to(DEVICE)
 
     def run(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
