@@ -12,7 +12,7 @@ from params_file import SHIPPED
 from wimfris.errors import UserError
 from wimfris.measure.parameters import trained_parameters
 from wimfris.search import limits
-from wimfris.search.space import TOLERANCE, Space, nested, read_search
+from wimfris.search.space import TOLERANCE, Space, read_search
 from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
@@ -158,10 +158,6 @@ def test_invalid_section(params: Params) -> None:
             read_search(params.model_copy(update={"search": params.search | update}))
     with pytest.raises(UserError, match=r"--space none: not in params\.yaml"):
         make_space(params, "none")
-
-
-def test_nested() -> None:
-    assert nested("a.b", 1) == {"a": {"b": 1}}
 
 
 def test_limits(params: Params) -> None:

@@ -169,10 +169,6 @@ class Params(Section):
         """Return the runs of one variant or control, without extra seeds."""
         return [Run(variant, seed) for seed in self._seeds_of(variant)]
 
-    def is_core(self, run: Run) -> bool:
-        """Return whether a run is one of the core: a core variant with one of `seeds`."""
-        return run.variant in self.variants and run.seed in self.seeds
-
     @cached_property
     def tuned(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """The variants of tuning runs: name -> the variant it changes, and the changes."""
