@@ -1,4 +1,4 @@
-"""Which variance over seeds gives intervals that hold? Simulates whole claims with a truth that is known.
+"""Which variance over seeds gives intervals that cover the truth? Simulates whole claims with known effects.
 
     python benchmarks/coverage.py     # 9 settings x 7 variances x 4 numbers of seeds: ten minutes on one core
 

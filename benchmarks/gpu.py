@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in order of worth: a smoke run, the tests, the benchmarks. `make gpu` runs it.
+"""Run everything that needs a GPU, the most important first: a smoke run, the tests, the benchmarks (`make gpu`).
 
     python benchmarks/gpu.py                # an hour or so -> gpu.csv beside this file, and the parts' own CSV and JSON
     python benchmarks/gpu.py smoke scan     # these parts alone

@@ -9,8 +9,8 @@ trained together. One side changes at a time. All are of base size, and every gr
     python studies/encoders.py --scale base --dry-run              # 15 runs, 12 of them beyond the core
     wimfris estimate --scale base --data refcoco --variant vision_dinov3
 
-Its variants exist at scale base alone; it is written where params.yaml has this scale. DINOv3's weights are given out
-by Meta on request, and DINOv3 and SigLIP 2 see images normalised as in their pretraining.
+Its variants exist at scale base alone, so the report is written only if params.yaml has this scale. Meta gives DINOv3's
+weights on request. DINOv3 and SigLIP 2 see images normalised as in their pretraining.
 """
 
 from wimfris.cli.study import main

@@ -1,7 +1,7 @@
 """In which layers should the adapters stand? (Table 5)
 
-As many adapters in every row: side by side from the first layer on, in the middle, up to the last, or spread over every
-second layer, as in `full`.
+Every row has the same number of adapters: in the first, the middle or the last layers, or spread over every second
+layer, as in `full`.
 
     python studies/placement.py       # 9 runs at scale tiny, 6 of them beyond the core: about half an hour on 2 cores
 """

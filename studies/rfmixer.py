@@ -1,7 +1,7 @@
 """Which receptive fields should RFMixer mix, and does it mix them better than plain ways do? (Table 4)
 
 RFMixer sums depthwise convolutions of three sizes. The paper: 3-5-7 is the best set of kernels. The plain rivals are
-ours: one depthwise 7x7, dilated 3x3 of the same reach, and nothing at all.
+ours: one depthwise 7x7, dilated 3x3 of the same reach, and no mixing.
 
     python studies/rfmixer.py         # 17 runs at scale tiny, 14 of them beyond the core: about 45 minutes on 2 cores
 """

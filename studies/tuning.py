@@ -1,15 +1,15 @@
 """Are the rivals fair, and is the recipe steady? Every family gets the same budget of tuning.
 
 A rival at a wrong learning rate looks worse than it is. So each family, `full` included, gets 16 trials over the
-learning rate and one factor of its own, on split `tune`, which nothing else sees. Its three best trials run again from
-two more seeds. The best settings stand in params.yaml with the name of their trial. Ablations of `full` keep the
+learning rate and one factor of its own, on split `tune`, which nothing else sees. Its three best trials are
+trained again from two more seeds. Settings that params.yaml adopts name their trial there. Ablations of `full` keep the
 settings of `full`.
 
     python studies/tuning.py --dry-run                  # what would run, and how long it takes
     python studies/tuning.py --families lora,finetune   # tune two families
     python studies/tuning.py --recipe                   # compare candidates for the recipe of scale tiny
 
-A recipe is judged by its cost to settle a comparison: the variance over seeds times the minutes of a run.
+A recipe is judged by its cost to settle a comparison: the variance over seeds times the training steps.
 """
 
 from wimfris.cli.tuning import main

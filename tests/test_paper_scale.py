@@ -33,6 +33,7 @@ def shallow(scale: str, name: str, folder: Path) -> Settings:
         "variants": {"full": {}},
         "extended": {},
         "controls": {},
+        "explorer": ["full"],
     }
     section = content["scales"][scale]
     section["data"]["image_size"] = 8 * section["encoders"]["vision"]["patch"]

@@ -1,4 +1,4 @@
-"""WIMFRIS: window-Mamba fusion and parameter-efficient tuning for referring image segmentation: a research harness."""
+"""WIMFRIS: window-Mamba fusion and parameter-efficient tuning for referring image segmentation."""
 
 import os
 

@@ -110,6 +110,7 @@ CHECKED = {
     "wimfris ingest lavt_released --masks lavt.jsonl --split val": _INGEST,
     "wimfris evaluate --run full-0 --out full.parquet --export-masks full.jsonl": _INGEST,
     "wimfris tables": _INGEST,
+    "wimfris explore": _INGEST,
     "wimfris study failure_modes": "needs runs of three variants; tests/studies makes the report",
     "wimfris data check": _OWN_DATA,
     "wimfris data make": _OWN_DATA,
@@ -359,7 +360,14 @@ def clone(tmp_path: Path) -> Path:
     path = folder / "params.yaml"
     content = yaml.safe_load(path.read_text())
     core = {name: content["variants"][name] for name in ("full", "none")}
-    content |= {"scale": "smoke", "variants": core, "seeds": [0, 1], "extended": {}, "controls": {}}
+    content |= {
+        "scale": "smoke",
+        "variants": core,
+        "seeds": [0, 1],
+        "extended": {},
+        "controls": {},
+        "explorer": ["full", "none"],
+    }
     content["search"]["trials"] = 3
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return folder

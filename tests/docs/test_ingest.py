@@ -17,7 +17,14 @@ from wimfris.data.index import read_index
 from wimfris.data.protocol import Squashed
 from wimfris.errors import UserError
 from wimfris.measure.ingest import ingest
-from wimfris.results.evidence import EvidenceFiles, gather, read_evidence, read_part, write_core
+from wimfris.results.evidence import (
+    EvidenceFiles,
+    gather,
+    read_evidence,
+    read_masks_of,
+    read_part,
+    write_core,
+)
 from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.runs.records import SCHEMA, read_records
 
@@ -28,7 +35,7 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "ingest.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
 )
 FUNCTION, LOOP = (body for name, body in BLOCKS if name == "python")
-INGEST, SHOW, EXPORT = (body.splitlines() for name, body in BLOCKS if name == "sh")
+INGEST, SHOW, EXPLORE, EXPORT = (body.splitlines() for name, body in BLOCKS if name == "sh")
 ADDED = EvidenceFiles("scenes-smoke", added=True)
 
 
@@ -90,6 +97,9 @@ def test_another_model_gets_its_row_beside_ours(own: Any) -> None:
     assert "–" in ingested_section(beside_ours(records)).cells.to_string()
     # It joins no comparison of ours, and gathering runs keeps it.
     pd.testing.assert_frame_equal(read_evidence(params).records, before.records)
+    shutil.copy(ROOT / "reports" / "claims.yaml", "reports")
+    assert "reports/explorer.html" in call(EXPLORE[0])
+    assert '"name":"lavt_released"' in Path("reports/explorer.html").read_text()
     row = read_part(ADDED).runs.iloc[0]
     assert row["seed"] == -1 and '"protocol": "cris"' in row["settings"] and '"val": "' in row["settings"]
 
@@ -141,3 +151,6 @@ def test_gathering_runs_keeps_the_systems_that_were_not_trained_here(own: Any) -
     ingest(params, "again", Path("full.jsonl"))
     gather(params, params.runs())
     assert set(read_part(ADDED).runs["run"]) == {"again", "full-0"}
+    masks = read_masks_of(params, read_part(ADDED))
+    own, again = (masks[masks["run"] == name].drop(columns=["run", "records"]) for name in ("full-0", "again"))
+    pd.testing.assert_frame_equal(own.reset_index(drop=True), again.reset_index(drop=True))

@@ -43,7 +43,7 @@ def write_params(folder: Path, changes: dict[str, Any] | None = None, *, only_fu
     """
     content = SHIPPED | {"scale": "smoke"}
     if only_full:
-        content |= {"variants": {"full": {}}, "extended": {}, "controls": {}}
+        content |= {"variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": []}
     path = folder / "params.yaml"
     write_yaml(merge(content, changes or {}), path)
     edit_yaml(path, **values)

@@ -1,5 +1,6 @@
 """Claims: planted effects give the right verdicts on confirmatory seeds, and other seeds and rows decide nothing."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,10 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge
-from wimfris.results.claims_tables import NOTHING, over_scales, own_rows, write_claims
+from wimfris.results.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
 from wimfris.results.comparisons import Comparisons, read_comparisons, write_comparisons
 from wimfris.results.evidence import Evidence
-from wimfris.results.plan import CLAIMS, Better, Construction, read_plan, register, registration_lines
+from wimfris.results.plan import CLAIMS, Better, Construction, Plan, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
 from wimfris.results.settle import cheapest, needs
 from wimfris.results.tiers import compute_comparisons, moved
@@ -181,6 +182,90 @@ def test_a_row_of_ones_own_changes_no_primary_row_and_the_report_says_what_it_ch
 
 
 @pytest.mark.slow
+def test_controls_have_no_verdict_and_count_in_no_family() -> None:
+    """A comparison with a control, even one as large as this, changes no row of another."""
+    records = simulate(everything() | {"other": 0.02, "third": -0.3, "control": 0.3}, images=20)
+    declared = {("other", "full"): False, ("third", "full"): False}
+    own = {("control", "full"): False, ("third", "control"): True}
+    evidence = Evidence(records, pd.DataFrame(), emphasis(-0.1))
+    before = compute_comparisons(evidence, PLAN, declared, SIDE)
+    after = compute_comparisons(evidence, PLAN, declared | own, SIDE, controls=("control",))
+    pd.testing.assert_frame_equal(before.frame, after.frame[: len(before.frame)])
+    rows = after.frame[len(before.frame) :]
+    marked = rows[rows["tier"] == "control"]
+    assert list(zip(marked["system"], marked["rival"], strict=True)) == list(own)
+    assert (rows["verdict"] == "").all() and (marked["low"].abs() > 0).all()
+    assert len(over_scales({"a": after, "b": after}, PLAN)) == len(over_scales({"a": before, "b": before}, PLAN))
+
+
+def with_objects(records: pd.DataFrame, wrong: dict[str, int]) -> pd.DataFrame:
+    """Say that every `wrong[variant]`-th sentence of a variant's runs is about the wrong object; by default none."""
+    every = records["variant"].map(wrong).fillna(10**9).astype(int)
+    right = (records["sent_id"] + records["seed"]) % every != 0
+    return records.assign(best_object=0, best_iou=0.5, distractors=1, right_object=right)
+
+
+def plan_of(*claims: dict[str, object]) -> Plan:
+    published = {"table": "T3a", "rows": {}}
+    return PLAN.model_copy(
+        update={"claims": tuple(Better.model_validate({"kind": "better", "published": published} | c) for c in claims)}
+    )
+
+
+OF_OBJECTS = (
+    {"name": "iou", "claim": "Is better.", "system": "full", "rivals": ["none"]},
+    {"name": "objects", "claim": "Names it.", "system": "full", "rivals": ["none"], "metric": "right", "margin": 5},
+    {"name": "masks", "claim": "Draws it.", "system": "none", "rivals": ["full"], "metric": "iou_right"},
+)
+
+
+@pytest.mark.slow
+def test_claims_on_right_objects_and_on_their_masks() -> None:
+    """`none` has a wrong object in one sentence of four, whose masks are as good: two claims on one pair, and a third
+    the other way round, each with its own verdict.
+    """
+    records = with_objects(simulate({"full": 0.0, "none": 0.0}, seeds=PLAN.confirmatory.seeds), {"none": 4})
+    plan = plan_of(*OF_OBJECTS)
+    comparisons = compute_comparisons(Evidence(records, pd.DataFrame(), emphasis(0.0)), plan, {}, SIDE)
+    judged = {one.claim.name: one for one in judge(plan, comparisons, "scenes", "tiny", SIDE, figures=FIGURES)}
+    assert {name: one.decision for name, one in judged.items()} == {
+        "iou": "no effect of the paper's size",
+        "objects": "reproduced",
+        "masks": "no effect of the paper's size",
+    }
+    assert judged["objects"].rows[0]["difference"] == pytest.approx(0.25, abs=0.01)
+    assert abs(judged["masks"].rows[0]["difference"]) < 0.005
+    keys = comparisons.frame[["split", "metric"]].assign(pair=comparisons.frame["system"] + comparisons.frame["rival"])
+    assert len(keys.drop_duplicates(["split", "metric"])) == len(keys), "each comparison stands once"
+    (row,) = details(judged["objects"], plan, comparisons).to_dict("records")
+    assert row["Δright object"].startswith("+25.") or row["Δright object"].startswith("+24.")
+    assert "ΔmIoU" in row and row["paper's gain"] == "none known"
+    assert "5.0 points of right object" in footer(judged["objects"], plan)
+
+
+@pytest.mark.slow
+def test_a_metric_that_runs_lack_is_not_measured() -> None:
+    records = simulate({"full": 0.0, "none": -0.1})
+    recent = with_objects(records[records["variant"] == "full"], {})
+    plan = plan_of(*OF_OBJECTS)
+    for part in (records, pd.concat([recent, records[records["variant"] == "none"]], ignore_index=True)):
+        comparisons = compute_comparisons(Evidence(part, pd.DataFrame(), emphasis(0.0)), plan, {}, SIDE)
+        judged = judge(plan, comparisons, "scenes", "tiny", SIDE, figures=FIGURES)
+        assert [one.decision for one in judged] == ["reproduced", "undecided", "undecided"]
+        assert judged[1].at_scale == "at scale tiny: undecided (not measured)"
+        assert judged[1].reason == "not measured: these runs lack the column right_object; train them again"
+        assert len(summary(judged)) == 3 and details(judged[1], plan, comparisons).empty
+        assert needs(plan, judged, SIDE) == []
+
+
+def test_the_metric_is_part_of_the_plan() -> None:
+    example = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "statistics.md").read_text(), re.DOTALL)
+    assert example and Better.model_validate(yaml.safe_load(example[1])[0]).metric == "right"
+    plain, named = plan_of(OF_OBJECTS[0]), plan_of(OF_OBJECTS[0] | {"metric": "right"})
+    assert "claims.iou.metric" not in plain.content() and named.content()["claims.iou.metric"] == "right"
+
+
+@pytest.mark.slow
 def test_a_comparison_reads_the_same_from_both_sides(tmp_path: Path) -> None:
     comparisons = compared(simulate(everything() | {"no_neck": -0.1}, images=20))
     path = write_comparisons(comparisons, "scenes-tiny", tmp_path)
@@ -288,8 +373,23 @@ def test_more_seeds_settle_more_and_a_budget_is_kept() -> None:
             need = next(need for need in open_claims if need.verdict.claim.name == name)
             assert all(plan.seeds[system] >= seeds for system in need.systems)
     assert all(few.decided <= many.decided for few, many in pairwise(plans))
+    for budget in (None, 60.0):
+        assert cheapest(PLAN, [], minutes, {}, budget).looks == {}, "nothing is open"
     again = cheapest(PLAN, open_claims, minutes, plans[3].seeds, 1e6)
     assert again.minutes == 0, "trained runs cost nothing"
+
+
+@pytest.mark.slow
+def test_a_look_that_left_a_claim_open_is_not_planned_again() -> None:
+    """After the first look a claim is taken to the second one or left; the first one cannot settle it any more."""
+    shifts = everything() | {"no_neck": -0.003}
+    records = simulate(shifts, seeds=SEEDS)
+    judged = judge(PLAN, compared(records, emphasis(0.0)), "scenes", "tiny", SIDE, figures=FIGURES)
+    open_claims = {need.verdict.claim.name: need for need in needs(PLAN, judged, SIDE)}
+    looked = [need for need in open_claims.values() if need.verdict.look == 1]
+    assert looked and all(need.chances[FIRST] == 0 for need in looked)
+    best = cheapest(PLAN, looked, dict.fromkeys(everything(), 1.0), dict.fromkeys(everything(), FIRST), 1e6)
+    assert set(best.looks.values()) <= {FINAL}
 
 
 def test_the_parameters_are_those_of_the_model_at_scale_base() -> None:

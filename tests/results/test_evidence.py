@@ -15,12 +15,14 @@ from wimfris.results.evidence import (
     evidence_names,
     gather,
     read_evidence,
+    read_masks_of,
     records_hash,
     write_core,
 )
 from wimfris.results.scores import METRICS
 from wimfris.runs.fingerprint import decisive, digest
-from wimfris.runs.records import read_records
+from wimfris.runs.masks import read_masks, write_masks
+from wimfris.runs.records import read_records, write_records
 from wimfris.settings.run import Run
 
 pytestmark = pytest.mark.slow
@@ -44,9 +46,8 @@ def imitate(project: Any, trained_folder: Path, run: Run) -> None:
     target = settings.outs / str(run)
     shutil.copytree(trained_folder / "runs" / NAME / "core" / "full-0", target, dirs_exist_ok=True)
     records = read_records(target / "records.parquet").assign(run=str(run), variant=run.variant, seed=run.seed)
-    from wimfris.runs.records import write_records
-
     write_records(records, target / "records.parquet")
+    write_masks(read_masks(target / "masks.parquet").assign(run=str(run)), target / "masks.parquet")
     manifest = json.loads((target / "manifest.json").read_text())
     manifest |= {"run": str(run), "seed": run.seed, "settings": settings.model_dump(mode="json")}
     manifest["fingerprint"] = digest(decisive(settings, run.seed))
@@ -69,6 +70,45 @@ def test_core_evidence_holds_records_and_where_they_came_from(finished: Any) -> 
     before = {path: path.read_bytes() for path in (files.records, files.runs, files.emphasis)}
     write_core(params)
     assert {path: path.read_bytes() for path in before} == before, "the same runs give the same bytes"
+
+
+def test_masks_of_the_first_seed_of_listed_systems_are_kept(finished: Any) -> None:
+    finished.edit(explorer=["full", "gate_none"])
+    params = finished.params()
+    core, (added, _) = write_core(params), gather(params, params.all_runs())
+    assert str(core.masks) == "reports/masks/scenes-smoke.parquet"
+    evidence = read_evidence(params)
+    masks = read_masks_of(params, evidence)
+    val = evidence.records[(evidence.records["split"] == "val") & (evidence.records["condition"] == "sentence")]
+    assert masks["run"].value_counts().to_dict() == {
+        name: (val["run"] == name).sum() for name in ("full-0", "gate_none-0")
+    }
+    before = core.masks.read_bytes(), added.masks.read_bytes()
+    write_core(params), gather(params, params.all_runs())
+    assert (core.masks.read_bytes(), added.masks.read_bytes()) == before, "the same runs give the same bytes"
+    finished.edit(explorer=["full"])
+    gather(finished.params(), [Run("gate_none", 0)])
+    assert set(read_masks_of(finished.params(), evidence)["run"]) == {"full-0"}
+
+
+def test_masks_of_other_records_are_refused(finished: Any) -> None:
+    params = finished.params()
+    files = write_core(params)
+    runs = pd.read_csv(files.runs)
+    runs.loc[runs["run"] == "full-0", "records"] = "sha256:0"
+    runs.to_csv(files.runs, index=False)
+    with pytest.raises(UserError, match=r"masks/scenes-smoke.parquet: the masks of full-0 belong to other records"):
+        read_masks_of(params, read_evidence(params))
+    finished.edit(explorer=["gate_none"])
+    shutil.copy(finished.files().masks, finished.runs / "extended" / "gate_none-0" / "masks.parquet")
+    with pytest.raises(UserError, match=r"masks.parquet: holds masks of full-0 instead of gate_none-0"):
+        gather(finished.params(), [Run("gate_none", 0)])
+
+
+def test_evidence_of_earlier_versions_has_no_masks(finished: Any) -> None:
+    params = finished.params()
+    write_core(params).masks.unlink()
+    assert read_masks_of(params, read_evidence(params)).empty
 
 
 def test_a_missing_run_of_the_core_is_named(finished: Any) -> None:

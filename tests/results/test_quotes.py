@@ -53,6 +53,8 @@ def strangers(cells: pd.DataFrame, known: set[Quote]) -> list[Quote]:
     cells = cells.rename(columns=TITLES)
     if not {"diff", "any seed"} <= set(cells.columns):
         return []
+    if "verdict" not in cells:  # a table of controls: one network beside another has no interval for any seed
+        cells = cells[cells["any seed"] != DASH]
     with_verdict = {(*quote[:2], verdict) for quote in known for verdict in (quote[2], DASH)}
     rows = cells.assign(verdict=cells.get("verdict", DASH))[["diff", "any seed", "verdict"]].itertuples(index=False)
     return [tuple(row) for row in rows if row[0] != DASH and tuple(row) not in with_verdict]  # type: ignore[misc]

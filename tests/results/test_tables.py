@@ -1,6 +1,10 @@
 """The main table and the formats of all tables: numbers equal those by hand, files are stable and escaped."""
 
 import io
+import re
+import shutil
+import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,3 +258,28 @@ def test_a_table_wider_than_the_terminal_is_folded_and_loses_nothing() -> None:
     heads = [line for line in lines if line.startswith("system")]
     assert len(heads) > 1 and all(line.startswith("system split ") for line in heads)
     assert "Only in the files: metric3." in out.getvalue()
+
+
+def test_the_latex_document_has_the_verdicts_and_is_balanced(committed: Path) -> None:
+    text = (committed / "reports" / "paper.tex").read_text(encoding="utf-8")
+    opened, closed = (Counter(re.findall(rf"\\{word}{{(\w+)}}", text)) for word in ("begin", "end"))
+    assert opened == closed and opened["table"] == opened["tabular"] > 4 and opened["document"] == 1
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    heads = re.findall(r"toprule\n(.*)", text)
+    assert len(heads) == opened["table"] and all("verdict" in head and "paper's gain" in head for head in heads)
+    for line in text.splitlines():
+        if line.endswith(r"\\"):
+            columns = len(re.findall(r"(?<!\\)&", line))
+            assert columns in {len(re.findall(r"(?<!\\)&", head)) for head in heads}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("pdflatex") or shutil.which("tectonic")), reason="LaTeX is not installed")
+def test_the_latex_document_compiles_as_it_is(committed: Path, tmp_path: Path) -> None:
+    shutil.copy(committed / "reports" / "paper.tex", tmp_path)
+    options = ["-interaction=nonstopmode", "-halt-on-error"] if shutil.which("pdflatex") else []
+    command = ["pdflatex" if options else "tectonic", *options, "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000

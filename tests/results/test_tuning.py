@@ -90,23 +90,26 @@ def test_the_best_trial_is_the_best_by_its_mean_over_all_seeds(params: Params) -
     rows += [row(params, f"tune_lora_02-{seed}", 0.7) for seed in (101, 102)]
     best = measured.best_trial(params.tuning, "lora", pd.DataFrame(rows))
     assert sorted(best["run"]) == ["tune_lora_02-100", "tune_lora_02-101", "tune_lora_02-102"]
-    cells = measured.families_section(params.tuning, pd.DataFrame(rows)).cells.set_index("family")
+    cells = measured.families_section(params, pd.DataFrame(rows)).cells.set_index("family")
     assert cells.loc["lora", "best"] == "tune_lora_02" and cells.loc["full", "best"] == "–"
 
 
-def test_the_cost_of_a_recipe_is_its_variance_times_its_minutes(params: Params) -> None:
-    names = list(params.tuning.recipe.candidates)
-    spread = {names[0]: 1.0, names[1]: 0.5}
-    seeds = params.tuning.recipe.seeds
-    scores = {name: 0.5 + scale * 0.01 * np.array([-1, 1, -1, 1, -1, 1]) for name, scale in spread.items()}
+def test_the_table_says_whether_params_yaml_has_the_best_values(params: Params) -> None:
+    best = params.tuning.trial_values("lora")[2]
+    adopted = params.model_copy(update={"everywhere": merge(params.everywhere, {"lora": nested(best)})})
+    assert measured.in_use(adopted, "lora", best) and not measured.in_use(params, "lora", best)
+
+
+def test_the_cost_of_a_recipe_is_its_variance_times_its_steps(params: Params) -> None:
+    """Twice the epochs at a quarter of the variance cost half, whatever the minutes were."""
+    spread = {"as_before": 1.0, "averaged_longer": 0.5}
     rows = [
-        row(params, f"recipe_{name}_full-{seed}", score, minutes=3.0 if name == names[1] else 1.5)
-        for name, values in scores.items()
-        for seed, score in zip(seeds, values, strict=True)
+        row(params, f"recipe_{name}_full-{seed}", 0.5 + scale * 0.01 * sign, minutes=float(seed))
+        for name, scale in spread.items()
+        for seed, sign in zip(params.tuning.recipe.seeds, [-1, 1, -1, 1, -1, 1], strict=True)
     ]
-    cells = measured.recipe_section(params.tuning, pd.DataFrame(rows)).cells.set_index("candidate")
-    assert cells.loc[f"{names[0]}_full", "cost, of the first"] == "1.00"
-    assert cells.loc[f"{names[1]}_full", "cost, of the first"] == "0.50", "a quarter of the variance, twice the time"
+    cells = measured.recipe_section(params, pd.DataFrame(rows)).cells.set_index("candidate")
+    assert cells["cost, of the first"][["as_before_full", "averaged_longer_full"]].tolist() == ["1.00", "0.50"]
 
 
 def test_the_interval_of_a_deviation_covers_it_as_often_as_it_says() -> None:

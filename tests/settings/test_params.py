@@ -9,6 +9,7 @@ import pytest
 from params_file import SHIPPED, read_yaml, write_params, write_yaml
 
 from wimfris.errors import UserError
+from wimfris.runs.fingerprint import run_code
 from wimfris.settings.params import Params, merge, read_params
 from wimfris.settings.run import Run
 from wimfris.settings.schema import CosineSchedule, Settings, StepSchedule, placed
@@ -750,3 +751,25 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolved.train.epochs = 5  # type: ignore[misc]
     assert isinstance(read_params(write_params(tmp_path)), Params)
+
+
+# --- the explorer -----------------------------------------------------------------------------------------------------
+
+
+def test_the_explorer_changes_no_run(tmp_path: Path) -> None:
+    without, other = (read_params(write_params(tmp_path, explorer=names)) for names in ([], ["full"]))
+    assert without.settings() == other.settings() and not without.explorer_runs()
+    assert list(map(str, other.explorer_runs())) == ["full-0"]
+    assert "wimfris.settings.params" not in run_code(other.settings().model_dump(mode="json")["model"])
+
+
+@pytest.mark.parametrize(
+    ("systems", "message"),
+    [
+        (["full", "another"], "a system of explorer must be one of full, got another"),
+        (["full", "full"], "explorer must be distinct, got ['full', 'full']"),
+        (["full"] * 21, "explorer must be a list of at most 20 systems, got 21"),
+    ],
+)
+def test_systems_of_the_explorer_are_known_and_few(systems: list[str], message: str, tmp_path: Path) -> None:
+    assert message_of(tmp_path, explorer=systems) == f"params.yaml: {message}"

@@ -55,7 +55,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         path = folder / "params.yaml"
         content = yaml.safe_load(path.read_text())
         core = {name: content["variants"][name] for name in variants}
-        content |= {"scale": "smoke", "variants": core, "seeds": list(seeds), "extended": {}, "controls": {}}
+        content |= {
+            "scale": "smoke",
+            "variants": core,
+            "seeds": list(seeds),
+            "extended": {},
+            "controls": {},
+            "explorer": list(variants),
+        }
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         shell(folder, "git", "init", "--quiet")
         shell(folder, "git", "add", "--all")

@@ -99,6 +99,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "variants": {"full": {}},
         "extended": {},
         "controls": {},
+        "explorer": ["full"],
     }  # the windows of others do not fit a grid of 5 x 5
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "data").mkdir()

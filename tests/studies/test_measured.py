@@ -12,7 +12,7 @@ from wimfris.results.measured import Measured, read_measure, write_measure
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("decay", "efficiency", pytest.param("failure_modes", marks=pytest.mark.slow))
+NAMES = ("controls", "decay", "efficiency", "failure_modes")
 
 
 def study(name: str) -> Measured:

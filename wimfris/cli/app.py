@@ -8,7 +8,7 @@ from wimfris.cli import evidence, inspect, measure, prepare, settle, training, u
 from wimfris.cli.entry import run_command
 
 app = typer.Typer(
-    help="WIMFRIS, a research harness: `dvc repro` runs everything, these are its steps.",
+    help="WIMFRIS, a referring segmentation model: the steps that `dvc repro` runs, and tools beside them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""How every command of the project ends: its exit code, and one line where something is wrong."""
+"""End every command of the project: with its exit code, and with one line if something is wrong."""
 
 import errno
 import os

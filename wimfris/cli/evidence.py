@@ -1,4 +1,4 @@
-"""The verbs between finished runs and the report."""
+"""The verbs that make the evidence and the report from finished runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ REPORTS = Path("reports")
 
 
 def evidence() -> None:
-    """Collect the core's records, learned emphasis and provenance into reports/records, where they are committed."""
+    """Collect the records, learned emphasis and provenance of the core's runs in reports/records."""
     from wimfris.results.evidence import write_core
 
     params = read_params()
@@ -26,7 +26,7 @@ def gather(
     scale: ScaleOption = None,
     data: DataOption = None,
 ) -> None:
-    """Merge finished runs that no stage collects (beyond the core, of other scales) into reports/records."""
+    """Add finished runs beyond the core, or of other scales, to reports/records."""
     from wimfris.results.evidence import gather as merge
 
     params = params_at(scale, data)
@@ -41,9 +41,11 @@ def ingest(
     split: Annotated[str | None, typer.Option(help="The splits, separated by commas; by default all.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace its records of these splits.")] = False,
     scale: ScaleOption = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "--data", help="Another data set.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "--data", help="The data set; by default params.yaml's.")
+    ] = None,
 ) -> None:
-    """Judge the masks of any system, and add it to the evidence in reports/records, beside ours."""
+    """Evaluate the masks of any system, and add its records to the evidence in reports/records."""
     from wimfris.measure.ingest import ingest as take_in
     from wimfris.results.formats import print_section
     from wimfris.results.ingested import beside_ours, ingested_section
@@ -54,15 +56,16 @@ def ingest(
 
 
 def study(name: Annotated[str, typer.Argument(help="A file of studies/, for example window_size.")]) -> None:
-    """Write the tables and the picture of a study from the evidence; rows without evidence stay open."""
+    """Write the tables and the picture of a study from the evidence. Rows without evidence stay empty."""
     from wimfris.cli.study import write_study
 
     print(f"{name}: {', '.join(map(str, write_study(name, read_params())))}")
 
 
 def compare() -> None:
-    """Compare the systems of the claims and the studies once, at every data set and scale (reports/comparisons)."""
+    """Compute all comparisons of the claims and the studies, for every data set and scale (reports/comparisons)."""
     from wimfris.results.comparisons import comparisons_path, read_comparisons, write_comparisons
+    from wimfris.results.controls import control_pairs
     from wimfris.results.evidence import evidence_names, read_evidence
     from wimfris.results.plan import read_plan
     from wimfris.results.studies import load_studies, study_pairs
@@ -72,8 +75,8 @@ def compare() -> None:
     for name in evidence_names():
         here = params.at_name(name)
         side = here.settings().grid
-        pairs = study_pairs(studies, plan, side)
-        comparisons = compute_comparisons(read_evidence(here), plan, pairs, side)
+        pairs = study_pairs(studies, plan, side) | dict.fromkeys(control_pairs(here), False)
+        comparisons = compute_comparisons(read_evidence(here), plan, pairs, side, here.controls)
         before = read_comparisons(name) if comparisons_path(name).is_file() else None
         path = write_comparisons(comparisons, name)
         print(f"{path}: {len(comparisons.primary)} primary and {len(comparisons.exploratory)} exploratory comparisons")
@@ -82,7 +85,7 @@ def compare() -> None:
 
 
 def tables() -> None:
-    """Write the main table of the core, main.{csv,md,tex}, with the systems that `ingest` took in beside it."""
+    """Write the main table (main.{csv,md,tex}): the core, and the systems that `ingest` added."""
     import pandas as pd
 
     from wimfris.results.evidence import read_evidence
@@ -98,7 +101,7 @@ def tables() -> None:
 
 
 def figures() -> None:
-    """Draw the learning curves of `full`, a gallery of its predictions, and the emphasis that it learned."""
+    """Draw the learning curves, a gallery of predictions and the learned emphasis of `full`."""
     from wimfris.data.index import read_index
     from wimfris.data.source import source_images
     from wimfris.measure.gallery import gallery_examples
@@ -122,24 +125,36 @@ def figures() -> None:
 
 
 def page() -> None:
-    """Write the verdicts on the paper's claims (reports/claims.md) and the report (reports/index.html)."""
+    """Write the verdicts (reports/claims.md), the report (reports/index.html) and reports/paper.tex."""
     from wimfris.results.claims import judge_place
     from wimfris.results.claims_tables import write_claims
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import evidence_names
     from wimfris.results.page import write_page
     from wimfris.results.plan import read_plan
+    from wimfris.results.tables import write_paper_tables
 
     params, plan = read_params(), read_plan()
     own = params.settings().folder.name
     files = {name: read_comparisons(name) for name in (own, *(name for name in evidence_names() if name != own))}
     verdicts = judge_place(params, plan, files[own])
     write_claims(verdicts, plan, files, REPORTS / "claims.md", protocol=params.settings().evaluate.protocol)
+    write_paper_tables(own)
     write_page()
 
 
+def explore(scale: ScaleOption = None, data: DataOption = None) -> None:
+    """Write the page that compares two systems sentence by sentence (reports/explorer.html, or one under runs/)."""
+    from wimfris.measure.explorer import write_explorer
+
+    path = write_explorer(params_at(scale, data), report=scale is None and data is None)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 def report(
-    variants: Annotated[str | None, typer.Option(help="Only these, separated by commas; by default the core.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Only these variants, separated by commas; by default the core.")
+    ] = None,
     scale: ScaleOption = None,
 ) -> None:
     """Print the results table from the evidence."""
@@ -192,7 +207,7 @@ def reproduction() -> None:
 
 
 def release(name: Annotated[str, typer.Argument(help="The release's name, for example results-2.")]) -> None:
-    """Name the present evidence as a release (reports/releases.csv, reports/evidence.md)."""
+    """Make a named release of the present evidence (reports/releases.csv, reports/evidence.md)."""
     from wimfris.results.releases import write_release
 
     print(f"{write_release(name)}: {name}")
@@ -202,7 +217,7 @@ def promote(
     trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
     name: Annotated[str, typer.Option("--as", help="The variant's name.")],
 ) -> None:
-    """Add a trial's settings to params.yaml's `extended` as a variant, to be confirmed with fresh seeds."""
+    """Add the settings of a trial to params.yaml as a variant under `extended`, to train it from other seeds."""
     from wimfris.search.promote import promote as add
 
     params = add(trial, name)
@@ -218,4 +233,19 @@ def docs() -> None:
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")
 
 
-VERBS = (evidence, gather, ingest, compare, study, tables, figures, page, report, reproduction, release, promote, docs)
+VERBS = (
+    evidence,
+    gather,
+    ingest,
+    compare,
+    study,
+    tables,
+    figures,
+    page,
+    explore,
+    report,
+    reproduction,
+    release,
+    promote,
+    docs,
+)

@@ -1,4 +1,4 @@
-"""The verbs that say what is here and what things cost."""
+"""The verbs that inspect: the machine, the model, the cost of runs, the bound on scores."""
 
 from typing import Annotated
 
@@ -12,8 +12,8 @@ from wimfris.settings.params import read_params
 
 
 def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Say on one screen what is installed and works: versions, devices, scan backends, disk, encoders, data; and what
-    to install for what is missing. Exit code 1 where the scale in use lacks something.
+    """Check versions, devices, scan backends, disk, encoders and data, and print what to install if something is
+    missing. The exit code is 1 if the scale in use lacks something.
     """
     from wimfris.checks.doctor import examine
 
@@ -30,7 +30,7 @@ def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
 
 
 def profile(scale: ScaleOption = None, variant: str = "full") -> None:
-    """Print the trained parameters of each part of the model."""
+    """Print the number of trained parameters of each part of the model."""
     from wimfris.measure.parameters import trained_parameters
 
     params = params_at(scale)
@@ -45,13 +45,13 @@ def estimate(
     scale: ScaleOption = None,
     data: DataOption = None,
     variant: VariantOption = "full",
-    batch: Annotated[int | None, typer.Option(help="Another batch size, to see what fits.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The batch size; by default the scale's.")] = None,
 ) -> None:
-    """Say what a run and the studies take on this device in time, memory and disk, from a few timed steps."""
+    """Estimate time, memory and disk of a run and of the studies on this device, from a few timed steps."""
     from wimfris.matrix.costs import duration
     from wimfris.measure import run_cost
     from wimfris.results.measured import Measured
-    from wimfris.results.studies import load_studies
+    from wimfris.results.studies import load_studies, variants_of
 
     params = params_at(scale, data)
     settings = run_cost.at_batch(params.settings(variant), batch)
@@ -64,8 +64,9 @@ def estimate(
     rows = [("one run", 1), (f"the core, {core} runs", core), (f"beyond it, {beyond} runs", beyond)]
     for study in load_studies():
         here = isinstance(study, Measured) or study.is_at(params.scale)
-        if study.variants and here:
-            runs = sum(len(params.runs_of(name)) for name in study.variants)
+        variants = variants_of(study, params) if here else []
+        if variants:
+            runs = sum(len(params.runs_of(name)) for name in variants)
             rows.append((f"studies/{study.name}.py, {runs} runs, some shared", runs))
     for name, runs in rows:
         table.add_row(name, duration(runs * run.seconds), f"{runs * run.left / 1e9:.1f} GB")
@@ -82,7 +83,7 @@ def estimate(
 
 
 def ceiling() -> None:
-    """Print how well targets can be drawn at the size of the logits, in four ways side by side, on each split."""
+    """Print the scores of the true masks, drawn at the size of the logits in four ways, on each split."""
     import torch
 
     from wimfris.data.index import read_index

@@ -1,4 +1,4 @@
-"""`wimfris measure`: what needs weights, images or a clock, as files under reports/measures, which are committed."""
+"""`wimfris measure`: measurements that need weights, images or a clock. Their files are committed."""
 
 from typing import Annotated
 
@@ -7,13 +7,13 @@ import typer
 from wimfris.cli.options import ScaleOption, params_at
 
 measure_app = typer.Typer(
-    help="Measure what studies read from reports/measures: it needs weights, images or a clock.", no_args_is_help=True
+    help="Measure what needs weights, images or a clock, for studies (reports/measures).", no_args_is_help=True
 )
 
 
 @measure_app.command()
 def decay(scale: ScaleOption = None) -> None:
-    """Measure how far the text token reaches in trained and untrained scans: one to two minutes at scale tiny."""
+    """Measure how far the text token reaches in trained and untrained scans. At scale tiny: one to two minutes."""
     from wimfris.measure.decay import measure_decay
 
     measure_decay(params_at(scale))
@@ -24,11 +24,11 @@ def efficiency(
     scale: ScaleOption = None,
     repetitions: Annotated[
         int,
-        typer.Option(min=0, help="Of each timing in each of three rounds; 0 counts parameters and operations only."),
+        typer.Option(min=0, help="Repetitions of each timing, in each of three rounds; 0 times nothing."),
     ] = 20,
 ) -> None:
-    """Measure every system's parameters, operations, time and memory: six minutes at scale tiny. Nothing else may run
-    on the machine.
+    """Measure every system's parameters, operations, time and memory. At scale tiny: six minutes. Run nothing else
+    on the machine meanwhile.
     """
     from wimfris.measure.efficiency import measure_efficiency
 
@@ -37,7 +37,7 @@ def efficiency(
 
 @measure_app.command("failure_modes")
 def strata(scale: ScaleOption = None) -> None:
-    """Label the evaluated sentences by target size, windows touched and distance to the context."""
+    """Label every evaluated sentence: size of the target, windows that it touches, distance to its context."""
     from wimfris.measure.strata_labels import measure_strata_labels
 
     measure_strata_labels(params_at(scale))

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how their values are read."""
+"""Options that several verbs share, and functions that read their values."""
 
 from typing import Annotated
 
@@ -8,9 +8,9 @@ from wimfris.errors import UserError
 from wimfris.settings.params import Params, read_params
 
 RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
-ScaleOption = Annotated[str | None, typer.Option(help="Another scale than params.yaml's.")]
-VariantOption = Annotated[str, typer.Option(help="The variant; some have encoders of their own.")]
-DataOption = Annotated[str | None, typer.Option(help="Another data set than params.yaml's.")]
+ScaleOption = Annotated[str | None, typer.Option(help="The scale; by default params.yaml's.")]
+VariantOption = Annotated[str, typer.Option(help="The variant; at some scales variants have other encoders.")]
+DataOption = Annotated[str | None, typer.Option(help="The data set; by default params.yaml's.")]
 
 
 def params_at(scale: str | None = None, data: str | None = None) -> Params:

@@ -13,13 +13,13 @@ from wimfris.errors import UserError
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import SCENES, Files, Mixture
 
-data_app = typer.Typer(help="The data set: make or locate it, index it, audit it.", no_args_is_help=True)
+data_app = typer.Typer(help="The data set: make or locate it, check it, index it, audit it.", no_args_is_help=True)
 encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.", no_args_is_help=True)
 
 
 @data_app.command("make")
 def data_make(scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Draw the built-in set, or note where the declared files of the data set lie."""
+    """Draw the built-in data set, or record where the files of a declared one lie."""
     from wimfris.data.source import make_source
 
     settings = params_at(scale, data).settings()
@@ -29,7 +29,7 @@ def data_make(scale: ScaleOption = None, data: DataOption = None) -> None:
 
 @data_app.command("prepare")
 def data_prepare(scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Check every annotation and image, and write the index, one row per referred object, and its audit."""
+    """Check every annotation and image. Write the index (one row per referred object) and the audit."""
     from wimfris.data.prepare import prepare_index
 
     settings = params_at(scale, data).settings()
@@ -43,11 +43,12 @@ def data_prepare(scale: ScaleOption = None, data: DataOption = None) -> None:
 @data_app.command("check")
 def data_check(
     sets: Annotated[
-        str | None, typer.Option("--data", help="These sets, separated by commas, or `all`; by default that in use.")
+        str | None,
+        typer.Option("--data", help="The data sets, separated by commas, or `all`; by default params.yaml's."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The folder of the declared files; by default data.root.")] = None,
 ) -> None:
-    """Say which file is missing, which count is wrong, and what to do about it; exit code 1 then."""
+    """Print missing files and wrong counts, and what to do. The exit code is 1 if there are any."""
     from wimfris.checks.official_files import check
 
     params = read_params()
@@ -83,10 +84,10 @@ def data_check(
 @data_app.command("audit")
 def data_audit(
     indexes: Annotated[
-        list[Path] | None, typer.Argument(help="Index files; by default that of the data set in use.")
+        list[Path] | None, typer.Argument(help="Index files; by default that of params.yaml's data set.")
     ] = None,
 ) -> None:
-    """Print counts, sentence lengths, mask areas, the random guesser's mIoU, and images that splits or sets share."""
+    """Print counts, sentence lengths, mask areas, the mIoU of a random guess, and images that splits or sets share."""
     from wimfris.data.audit import audit, by_dataset
     from wimfris.data.index import read_index
 
@@ -96,7 +97,7 @@ def data_audit(
 
 @encoders_app.command("record")
 def encoders_record(variant: VariantOption = "full", scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Load the frozen encoders and write what identifies them."""
+    """Load the frozen encoders, and write their hashes."""
     from wimfris.encoders.load import describe_encoders
     from wimfris.files import write_text
 
@@ -106,7 +107,7 @@ def encoders_record(variant: VariantOption = "full", scale: ScaleOption = None, 
 
 @encoders_app.command("fetch")
 def encoders_fetch(variant: VariantOption = "full", scale: ScaleOption = None) -> None:
-    """Download the encoders of a scale from the hub, at their pinned revisions, into its local cache."""
+    """Download the encoders of a scale from the Hugging Face hub, at their pinned revisions."""
     from wimfris.encoders.fetch import fetch_encoders
 
     folders = fetch_encoders(params_at(scale).settings(variant))
@@ -115,7 +116,7 @@ def encoders_fetch(variant: VariantOption = "full", scale: ScaleOption = None) -
 
 @encoders_app.command("pretrain")
 def encoders_pretrain(scale: ScaleOption = None) -> None:
-    """Train the built-in encoders again (about an hour), or scale small's vision encoder, and write their card."""
+    """Pretrain the built-in encoders again (about an hour), or scale small's vision encoder, and write their card."""
     from wimfris.encoders.pretrain import pretrain_builtin
 
     params = read_params()

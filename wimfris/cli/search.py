@@ -49,11 +49,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--space", help="a space of params.yaml's search.spaces; default: search.space")
     parser.add_argument("--trials", type=int, help="the total, earlier trials included; default: search.trials")
     parser.add_argument("--jobs", type=int, help="trials at a time; default: as many as the machine has room for")
-    parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="tpe, or random to compare it with")
+    parser.add_argument(
+        "--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="tpe, or random search as its baseline"
+    )
     parser.add_argument("--against", choices=AGAINST, help="a second objective; then no trial is pruned")
     parser.add_argument("--storage", help="the URL of a database that several machines share; default: a journal file")
-    parser.add_argument("--scale", help="use another scale than params.yaml's")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be searched, and how long it takes")
+    parser.add_argument("--scale", help="the scale; default: params.yaml's")
+    parser.add_argument("--dry-run", action="store_true", help="print the space and the expected time")
     parser.add_argument("--no-train", action="store_true", help="print the tables of the searches so far")
     return parser.parse_args(arguments)
 

@@ -25,15 +25,15 @@ def settle(
     claim: Annotated[str | None, typer.Argument(help="A claim of reports/claims.yaml; by default all.")] = None,
     claims: Annotated[list[str] | None, typer.Option("--claim", help="A further claim; may be repeated.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time of one core, for example 6h: the plan that decides most claims for it.")
+        str | None, typer.Option(help="Core time from now on, for example 6h: plan for most decisions in it.")
     ] = None,
-    run: Annotated[bool, typer.Option("--run", help="Train the plan's runs, look by look.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs --run would train.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Train the runs of the plan, look by look.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs that --run would train.")] = False,
     base: Annotated[bool, typer.Option("--base", help="Also time a run at scale base: takes minutes.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Runs at once; by default as many as fit on the machine.")] = None,
 ) -> None:
-    """Say how many seeds and images each open claim needs for an 80% chance of a decided verdict, what that costs by
-    measured runs, and the cheapest plan for all of them. Killed, `--run` goes on where it stopped.
+    """Print how many seeds or images each undecided claim needs for an 80% chance of a verdict, and the cheapest plan
+    for all of them, with its cost by the times of past runs. After a kill, `--run` continues.
     """
     from wimfris.results.plan import read_plan
 
@@ -188,7 +188,8 @@ def _print(plan: Plan, open_claims: Sequence[Need], best: SettlePlan, base_hours
             wanted = f"{need.seeds} seeds" + (" (no look has them)" if need.seeds > final else "")
         elif need.images:
             wanted = f"{need.images[0]} seeds and {need.images[1]} images"
-        chances = [f"{100 * need.chances[n]:.0f}%" for n in (first, final)]
+        looks = enumerate((first, final), start=1)
+        chances = ["taken" if need.verdict.look >= k else f"{100 * need.chances[n]:.0f}%" for k, n in looks]
         taken = best.looks.get(need.verdict.claim.name)
         table.add_row(need.verdict.claim.name, *chances, wanted, f"{taken} seeds" if taken else "-")
     Console().print(table)

@@ -1,7 +1,7 @@
 """`python studies/<name>.py` and `wimfris study <name>`: train what a study lacks, show its tables, write its report.
 
-The report of a study is written by its stage in dvc.yaml alone. An option that narrows the study (another scale, some
-seeds) only prints, so that looking at something never overwrites a committed table.
+Only the study's stage in dvc.yaml writes its report. With another scale or with some of the seeds a study only prints,
+so it never overwrites a committed table.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.releases import origin_of
-from wimfris.results.studies import load_study
+from wimfris.results.studies import load_study, variants_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
@@ -41,12 +41,12 @@ def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoR
 
 def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=study.question, epilog=study.paper)
-    parser.add_argument("--scale", help="another scale than params.yaml's; only prints")
-    parser.add_argument("--seeds", help="only these seeds, separated by commas; only prints")
+    parser.add_argument("--scale", help="the scale; by default params.yaml's. The study then only prints its table")
+    parser.add_argument("--seeds", help="only these seeds, separated by commas. The study then only prints its table")
     parser.add_argument("--jobs", type=int, help="runs at once; by default as many as fit on the machine")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run and how long it would take")
-    parser.add_argument("--no-train", action="store_true", help="print the tables of the evidence there is")
-    parser.add_argument("--gaps", action="store_true", help="with --no-train: leave rows without runs open")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that would be trained, and their time")
+    parser.add_argument("--no-train", action="store_true", help="print the tables from the present evidence")
+    parser.add_argument("--gaps", action="store_true", help="with --no-train: leave rows without runs empty")
     return parser.parse_args(arguments)
 
 
@@ -84,21 +84,22 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
-    variants = [name for name in study.variants if not gaps or name in params.variants | params.beyond]
+    wanted = variants_of(study, params)
+    variants = [name for name in wanted if not gaps or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
     if seeds is None:
         return runs
     try:
-        wanted = {int(number) for number in seeds.split(",")}
+        numbers = {int(number) for number in seeds.split(",")}
     except ValueError:
         raise UserError(f"--seeds must be whole numbers separated by commas, for example 0,1; got {seeds}") from None
     known = {run.seed for run in runs}
-    if not wanted <= known:
-        unknown = ", ".join(map(str, sorted(wanted - known)))
+    if not numbers <= known:
+        unknown = ", ".join(map(str, sorted(numbers - known)))
         raise UserError(f"--seeds {unknown}: {study.name} has the seeds {', '.join(map(str, sorted(known)))}")
-    return [run for run in runs if run.seed in wanted]
+    return [run for run in runs if run.seed in numbers]
 
 
 def _missing(params: Params, runs: Sequence[Run]) -> list[Run]:
@@ -129,7 +130,8 @@ def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run:
 
 def _reproduce(study: Study | Measured) -> int:
     """Let DVC write the study's report, if anything has changed, and print its tables."""
-    if isinstance(study, Measured) or study.scales:  # no stage of dvc.yaml's matrix writes it
+    measured = isinstance(study, Measured) and not study.controls
+    if measured or (isinstance(study, Study) and study.scales):  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
         command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "compare", f"study@{study.name}"]
@@ -164,7 +166,7 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 
 
 def write_study(name: str, params: Params) -> list[Path]:
-    """Write the report of a study from the evidence; rows without evidence stay open. Return its files."""
+    """Write the report of a study from the evidence; rows without evidence stay empty. Return its files."""
     study = _here(load_study(name), params)
     report = _report(study, params, _select(study, params, None, gaps=True)).report
     further = study.pictures if isinstance(study, Study) else ()
@@ -190,9 +192,10 @@ def write_report(name: str, title: str, folder: str, report: Report, further: Se
 
 
 def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Shown:
-    evidence = read_evidence(params).select([str(run) for run in runs])
+    everything = read_evidence(params)
+    evidence = everything.select([str(run) for run in runs])
     if isinstance(study, Measured):
-        report = study.report(_inputs(study, params, evidence))
+        report = study.report(_inputs(study, params, everything if study.controls else evidence))
         return _Shown(replace(report, intro=f"{_intro(study)}\n\n{report.intro}".strip()), report.sections)
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(evidence.records, _comparisons(study, params, evidence), published)
@@ -234,7 +237,8 @@ def _intro(study: Study | Measured) -> str:
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:
     name = params.settings().folder.name
     measures = {file: read_measure(name, file) for file in study.measures}
-    return Inputs(params, params.settings(), evidence.records, measures, read_ingested(params))
+    comparisons = read_comparisons(name) if study.controls else None
+    return Inputs(params, params.settings(), evidence.records, measures, read_ingested(params), comparisons)
 
 
 def _everything(params: Params, variants: Sequence[str]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ NO_TRAINING = "WIMFRIS_NO_TRAINING"  # set in CI, for example: a run that is not
 
 
 def code(scale: ScaleOption = None, data: DataOption = None) -> None:
-    """Write what decides the result of each variant, its settings and its code, one file per variant."""
+    """Write the settings and the code that decide the result of each variant, one file per variant."""
     import json
 
     from wimfris.files import write_text
@@ -32,14 +32,16 @@ def code(scale: ScaleOption = None, data: DataOption = None) -> None:
 
 def train(
     run: Annotated[str | None, typer.Option(help="The run, <variant>-<seed>.")] = None,
-    extra: Annotated[bool, typer.Option("--extra", help="Instead: all runs of `extra_seeds`, one by one.")] = False,
+    extra: Annotated[
+        bool, typer.Option("--extra", help="Instead of --run: all runs of `extra_seeds`, one by one.")
+    ] = False,
     scale: ScaleOption = None,
     data: DataOption = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train even if the store of finished runs has the run.")
     ] = False,
 ) -> None:
-    """Train and evaluate one run. Interrupted, the same command resumes from the last checkpoint."""
+    """Train and evaluate one run. If it was interrupted, the same command continues from its last checkpoint."""
     from wimfris.runs.files import RunFiles
     from wimfris.runs.fingerprint import decisive, digest
     from wimfris.runs.store import fetch, run_entry
@@ -72,17 +74,19 @@ def matrix(
     jobs: Annotated[int | None, typer.Option(help="Runs at once; by default as many as fit on the machine.")] = None,
     variants: Annotated[str | None, typer.Option(help="Only these variants, separated by commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Only these seeds, separated by commas.")] = None,
-    extended: Annotated[bool, typer.Option("--extended", help="Also the runs beyond the core.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it would take.")] = False,
+    extended: Annotated[bool, typer.Option("--extended", help="Also train the runs beyond the core.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs that would be trained, and their time.")
+    ] = False,
     launcher: Annotated[
         str, typer.Option(help="local: on this machine. slurm: on a Slurm cluster, all runs at once by default.")
     ] = "local",
     slurm: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of each task, for example partition=gpu; may be repeated."),
+        typer.Option(metavar="KEY=VALUE", help="An option of Slurm, for example partition=gpu; may be repeated."),
     ] = None,
 ) -> None:
-    """Train the runs of params.yaml that are missing, several at once. Whatever is killed, the same command goes on."""
+    """Train the missing runs of params.yaml, several at once. After a kill, the same command continues."""
     from wimfris.matrix.costs import default_jobs
     from wimfris.matrix.local import run_matrix, select_runs
 
@@ -113,9 +117,9 @@ def matrix(
 
 
 def clean(
-    everything: Annotated[bool, typer.Option("--all", help="Remove finished runs that are current, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also remove finished runs that are current.")] = False,
 ) -> None:
-    """Remove finished runs from the store that no declared run has the fingerprint of. runs/ and DVC's cache stay."""
+    """Remove finished runs that are no longer current from the store. runs/ and DVC's cache stay."""
     from wimfris.runs.fingerprint import decisive, digest
     from wimfris.runs.store import prune, run_entry
 
@@ -132,9 +136,9 @@ def clean(
 
 
 def verify(
-    run: Annotated[list[str] | None, typer.Option(help="The run; may be repeated. By default full-0.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="A run to train; may be repeated. By default full-0.")] = None,
 ) -> None:
-    """Train runs again, without the store, and compare them with the evidence; the answer goes to
+    """Train runs again, without the store, and compare them with the evidence. Write the result to
     reports/attestations.csv.
     """
     from wimfris.checks.verify import verify_runs
@@ -145,16 +149,16 @@ def verify(
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Where the records go (Parquet).")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write the records to.")],
     run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
-    detris: Annotated[Path | None, typer.Option(help="Instead: a released DETRIS checkpoint (.pth).")] = None,
+    detris: Annotated[Path | None, typer.Option(help="Instead of --run: a released DETRIS checkpoint (.pth).")] = None,
     protocol: Annotated[str | None, typer.Option(help="cris, lavt or remamber; by default params.yaml's.")] = None,
     export_masks: Annotated[
         Path | None, typer.Option(help="Also write the predicted masks, as JSON Lines that `wimfris ingest` reads.")
     ] = None,
 ) -> None:
-    """Evaluate a trained run, or a released DETRIS model: all splits, all sentences, both controls. Under torchrun the
-    processes share the batches.
+    """Evaluate a trained run, or a released DETRIS model, on all splits and sentences and with both controls. Under
+    torchrun the processes share the batches.
     """
     import torch
 

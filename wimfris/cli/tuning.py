@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     frame = read_tuning(params, file)
     if frame.empty:
         raise UserError(f"{file}: no tuning run was measured; run `python studies/tuning.py`")
-    sections = [families_section(tuning, frame), recipe_section(tuning, frame)]
+    sections = [families_section(params, frame), recipe_section(params, frame)]
     for section in sections:
         print_section(section)
     if not options.no_train:

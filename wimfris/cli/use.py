@@ -23,18 +23,18 @@ PORT = 8000
 COLUMNS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
 
 ImageOption = Annotated[Path | None, typer.Option(help="A picture of your own.")]
-TextOption = Annotated[str | None, typer.Option(help="What to segment in it.")]
-OutOption = Annotated[Path, typer.Option(help="The folder that mask and overlay go to.")]
+TextOption = Annotated[str | None, typer.Option(help="The sentence: what to segment in it.")]
+OutOption = Annotated[Path, typer.Option(help="The folder to write the mask and the overlay to.")]
 
 
 def demo(
     image: ImageOption = None,
     text: TextOption = None,
     out: OutOption = Path("demo"),
-    serve: Annotated[bool, typer.Option("--serve", help="Open a local web page instead.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve a local web page instead.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the web page.")] = PORT,
 ) -> None:
-    """Try the shipped model: segment three scenes, score it on val, and say what `make repro` adds."""
+    """Try the shipped model: segment three scenes, evaluate it on val, and estimate the time of `make repro`."""
     if (image is None) != (text is None):
         raise UserError("demo: give --image and --text together")
     print("Loading the shipped model (some seconds) ...", flush=True)
@@ -55,15 +55,17 @@ def demo(
 
 
 def predict(
-    image: Annotated[Path, typer.Option(help="A picture.")],
-    text: Annotated[str, typer.Option(help="What to segment in it.")],
+    image: Annotated[Path, typer.Option(help="The picture.")],
+    text: Annotated[str, typer.Option(help="The sentence: what to segment in it.")],
     run: Annotated[str | None, typer.Option(help="A trained run, <variant>-<seed>.")] = None,
-    model: Annotated[str | None, typer.Option(help="Instead: a folder that `export` wrote, or a hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of --run: a folder that `export` wrote, or a hub id.")
+    ] = None,
     out: OutOption = Path(),
 ) -> None:
-    """Write the mask of the object that the sentence names, and the picture with the mask laid over it.
+    """Segment the object that the sentence names: write its mask, and the picture with the mask drawn on it.
 
-    Without --run or --model the shipped model is used.
+    Without --run or --model it uses the shipped model.
     """
     from wimfris.inference.predict import Predictor
 
@@ -84,7 +86,7 @@ def export(
     out: Annotated[Path, typer.Option(help="A new folder, or one that an export wrote.")],
     encoders: Annotated[bool, typer.Option("--encoders", help="Include the frozen encoders' weights.")] = False,
 ) -> None:
-    """Write a trained run as a model that others load: config.json, model.safetensors and a model card."""
+    """Write a trained run as a model folder to share: config.json, model.safetensors and a model card."""
     from wimfris.inference.predict import CONFIG, Predictor
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file()):

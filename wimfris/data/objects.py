@@ -1,7 +1,7 @@
 """The annotated objects of every image: which of them does a predicted mask overlap most?
 
 Stage `prepare` writes them as objects.parquet beside the index, whose hash they do not change. A crowd annotation
-(`iscrowd`) is a region of many objects, so it is none of them, unless a reference names it.
+(`iscrowd`) is a region of many objects, so it counts as an object only if a reference names it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The files of the data set in use: drawn here for the built-in set, otherwise where params.yaml declares them."""
+"""The files of the data set in use: drawn for the built-in set, declared in params.yaml for any other."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Tokenizers: words for the built-in set, CLIP's byte pairs or another published encoder's for natural language. The
-padding id is always 0.
+"""Tokenizers: whole words for the built-in set, and those of CLIP and other published encoders for natural language.
+
+The padding id is always 0.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""What is known of a trained model, and its model card."""
+"""The facts about a trained model, and its model card."""
 
 import json
 from typing import Any

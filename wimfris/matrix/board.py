@@ -1,4 +1,4 @@
-"""The runs of a matrix that wait, are at work and have ended, and what a person sees of them."""
+"""The runs of a matrix that wait, run or have ended, and their display in the terminal."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""What the machine has, and what runs cost on it."""
+"""The cores and GPUs of this machine, and the time that runs take on it."""
 
 import csv
 import json

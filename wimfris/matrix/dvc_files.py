@@ -1,4 +1,4 @@
-"""DVC's own files after a kill. DVC writes them in place, so that a kill at that moment leaves them truncated.
+"""Remove files of DVC that a kill has truncated. DVC writes them in place, so a kill can stop it halfway.
 
 Nothing is lost with them: every finished run is in the store, from which `dvc repro` takes it in a second.
 """

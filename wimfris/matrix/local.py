@@ -1,7 +1,7 @@
 """`wimfris matrix`: train the runs that are missing, several at once on this machine.
 
-Every run is a process `wimfris train`. What it trains goes into the store of finished runs, from which `dvc repro`
-takes it: DVC records the runs, it does not schedule them. Kill anything at any time; the same command does the rest.
+Every run is a process `wimfris train`, which puts the trained run into the store. `dvc repro` then takes it from there:
+DVC records the runs and does not schedule them. Any process can be killed at any time; the same command continues.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""The processes that a matrix or a search starts: how they are started, stopped and waited for."""
+"""Start, stop and wait for the processes of a matrix or a search."""
 
 import contextlib
 import os

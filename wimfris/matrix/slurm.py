@@ -1,8 +1,8 @@
 """`wimfris matrix --launcher slurm`: the runs as the tasks of one Slurm array job, submitted through submitit.
 
 Every task is the trainer of the local matrix, in the same checkout, on a file system that all nodes see. Finished runs
-go into the store there; no node touches DVC or its locks. A task that is preempted or out of time goes back into the
-queue, and its trainer goes on from its checkpoint. The submitting command waits until all tasks have ended.
+go into the store there; no node touches DVC or its locks. A task that is preempted or out of time returns to the queue
+and continues from its checkpoint. The submitting command waits until all tasks have ended.
 """
 
 import contextlib

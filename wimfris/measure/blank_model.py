@@ -1,4 +1,4 @@
-"""The model of any settings without its weights, and noise for it to read."""
+"""A model without weights for given settings, and noise as its input."""
 
 from typing import Any
 

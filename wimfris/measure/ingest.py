@@ -17,6 +17,7 @@ from wimfris.errors import UserError
 from wimfris.files import file_hash
 from wimfris.results.evidence import EvidenceFiles
 from wimfris.results.ingested import add_system, check_name
+from wimfris.runs.masks import masks_of
 from wimfris.runs.records import NO_SEED
 from wimfris.settings.params import Params
 from wimfris.training.evaluate import describe_case, judge
@@ -52,17 +53,18 @@ def ingest(
         )
     given = read_masks(masks, asked, None if protocol.at_original else SQUASHED_SIDE)
     objects, cases, rows = ImageObjects(read_objects(folder), protocol), every_sentence(index), index.to_dict("records")
-    records = []
+    judged = []
     for case in cases:
         row = rows[case.row]
         predicted = judged_mask(given[row["ref_id"], row["sent_ids"][case.sentence]], protocol)
         target = protocol.target(decode_mask(row))
         described = describe_case(settings.data, row, case, "sentence")
-        records.append(described | judge(predicted, target, objects.candidates(row)))
-    frame = pd.DataFrame(records).assign(
+        judged.append(described | judge(predicted, target, objects.candidates(row), keep_mask=True))
+    frame = pd.DataFrame(judged).assign(
         run=name, variant=name, seed=NO_SEED, scale=settings.scale, protocol=settings.evaluate.protocol
     )
-    return add_system(params, name, frame, source, replace=replace), frame
+    first, records = masks_of(frame, settings.data.splits[0]), frame.drop(columns="mask")
+    return add_system(params, name, records, first, source, replace=replace), records
 
 
 def judged_mask(mask: Mask, protocol: Protocol) -> np.ndarray:

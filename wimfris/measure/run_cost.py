@@ -1,8 +1,8 @@
-"""`wimfris estimate`: time, memory and disk of a run on this device, from a timed handful of steps.
+"""`wimfris estimate`: time, memory and disk of a run on this device, from a few timed steps.
 
 The model has its real size and random weights, and images are noise: neither encoders nor data are needed. Without the
-scale's GPU the CPU stands in for it, and the estimate says so: steps are timed at batches of 2 and 4, and time and
-memory are read off the line through them.
+scale's GPU, steps are timed on the CPU at batches of 2 and 4, time and memory are extrapolated linearly, and the
+estimate says so.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Tables that shapes alone decide: made once for each device that reads them."""
+"""Cache tables of indices and positions, which depend on shapes alone, on each device."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps

@@ -24,7 +24,7 @@ from wimfris.results.formats import interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.statistics import POWER
-from wimfris.results.studies import load_studies
+from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
 
 PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md", "docs/faq.md")
@@ -193,9 +193,9 @@ def studies(evidence: Evidence) -> str:
         params = evidence.params
         link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
         if isinstance(study, Study) and not study.is_at(params.scale):
-            params, link = params.model_copy(update={"scale": study.scales[0]}), f"scale {study.scales[0]} alone"
-        used = study.at_grid(params.settings().grid).variants if isinstance(study, Study) else study.variants
-        runs = sum(len(params.runs_of(name)) for name in used if name in params.extended)
+            params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
+        here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+        runs = sum(len(params.runs_of(name)) for name in variants_of(here, params) if name in params.beyond)
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
     return _table(("study", "question", "results", "runs beyond the core"), rows, words=3)
 
@@ -319,13 +319,12 @@ def example(evidence: Evidence) -> str:
         f"The mIoU of `{row['system']}` is {100 * row['value']:.1f}, that of `{row['rival']}` is "
         f"{100 * row['rival_value']:.1f}, over the seeds {row['seeds']}. The difference is "
         f"{100 * row['difference']:+.1f} points.",
-        f"*These seeds*, {these}, says how it would vary on other images.",
-        f"*Any seed*, {any_seed}, says how it would vary with other seeds and images. Seeds make {share:.0f}% of its "
-        "variance.",
-        f"Its level is {100 * (1 - row['error']):.2f}%: the runs can test {plan.tested} claims, which share the error "
-        f"of {plan.level:.0%}.",
+        f"*These seeds*, {these}, is the interval of this difference over images.",
+        f"*Any seed*, {any_seed}, is its interval over seeds and images. The seeds cause {share:.0f}% of the variance.",
+        f"The level of *any seed* is {100 * (1 - row['error']):.2f}%, because the {plan.tested} claims that runs can "
+        f"test share an error rate of {plan.level:.0%}.",
         f"The margin is {100 * row['margin']:.1f} points. These seeds would separate a true difference of "
-        f"{100 * row['detectable']:.1f} points in {POWER:.0%} of experiments.",
+        f"{100 * row['detectable']:.1f} points from 0 in {POWER:.0%} of experiments.",
         f"The verdict is **{verdict.decision}**: {verdict.reason}.",
     )
     names = " with ".join(plan.label(row[name]) for name in ("system", "rival"))

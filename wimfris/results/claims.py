@@ -21,6 +21,7 @@ PAPER = (PAPERS_SET, "base")
 
 CONSTRUCTION = "true by construction"
 NOT_TESTED = "not tested"
+_NOT_MEASURED = "not measured: these runs lack the column right_object; train them again"
 
 Row = Mapping[str, Any]
 
@@ -30,7 +31,7 @@ class Verdict:
     """What the evidence says about a claim, at the data set and scale of its comparisons."""
 
     claim: Claim
-    margin: float  # a fraction of mIoU, or of alpha
+    margin: float  # a fraction of the claim's metric, or of alpha
     figures: Mapping[str, Figure]  # the paper's, by label or variant
     dataset: str
     scale: str
@@ -43,7 +44,8 @@ class Verdict:
         """The decision with the scale at which it holds."""
         if isinstance(self.claim, Construction):
             return self.decision
-        return f"at scale {self.scale}: {self.decision}{'' if self.rows else ' (not run)'}"
+        gap = "" if self.rows else f" ({self.reason.partition(':')[0]})"
+        return f"at scale {self.scale}: {self.decision}{gap}"
 
     @property
     def at_paper_scale(self) -> str:
@@ -75,7 +77,8 @@ def judge(
             missing = [name for name in plan.systems_of(claim, side)[1:] if name not in {row["rival"] for row in rows}]
             complete = bool(rows) and not missing
             decision = claim_decision(rows, plan.margin(claim)) if complete else "undecided"
-            reason = _reason(plan, claim, rows, decision, missing)
+            run = any(comparisons.quote(claim.system, name) for name in missing)
+            reason = _NOT_MEASURED if run else _reason(plan, claim, rows, decision, missing)
         named = _figures(claim, published, figures)
         verdicts.append(Verdict(claim, plan.margin(claim), named, dataset, scale, decision, reason, rows))
     return verdicts

@@ -14,13 +14,17 @@ from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
 from wimfris.results.comparison_tables import tier_levels
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, GUIDE, interval
-from wimfris.results.plan import METRIC, SPLIT, Falls, Plan, registration_lines
+from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
+from wimfris.results.scores import COMPARED
 from wimfris.results.verdicts import Decision
 
 NOTHING = "Nothing here says that the method works at the paper's scale."
 WINDOW = "window_helps"
 """The claim that answers whether the window matters."""
+
+METRICS = {"miou": "mIoU", "oiou": "oIoU", "pr70": "Pr@0.7", "right": "right object", "iou_right": "IoU if right"}
+"""Metric -> its name in the columns of `details`."""
 
 DECISIONS = (*get_args(Decision), CONSTRUCTION)
 
@@ -46,17 +50,29 @@ def by_decision(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
     }
 
 
-def answer(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts in words, as Markdown: how many claims there are, then a line for each decision with them."""
+def answer(verdicts: Sequence[Verdict], plan: Plan) -> str:
+    """Return the verdicts as Markdown: how many claims have each decision, and one sentence for each claim."""
     first = verdicts[0]
-    lines = [
-        f"- **{decision[0].upper()}{decision[1:]}** ({len(claims)}): {'; '.join(claims) or 'none'}."
-        for decision, claims in by_decision(verdicts).items()
-    ]
+    counts = {decision: len(claims) for decision, claims in by_decision(verdicts).items() if claims}
+    listed = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    head = f"At scale {first.scale} on data set {first.dataset}, of the paper's {len(verdicts)} claims: **{listed}**."
     tested = sum(verdict.at_paper_scale not in (NOT_TESTED, CONSTRUCTION) for verdict in verdicts)
-    head = f"At scale {first.scale} on data set {first.dataset}, the paper's {len(verdicts)} claims are:"
     scale = f"{tested or 'None'} of them {'were' if tested > 1 else 'was'} tested at the paper's own scale. {NOTHING}"
-    return "\n".join([head, "", *lines, "", scale])
+    return "\n".join([head, "", *(f"- {_sentence(verdict, plan)}" for verdict in verdicts), "", scale])
+
+
+def _sentence(verdict: Verdict, plan: Plan) -> str:
+    """Return a claim, its decision with the reason, and its comparison with the best rival."""
+    text = f"{verdict.claim.claim} **{verdict.decision[0].upper()}{verdict.decision[1:]}**: {verdict.reason}"
+    if not verdict.rows:
+        return f"{text}."
+    row = min(verdict.rows, key=lambda row: row["difference"])
+    if isinstance(verdict.claim, Falls):
+        return f"{text}; {row['difference']:+.2f} {interval(row['low'], row['high'], '+.2f')}."
+    ends = interval(100 * row["low"], 100 * row["high"])
+    names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
+    unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
+    return f"{text}; {names}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
 def window_answer(verdicts: Sequence[Verdict]) -> str:
@@ -87,16 +103,18 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     if not verdict.rows:
         return ""
     rows = pd.DataFrame(list(verdict.rows))
-    margin = (
-        f"{verdict.margin:g} of alpha" if isinstance(verdict.claim, Falls) else f"{100 * verdict.margin:.1f} points"
-    )
+    claim, margin = verdict.claim, f"{100 * verdict.margin:.1f} points"
+    if isinstance(claim, Falls):
+        margin = f"{verdict.margin:g} of alpha"
+    elif isinstance(claim, Better) and claim.metric != METRIC:
+        margin += f" of {METRICS[claim.metric]}"
     first, final = plan.confirmatory.looks
     look = {
         0: f"No look yet: the intervals are of seeds {rows['seeds'].iloc[0]}, which decide nothing",
         1: f"First look, {first} seeds of each system",
         2: f"Second and last look, {final} seeds of each system",
     }[verdict.look]
-    if isinstance(verdict.claim, Falls):
+    if isinstance(claim, Falls):
         return f"Margin: {margin}. {look}. Interval: level {100 * (1 - rows['error'].iloc[0]):.2f}%."
     return f"Margin: {margin}. {look}. Intervals for any seed: {tier_levels(rows)}."
 
@@ -110,7 +128,8 @@ def over_scales(files: Mapping[str, Comparisons], plan: Plan) -> pd.DataFrame:
     """
     pairs: dict[tuple[str, str], None] = {}
     for one in files.values():
-        rows = one.frame[(one.frame["split"] == SPLIT) & (one.frame["metric"] == METRIC) & (one.frame["tier"] != "")]
+        rows = pd.concat([one.primary, one.exploratory])
+        rows = rows[(rows["split"] == SPLIT) & (rows["metric"] == METRIC)]
         pairs |= dict.fromkeys(
             pair for pair in zip(rows["system"], rows["rival"], strict=True) if pair[::-1] not in pairs
         )
@@ -205,20 +224,23 @@ def _detail(verdict: Verdict, plan: Plan, comparisons: Comparisons, row: Mapping
             "any seed": interval(row["low"], row["high"], "+.2f"),
             "seeds": row["seeds"],
         }
-    others = {name: comparisons.quote(row["system"], row["rival"], metric=name) for name in ("oiou", "pr70")}
+    others = {name: comparisons.quote(row["system"], row["rival"], metric=name) for name in COMPARED}
     ours, theirs = (verdict.figures.get(row[name]) for name in ("system", "rival"))
     gain, trust = "none known", ""
-    if ours and theirs:
+    if ours and theirs and verdict.claim.published.metric == row["metric"]:
         gain, trust = f"{ours.value - theirs.value:+.1f}", max(ours.trust, theirs.trust, key=TRUST.index)
     return {
         "comparison": f"{row['system']} - {row['rival']}",
         "verdict": row["verdict"] or DASH,
-        "ΔmIoU": f"{100 * row['difference']:+.1f}",
+        f"Δ{METRICS[row['metric']]}": f"{100 * row['difference']:+.1f}",
         "any seed": interval(100 * row["low"], 100 * row["high"]),
         **({"for any rival": interval(100 * row["low_any"], 100 * row["high_any"])} if len(verdict.rows) > 1 else {}),
         "these seeds": interval(100 * row["these_low"], 100 * row["these_high"]),
-        "ΔoIoU": f"{100 * others['oiou']['difference']:+.1f}" if others["oiou"] else DASH,
-        "ΔPr@0.7": f"{100 * others['pr70']['difference']:+.1f}" if others["pr70"] else DASH,
+        **{
+            f"Δ{METRICS[name]}": f"{100 * other['difference']:+.1f}" if other else DASH
+            for name, other in others.items()
+            if name != row["metric"]
+        },
         "images": f"{row['images']}",
         "sentences": f"{row['sentences']}",
         "seeds": " / ".join(dict.fromkeys((row["seeds"], row["rival_seeds"]))),
@@ -230,6 +252,8 @@ def _detail(verdict: Verdict, plan: Plan, comparisons: Comparisons, row: Mapping
 def _paper(verdict: Verdict) -> str:
     """Return the paper's figures, those of variants in its own words, and the range of trust in them."""
     place, figures = verdict.claim.published, verdict.figures.values()
+    if not figures:
+        return "no figure known"
     stated = ", ".join(
         f"{label if ' ' in label else figure.variant} {figure}" for label, figure in verdict.figures.items()
     )

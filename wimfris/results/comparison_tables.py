@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from wimfris.results.comparison import Study
-from wimfris.results.comparisons import EXPLORATORY, PRIMARY
+from wimfris.results.comparisons import CONTROL, EXPLORATORY, PRIMARY
 from wimfris.results.formats import DASH, Section, interval, percent
 from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
 from wimfris.results.releases import Origin
@@ -60,7 +60,7 @@ def _levels(table: pd.DataFrame) -> str:
         one = table["difference"].notna().any()
         return "A system has one seed, so there is no interval for any seed and no verdict." if one else ""
     sentences = []
-    for tier in (PRIMARY, EXPLORATORY):
+    for tier in (PRIMARY, EXPLORATORY, CONTROL):
         part = compared[compared["tier"] == tier]
         if len(part):
             sentences.append(f"{tier.capitalize()} intervals: {tier_levels(part)}.")
@@ -136,7 +136,7 @@ def _beside_paper(table: pd.DataFrame, place: str, caveat: str) -> Section:
     table = table[table["published"].notna().groupby(table["block"]).transform("any")]
     first, low = table.iloc[0], table["trust"] == "low"
     note = f"The paper's figures are of {PAPERS_SET} {first['split']}." if first["dataset"] == BUILT_IN else ""
-    cells = _names(table)
+    cells = _names(table).assign(verdict=table["verdict"].replace("", DASH), tier=table["tier"].replace("", DASH))
     for name, column, sign in (
         ("paper's gain", "published_gain", "+"),
         ("our gain", "difference", "+"),

@@ -1,13 +1,16 @@
 """Every comparison of the report, computed once: reports/comparisons/<set>-<scale>.csv.
 
 `wimfris compare` writes the file, and every table, figure, page and text quotes it. A row is a pair of systems in one
-metric on one split. Val mIoU has a tier and a verdict; other splits and metrics have 95% intervals and none:
+metric on one split. Val mIoU, or the metric that a claim names, has a tier and a verdict; other splits and metrics have
+95% intervals and none:
 
 * *primary*, the comparisons that the claims of reports/claims.yaml are made of. Their level is 1 - level / C for C
   claims, spent over two looks at confirmatory seeds (`wimfris.results.looks`). Before the first look the row shows the
   exploratory seeds at the same level, and decides nothing;
 * *exploratory*, every other comparison of the studies: one family, on the exploratory seeds. Benjamini and Hochberg's
-  procedure selects, and the intervals are adjusted to it, so that the interval in the row is the one that decides.
+  procedure selects, and the intervals are adjusted to it, so that the interval in the row is the one that decides;
+* *control*, a comparison with a control of params.yaml, which is no finding: it counts in no family, and its 95%
+  interval has no verdict (studies/controls.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +30,7 @@ from wimfris.results.evidence import REPORTS
 from wimfris.results.plan import METRIC, SPLIT
 from wimfris.runs.records import SPLITS
 
-PRIMARY, EXPLORATORY, NO_TIER = "primary", "exploratory", ""
+PRIMARY, EXPLORATORY, CONTROL, NO_TIER = "primary", "exploratory", "control", ""
 ALPHA, DEPTH = "alpha", "last layer"  # metric and rival of the claim on the learned emphasis
 COLUMNS = (
     *("tier", "claim", "split", "metric", "system", "rival", "seeds", "rival_seeds", "images", "sentences"),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from wimfris.results.scores import read_scores
+from wimfris.results.scores import OF_OBJECTS, read_scores
 from wimfris.results.statistics import Estimate, Floats, estimate, linearise, resample
 
 Pair = tuple[str, str]
@@ -39,7 +40,7 @@ def compare(
     records: pd.DataFrame, pairs: Sequence[Pair], split: str, *, resamples: int = 10_000, seed: int = 0
 ) -> list[Difference]:
     """Compare pairs of systems on one split, without the controls: a difference per pair and metric of `COMPARED`,
-    and of `OF_OBJECTS` where the records have them.
+    and of `OF_OBJECTS` where every run of both systems has it.
 
     `records` has the columns of `wimfris.runs.records.SCHEMA` and may hold more systems than these; all their runs of
     the split count. A difference depends on its own two systems alone, and not on the order of the records. In
@@ -64,7 +65,9 @@ def compare(
         runs = scores.present[one], scores.present[other]
         seeds = [" ".join(str(number) for number in scores.seeds[present]) for present in runs]
         improvement = _improvement(scores.iou[one, runs[0]], scores.iou[other, runs[1]])
-        for metric in ratios:
+        for metric, ratio in ratios.items():
+            if metric in OF_OBJECTS and not (_known(ratio, one, runs[0]) and _known(ratio, other, runs[1])):
+                continue
             values = linear[metric][one, runs[0]], linear[metric][other, runs[1]]
             draws = resampled[metric][one, runs[0]].mean(axis=0) - resampled[metric][other, runs[1]].mean(axis=0)
             these = np.percentile(draws, [2.5, 97.5])
@@ -86,6 +89,12 @@ def compare(
                 )
             )
     return differences
+
+
+def _known(ratio: tuple[Floats, Floats], place: int, runs: NDArray[np.bool_]) -> bool:
+    """Return whether every one of a system's runs has a ratio; place: of the system."""
+    numerator, denominator = (part[place, runs].sum(axis=-1) for part in np.broadcast_arrays(*ratio))
+    return bool((np.isfinite(numerator) & (denominator > 0)).all())
 
 
 def _improvement(system: Floats, rival: Floats) -> float:

@@ -9,6 +9,8 @@ Files in reports/records/, for a data set and scale `<name>` (for example scenes
     <name>-metrics/        mIoU, oIoU and precisions on val, one file per run, for `dvc metrics`
     <name>-added.*         the same for runs that no stage makes: beyond the core, of other machines, of other systems
 
+`wimfris.results.masks` keeps the masks of a few systems beside them.
+
 `wimfris gather` merges runs into the added files. Everything else in the report reads these files and nothing else.
 """
 
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 from wimfris.errors import UserError
 from wimfris.files import file_hash, replacing, write_text
 from wimfris.results.csv_files import read_csv
+from wimfris.results.masks import read_evidence_masks, run_masks, write_evidence_masks
 from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
@@ -37,7 +40,7 @@ from wimfris.settings.run import Run
 from wimfris.settings.same import differences
 
 REPORTS = Path("reports")
-FOLDER = "records"  # under reports/
+FOLDER, MASKS = "records", "masks"  # under reports/
 RUN_COLUMNS = (
     "run",
     "variant",
@@ -88,6 +91,11 @@ class EvidenceFiles:
         return self._path("-emphasis.csv")
 
     @property
+    def masks(self) -> Path:
+        """One row per mask, see `wimfris.results.masks`."""
+        return self.reports / MASKS / f"{self.name}{'-added' * self.added}.parquet"
+
+    @property
     def metrics(self) -> Path:
         """A folder with one file per run: metric -> value on val."""
         return self._path("-metrics")
@@ -132,7 +140,9 @@ def write_core(params: Params, reports: Path = REPORTS) -> EvidenceFiles:
             "train with `wimfris matrix`, then `dvc repro`"
         )
     files = EvidenceFiles(params.settings().folder.name, added=False, reports=reports)
-    write_part(files, _read_folders(folders))
+    evidence = _read_folders(folders)
+    write_part(files, evidence)
+    write_evidence_masks(params, files.masks, run_masks(params, folders, evidence.runs), evidence.runs, merge=False)
     shutil.rmtree(files.metrics, ignore_errors=True)
     for run, folder in folders.items():
         metrics = json.loads(RunFiles(folder).metrics.read_text(encoding="utf-8"))["val"]["sentence"]
@@ -156,6 +166,7 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
     if not folders:
         raise UserError(f"{params.settings().folder}: no finished run to gather; train with `wimfris matrix` first")
     fresh = _read_folders(folders)
+    masks = run_masks(params, folders, fresh.runs)
     if files.records.is_file():
         before = read_part(files)
         others = before.select([name for name in before.runs["run"] if name not in set(map(str, folders))])
@@ -163,6 +174,7 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
             *(pd.concat(pair, ignore_index=True) for pair in zip(_frames(others), _frames(fresh), strict=True))
         )
     write_part(files, fresh)
+    write_evidence_masks(params, files.masks, masks, fresh.runs, merge=True)
     return files, list(folders)
 
 
@@ -285,6 +297,20 @@ def read_evidence(params: Params, reports: Path = REPORTS) -> Evidence:
         path = EvidenceFiles(name, False, reports).records
         raise UserError(f"{path}: no such evidence; restore it with `git checkout`, or run `dvc repro`")
     return Evidence(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(_frames, parts), strict=True)))
+
+
+def read_masks_of(params: Params, evidence: Evidence, reports: Path = REPORTS) -> pd.DataFrame:
+    """Read the masks of the runs of `evidence`, which is current or of systems that were not trained here.
+
+    A run without masks has no row. Raises UserError where masks were made with other records than the evidence holds.
+    """
+    name = params.settings().folder.name
+    both = (EvidenceFiles(name, added, reports) for added in (False, True))
+    parts = [read_evidence_masks(files.masks, read_part(files).runs) for files in both if files.records.is_file()]
+    masks = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    hashes = dict(zip(evidence.runs["run"], evidence.runs["records"], strict=True))
+    own = masks[masks["records"] == masks["run"].map(hashes)]
+    return own.drop_duplicates(["run", "dataset", "split", "ref_id", "sent_id"]).reset_index(drop=True)
 
 
 def evidence_names(reports: Path = REPORTS) -> list[str]:

@@ -163,10 +163,27 @@ def latex_text(sections: Iterable[Section]) -> str:
     A table of many columns is shrunk to the width of the text (graphicx).
     """
     sections = list(sections)
-    wide = [len(section.cells.columns) > _LATEX_COLUMNS for section in sections]
-    packages = "booktabs,graphicx" if any(wide) else "booktabs"
-    parts = [f"% needs \\usepackage{{{packages}}}\n"]
-    for section, shrunk in zip(sections, wide, strict=True):
+    wide = any(len(section.cells.columns) > _LATEX_COLUMNS for section in sections)
+    packages = "booktabs,graphicx" if wide else "booktabs"
+    return f"% needs \\usepackage{{{packages}}}\n\n{_latex_tables(sections)}"
+
+
+def latex_document(title: str, sections: Iterable[Section]) -> str:
+    """Return the tables of `latex_text` as a LaTeX document that compiles as it is."""
+    head: tuple[str, ...] = (
+        "\\documentclass[a4paper]{article}",
+        "\\usepackage[T1]{fontenc}",
+        "\\usepackage[utf8]{inputenc}",
+    )
+    head += ("\\usepackage{booktabs,graphicx}", "\\usepackage[margin=2cm]{geometry}")
+    begin = f"\\begin{{document}}\n\\section*{{{title.translate(_LATEX)}}}\n"
+    tables = _latex_tables(sections).replace("\\end{table}\n", "\\end{table}\n\\clearpage\n")  # LaTeX holds few floats
+    return "\n".join([*head, begin, tables, "\\end{document}\n"])
+
+
+def _latex_tables(sections: Iterable[Section]) -> str:
+    parts = []
+    for section in sections:
         body = tabulate(
             list(section.cells.itertuples(index=False)),
             headers=list(section.cells.columns),
@@ -174,7 +191,7 @@ def latex_text(sections: Iterable[Section]) -> str:
             disable_numparse=True,
             colalign=section.alignment(),
         )
-        if shrunk:
+        if len(section.cells.columns) > _LATEX_COLUMNS:
             body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
         sentences = [f"{section.title}.", f"{_READ} {GUIDE}." if section.guide else "", section.note.strip()]
         caption = " ".join(filter(None, [*sentences, section.foot])).translate(_LATEX)

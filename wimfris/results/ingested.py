@@ -26,6 +26,7 @@ from wimfris.results.evidence import (
     write_part,
 )
 from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.results.masks import read_evidence_masks, write_evidence_masks
 from wimfris.results.scores import read_scores
 from wimfris.results.statistics import resample
 from wimfris.runs.manifest import code_revision
@@ -40,17 +41,19 @@ def add_system(
     params: Params,
     name: str,
     records: pd.DataFrame,
-    masks: str,
+    masks: pd.DataFrame,
+    source: str,
     *,
     replace: bool = False,
     reports: Path = REPORTS,
 ) -> EvidenceFiles:
-    """Add the records of a system to the added evidence, and its row to runs.csv; `masks` is the hash of their file.
+    """Add the records and masks of a system to the added evidence, and its row to runs.csv; `source` is the hash of the
+    masks' file.
 
     Records of further splits join those that the evidence holds. Raises UserError as `check_name`.
     """
     splits, protocol = sorted(records["split"].unique()), str(records["protocol"].iloc[0])
-    check_name(params, name, splits, masks, replace=replace, reports=reports)
+    check_name(params, name, splits, source, replace=replace, reports=reports)
     files = EvidenceFiles(params.settings().folder.name, added=True, reports=reports)
     parts, sources = [], {}
     if files.records.is_file():
@@ -59,18 +62,24 @@ def add_system(
         held = before.records[before.records["run"] == name]
         held = held[~held["split"].isin(splits) & (held["protocol"] == protocol)]
         records = pd.concat([held, records], ignore_index=True) if len(held) else records
+        kept = read_evidence_masks(files.masks, before.runs)
+        kept = kept[(kept["run"] == name) & kept["split"].isin(held["split"])]
+        masks = pd.concat([kept, masks], ignore_index=True) if len(kept) else masks
         sources = {split: hash for split, hash in _sources(before, name).items() if split in set(held["split"])}
-    sources |= dict.fromkeys(splits, masks)
+    sources |= dict.fromkeys(splits, source)
     row = _row(name, records, {"masks": sources, "protocol": protocol})
     parts.append(Evidence(records, row, pd.DataFrame(columns=list(EMPHASIS_COLUMNS))))
     frames = [[part.records for part in parts], [part.runs for part in parts], [part.emphasis for part in parts]]
     full = ([frame for frame in group if len(frame)] or group[:1] for group in frames)
-    write_part(files, Evidence(*(pd.concat(group, ignore_index=True) for group in full)))
+    evidence = Evidence(*(pd.concat(group, ignore_index=True) for group in full))
+    write_part(files, evidence)
+    masks = masks.assign(records=row["records"].iloc[0])
+    write_evidence_masks(params, files.masks, masks, evidence.runs, merge=True)
     return files
 
 
 def check_name(
-    params: Params, name: str, splits: Sequence[str], masks: str, *, replace: bool, reports: Path = REPORTS
+    params: Params, name: str, splits: Sequence[str], source: str, *, replace: bool, reports: Path = REPORTS
 ) -> None:
     """Raise UserError if a system of this name cannot be added: the name is no name or that of a variant, or the
     evidence holds records of the system on one of the splits, or under another protocol, and `replace` is false.
@@ -91,7 +100,7 @@ def check_name(
         )
     sources = _sources(before, name)
     for split in [split for split in splits if split in sources]:
-        origin = "the same masks" if sources[split] == masks else "other masks"
+        origin = "the same masks" if sources[split] == source else "other masks"
         raise UserError(f"{files.records}: holds {name} on split {split} already, from {origin}; {advice}")
 
 

@@ -1,4 +1,4 @@
-"""Intervals on an axis of points: how far the axis reaches, and an arrow where an interval goes on beyond it."""
+"""Intervals on an axis of points: the limits of the axis, and an arrow where an interval reaches beyond them."""
 
 from typing import Any
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing, write_text
+from wimfris.results.comparisons import Comparisons
 from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import Section
 from wimfris.settings.params import Params
@@ -31,6 +32,7 @@ class Inputs:
     records: pd.DataFrame  # of the study's runs, columns of `SCHEMA`; empty for a study without runs
     measures: Mapping[str, pd.DataFrame]  # file name -> its content
     ingested: pd.DataFrame = field(default_factory=pd.DataFrame)  # records of systems that were not trained here
+    comparisons: Comparisons | None = None  # the committed ones, for the study of the controls
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class Measured:
     measures: tuple[str, ...]  # file names under reports/measures/<set>-<scale>/
     report: Callable[[Inputs], Report]
     variants: tuple[str, ...] = ()  # whose runs' records it reads
+    controls: bool = False  # it reads the records of every run, and trains the controls of params.yaml
+
+    def variants_of(self, params: Params) -> list[str]:
+        """Return the variants whose runs it needs: for the study of the controls, those and the variants they equal."""
+        names = [name for group in params.same_function() for name in group] if self.controls else []
+        return [*self.variants, *names]
 
 
 def measure_path(name: str, file: str, reports: Path = REPORTS) -> Path:

@@ -11,6 +11,7 @@ from IPython.display import HTML, Image, Markdown, display
 
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge_place
+from wimfris.results.claims_figure import claim_rows, draw_claims
 from wimfris.results.claims_tables import SCALES, answer, details, footer, over_scales, own_rows, summary, window_answer
 from wimfris.results.comparison import Study
 from wimfris.results.comparison_figure import draw
@@ -32,7 +33,6 @@ from wimfris.runs.records import SPLITS
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-_ROWS = 16  # a table of more rows is folded
 _REPORTS = Path("reports")
 WINDOW_STUDY = "window_size"
 WINDOW_HEADING = "Does the window matter?"
@@ -60,9 +60,22 @@ class Results:
         self.comparisons = {place: read_comparisons(place) for place in self.evidence}
         self._scratch = Path(tempfile.mkdtemp())
 
+    def claim_rows(self) -> pd.DataFrame:
+        """Return the comparisons of the paper's claims, see `wimfris.results.claims_figure.claim_rows`."""
+        return claim_rows(self._verdicts(self.place), self.plan)
+
+    def forest(self, rows: pd.DataFrame) -> None:
+        """Display `claim_rows`, all or a part of them, as a forest plot."""
+        if len(rows):
+            path = self._scratch / "claims.png"
+            draw_claims(rows, path)
+            decisions = rows.groupby("decision")["claim"].nunique()
+            counts = ", ".join(f"{number} {decision}" for decision, number in decisions.items())
+            _picture(path, f"Forest plot: the paper's claims, with intervals and margins. Claims: {counts}.")
+
     def answer(self) -> None:
-        """Display the verdicts on the paper's claims in words."""
-        display(Markdown(answer(self._verdicts(self.place))))
+        """Display the verdict on each of the paper's claims in a sentence."""
+        display(Markdown(answer(self._verdicts(self.place), self.plan)))
 
     def window(self) -> None:
         """Display the answer to "Does the window matter?", with its picture."""
@@ -144,10 +157,10 @@ class Results:
             picture = _REPORTS / "figures" / self.place / f"{path.stem}.png"
             if picture.is_file():
                 _picture(picture, f"{title}: the picture of the tables {path.stem}.")
-            for number, section in enumerate(shown):
+            for section in shown:
                 section = self._plain(section, self.place)
                 section = replace(section, title=f"{part}: {section.title}") if part else section
-                _html(section_html(section, fold=bool(part) or number > 0 or len(section.cells) > _ROWS))
+                _html(section_html(section, fold=True))
 
     def gallery(self) -> None:
         """Display predictions, learning curves and the learned emphasis; the first two are the committed pictures."""
@@ -212,10 +225,10 @@ class Results:
                 path, f"{study.title} at {place}: mIoU of every run on {split}, and the differences of the table below."
             )
         origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
-        for number, section in enumerate(sections(study, tables, origin)):
+        for section in sections(study, tables, origin):
             if place != self.place and "against the paper" in section.title:
                 continue  # the paper's figures stand beside the first place once
-            _html(section_html(self._plain(section, place), fold=number > 0))
+            _html(section_html(self._plain(section, place), fold=True))
         _html(runs_html(place, records, study.variants))
 
     def _plain(self, section: Section, place: str) -> Section:

@@ -22,7 +22,7 @@ from wimfris.runs.manifest import code_revision
 CLAIMS = Path("reports/claims.yaml")
 REGISTRATION = Path("reports/registration.yaml")
 SPLIT, METRIC = "val", "miou"
-"""The split and metric of every verdict, which are those of the paper's ablations."""
+"""The split of every verdict, and its metric unless a claim names another: those of the paper's ablations."""
 
 _WORDS = {"claim", "note", "published", "unit"}  # keys that change no verdict
 
@@ -50,11 +50,12 @@ class _Claim(_Strict):
 
 
 class Better(_Claim):
-    """`system` has a higher mIoU than every rival."""
+    """`system` is better than every rival, in mIoU or in the metric that the claim names."""
 
     kind: Literal["better"]
     rivals: tuple[str, ...] = Field(min_length=1)
-    margin: float | None = Field(default=None, gt=0)  # points of mIoU; by default the plan's smallest_effect
+    metric: Literal["miou", "right", "iou_right"] = "miou"
+    margin: float | None = Field(default=None, gt=0)  # points of the metric; by default the plan's smallest_effect
     grids: dict[str, int] = Field(default_factory=dict)  # rival -> the smallest side of the grid at which it counts
 
     def rivals_at(self, side: int) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ class Plan(_Strict):
     """The whole file."""
 
     level: float = Field(gt=0, lt=1)  # the error of all claims together
-    smallest_effect: float = Field(gt=0)  # points of mIoU
+    smallest_effect: float = Field(gt=0)  # points
     confirmatory: Confirmatory
     exploratory: Exploratory
     labels: dict[str, str] = Field(default_factory=dict)  # variant -> its name in sentences
@@ -121,10 +122,11 @@ class Plan(_Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"claim {repeated[0]} occurs twice; rename or remove one")
-        pairs = [frozenset((claim.system, rival)) for claim in self.better for rival in claim.rivals]
-        twice = next((sorted(pair) for pair in pairs if pairs.count(pair) > 1), None)
+        pairs = [(claim.metric, *sorted((claim.system, rival))) for claim in self.better for rival in claim.rivals]
+        twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
         if twice:
-            raise ValueError(f"{' and '.join(twice)} are compared by two claims; keep one, or they get two verdicts")
+            both = " and ".join(twice[1:])
+            raise ValueError(f"{both} are compared by two claims; keep one, or they get two verdicts")
         shared = set(self.confirmatory.seeds) & set(self.exploratory.seeds)
         if shared:
             raise ValueError(f"seed {min(shared)} stands in both tiers; confirmatory seeds must be fresh")
@@ -150,7 +152,7 @@ class Plan(_Strict):
         return self.labels.get(variant, variant)
 
     def margin(self, claim: Claim) -> float:
-        """Return the margin of a claim: a fraction of mIoU, or of alpha."""
+        """Return the margin of a claim: a fraction of its metric, or of alpha."""
         if isinstance(claim, Falls):
             return claim.margin
         return ((claim.margin if isinstance(claim, Better) else None) or self.smallest_effect) / 100
@@ -161,9 +163,15 @@ class Plan(_Strict):
         return [] if isinstance(claim, Construction) else [claim.system, *rivals]
 
     def content(self) -> dict[str, Any]:
-        """Return what decides verdicts: key -> value, keys joined by dots."""
+        """Return what decides verdicts: key -> value, keys joined by dots.
+
+        The default metric is left out: plans that were registered before the key existed do not hold it.
+        """
         rows = self.model_dump(mode="json", exclude={"labels"})
-        claims = {row["name"]: {k: v for k, v in row.items() if k not in _WORDS} for row in rows.pop("claims")}
+        claims = {
+            row["name"]: {k: v for k, v in row.items() if k not in _WORDS and (k, v) != ("metric", METRIC)}
+            for row in rows.pop("claims")
+        }
         return dict(_flat(rows | {"claims": claims}))
 
     @property

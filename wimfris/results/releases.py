@@ -1,7 +1,7 @@
 """Named releases of the evidence, and where the rows of a table came from.
 
 A release names the committed runs.csv files by their hashes (reports/releases.csv). Evidence that is none of them is
-called unreleased: somebody has trained since.
+called unreleased: runs have been trained since.
 """
 
 from collections import Counter

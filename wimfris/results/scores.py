@@ -119,6 +119,7 @@ class Scores:
     """Scores of systems, (systems, seeds, sentences), with the sentences ordered by image; 0 for runs not `present`.
 
     `right` and `named` are of 0 and 1: the prediction overlaps the right object most; the sentence names something.
+    `right` is NaN for runs whose records do not say it.
     """
 
     present: NDArray[np.bool_]  # (systems, seeds)
@@ -127,12 +128,12 @@ class Scores:
     intersection: Floats
     union: Floats
     starts: NDArray[np.intp]  # (images,): the index of each image's first sentence
-    right: Floats | None = None  # None if a run's records do not say it
+    right: Floats | None = None  # None if no run's records say it
     named: Floats | None = None  # (sentences,)
 
     def ratios(self, weights: Floats | None = None) -> dict[str, tuple[Floats, Floats]]:
-        """Return numerators and denominators per image for each of `COMPARED`, and of `OF_OBJECTS` where every run has
-        them, (systems, seeds, images) or (images,).
+        """Return numerators and denominators per image for each of `COMPARED`, and of `OF_OBJECTS` where a run has
+        them (NaN for the others), (systems, seeds, images) or (images,).
 
         A metric is the sum of its numerators over the sum of its denominators. `weights` (sentences,) multiply both: 1
         includes a sentence, 0 leaves it out.
@@ -175,7 +176,6 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
     present = np.zeros(shape[:2], dtype=bool)
     iou, intersection, union, right = (np.zeros(shape) for _ in range(4))
     named = reference["target_area"].to_numpy() > 0
-    known = holds_objects(sentences)
     for (variant, seed), rows in runs.items():
         for column in ("ref_id", "sent_id", "image_id", "target_area"):
             if (rows[column].to_numpy() != reference[column].to_numpy()).any():
@@ -187,8 +187,7 @@ def read_scores(records: pd.DataFrame, systems: Sequence[str], split: str) -> Sc
         present[place] = True
         intersection[place], union[place] = rows["intersection"], rows["union"]
         iou[place] = ious(rows["intersection"], rows["union"])
-        right[place] = rows["right_object"].to_numpy(dtype=bool) & named if known else 0
+        right[place] = rows["right_object"].to_numpy(dtype=bool) & named if holds_objects(rows) else np.nan
     starts = np.unique(reference["image_id"].to_numpy(), return_index=True)[1]
-    return Scores(
-        present, np.array(seeds), iou, intersection, union, starts, right if known else None, named.astype(np.float64)
-    )
+    known = right if np.isfinite(right[present]).any() else None
+    return Scores(present, np.array(seeds), iou, intersection, union, starts, known, named.astype(np.float64))

@@ -47,7 +47,6 @@ class SettlePlan:
 
 def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
     """Return what every open claim with estimates needs, in order."""
-    scatter = _pooled_scatter(verdicts)
     open_claims = []
     for verdict in verdicts:
         known = [row for row in verdict.rows if np.isfinite(row["seed_variance"])]
@@ -55,6 +54,7 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
         complete = known and len(known) == len(verdict.rows) == max(len(systems) - 1, 1)
         if verdict.decision != "undecided" or not complete or verdict.look == len(plan.confirmatory.looks):
             continue
+        scatter = _pooled_scatter(verdicts, known[0]["metric"])
         chances = _chances(plan, verdict, known, scatter)
         enough = (n for n in plan.confirmatory.looks if chances[n] >= POWER)
         beyond = (n for n in BEYOND if _single_look(plan, verdict, known, scatter, n) >= POWER)
@@ -94,7 +94,7 @@ def cheapest(
     for need in open_claims:
         enough = next((n for n in plan.confirmatory.looks if need.chances[n] >= POWER), 0)
         choices.append((0, *plan.confirmatory.looks) if budget is not None else (enough,))
-    levels = np.array(list(product(*choices)), dtype=int).reshape(-1, len(open_claims))
+    levels = np.array(list(product(*choices)), dtype=int)  # without a claim: one empty combination
     gains = np.zeros(levels.shape)
     for column, need in enumerate(open_claims):
         for n in plan.confirmatory.looks:
@@ -111,9 +111,9 @@ def cheapest(
     return SettlePlan(looks, {name: n for name, n in seeds.items() if n}, float(spent[best]), float(total[best]))
 
 
-def _pooled_scatter(verdicts: Sequence[Verdict]) -> float:
-    """Return the variance between the seeds of one system, the mean over the comparisons of mIoU."""
-    rows = [row for one in verdicts if not isinstance(one.claim, Falls) for row in one.rows]
+def _pooled_scatter(verdicts: Sequence[Verdict], metric: str) -> float:
+    """Return the variance between the seeds of one system, the mean over the claims' comparisons in this metric."""
+    rows = [row for one in verdicts for row in one.rows if row["metric"] == metric]
     known = [_one_system(row) for row in rows if np.isfinite(row["seed_variance"])]
     return float(np.mean(known)) if known else 0.0
 
@@ -152,13 +152,17 @@ def _half(seed_part: float, image: Floats, seeds: int, systems: int, images: int
 
 
 def _chances(plan: Plan, verdict: Verdict, rows: Sequence[Mapping[str, Any]], scatter: float) -> dict[int, float]:
-    """Return the chance that a claim is decided by each look."""
+    """Return the chance that a claim is decided by each look; 0 for a look that was taken and left it open."""
     seed_part, image, systems = _parts(verdict, rows, scatter)
     first, final = plan.confirmatory.looks
     rng = np.random.default_rng(1)
     true = _effects(rows, seed_part, image)
     shared = np.sqrt(image) * rng.standard_normal(true.shape)
     halves = [np.sqrt(seed_part / n) * rng.standard_normal(true.shape) for n in (first, final - first)]
+    if verdict.look:  # the error of the first look's estimate is part of the last one's
+        error = np.array([row["difference"] for row in rows], dtype=float) - true
+        shared = error * image / np.maximum(seed_part / first + image, np.finfo(float).tiny)
+        halves[0] = error - shared
     estimates = {first: true + shared + halves[0]}
     estimates[final] = true + shared + (first * halves[0] + (final - first) * halves[1]) / final
     share = information(seed_part / first, float(image.mean()), first, final)
@@ -167,7 +171,8 @@ def _chances(plan: Plan, verdict: Verdict, rows: Sequence[Mapping[str, Any]], sc
     for number, seeds in enumerate((first, final)):
         errors = [nominal_levels(plan.alpha / k, share)[number] for k in (1, len(rows))]
         half, half_any = (_half(seed_part, image, seeds, systems, int(rows[0]["images"]), one) for one in errors)
-        decided |= _decided(estimates[seeds], half, half_any, verdict.margin)
+        if number >= verdict.look:
+            decided |= _decided(estimates[seeds], half, half_any, verdict.margin)
         chances[seeds] = float(decided.mean())
     return chances
 

@@ -89,16 +89,22 @@ class Estimate(NamedTuple):
     def detectable(self, alpha: float) -> float:
         """Return the smallest true difference that the interval of level 1 - alpha separates from 0 in 80% of
         experiments; NaN if a system has one seed, or if nothing varies.
-
-        The components are replaced by one t of their standard error and of the quantile that gives the same interval.
         """
         error = self.standard_error
-        if not error > 0:
-            return float("nan")
-        critical = self.half_width(alpha) / error
+        return detectable(error, self._df(alpha), alpha) if error > 0 else float("nan")
+
+    def power(self, effect: float, alpha: float) -> float:
+        """Return how often the interval of level 1 - alpha separates a true difference from 0; NaN if a system has one
+        seed, or if nothing varies.
+        """
+        error = self.standard_error
+        return _power(effect / error, _thresholds(self._df(alpha), alpha)) if error > 0 else float("nan")
+
+    def _df(self, alpha: float) -> float:
+        """Return the degrees of freedom of the t quantile that gives the same interval with the standard error."""
+        critical = self.half_width(alpha) / self.standard_error
         log_df = np.linspace(0, np.log(1e6), 400)
-        df = np.exp(np.interp(-critical, special.stdtrit(np.exp(log_df), alpha / 2), log_df))
-        return detectable(error, float(df), alpha)
+        return float(np.exp(np.interp(-critical, special.stdtrit(np.exp(log_df), alpha / 2), log_df)))
 
 
 def linearise(numerator: Floats, denominator: Floats) -> Floats:
@@ -159,20 +165,26 @@ def seed_components(variances: Floats, counts: NDArray[np.int_]) -> tuple[tuple[
 def detectable(standard_error: float, df: float, alpha: float) -> float:
     """Return the smallest true difference that a two-sided t test of this error, df and level detects with 80% power.
 
-    Solves P(|T| > t_df) = 0.8 for T = (Z + difference / standard_error) / sqrt(chi^2_df / df), noncentral t, as a mean
-    over quantiles of the chi^2: `scipy.stats.nct` gives NaN at the few df and large differences of two seeds. Returns
-    NaN if the standard error is NaN or 0: runs without any spread do not show how much others would vary.
+    Returns NaN if the standard error is NaN or 0: runs without any spread do not show how much others would vary.
     """
     if not standard_error > 0 or not np.isfinite(df):
         return float("nan")
-    critical = float(special.stdtrit(df, 1 - alpha / 2))
+    thresholds = _thresholds(df, alpha)
+    most = 3 * float(special.stdtrit(df, 1 - alpha / 2)) + 5
+    return standard_error * float(optimize.brentq(lambda shift: _power(shift, thresholds) - POWER, 0.0, most))
+
+
+def _thresholds(df: float, alpha: float) -> Floats:
+    """Return what Z + shift has to exceed in absolute value, at quantiles of the chi^2 below it; see `_power`."""
     ranks = (np.arange(_CHI_QUANTILES) + 0.5) / _CHI_QUANTILES
-    thresholds = critical * np.sqrt(special.chdtri(df, 1 - ranks) / df)
+    return np.asarray(special.stdtrit(df, 1 - alpha / 2) * np.sqrt(special.chdtri(df, 1 - ranks) / df))
 
-    def excess_power(shift: float) -> float:
-        return float(np.mean(special.ndtr(shift - thresholds) + special.ndtr(-shift - thresholds))) - POWER
 
-    return standard_error * float(optimize.brentq(excess_power, 0.0, 3 * critical + 5))
+def _power(shift: float, thresholds: Floats) -> float:
+    """Return P(|T| > t_df) for T = (Z + shift) / sqrt(chi^2_df / df), noncentral t, as a mean over quantiles of the
+    chi^2: `scipy.stats.nct` gives NaN at the few df and large differences of two seeds.
+    """
+    return float(np.mean(special.ndtr(shift - thresholds) + special.ndtr(-shift - thresholds)))
 
 
 def selected(p: ArrayLike, q: float) -> tuple[int, int]:

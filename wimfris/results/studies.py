@@ -9,6 +9,7 @@ from wimfris.results.comparison import Study
 from wimfris.results.differences import Pair
 from wimfris.results.measured import Measured
 from wimfris.results.plan import Plan
+from wimfris.settings.params import Params
 
 STUDIES = Path("studies")
 OF_THEIR_OWN = ("search", "tuning")  # files of studies/ without a constant STUDY
@@ -33,6 +34,11 @@ def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
 def load_studies(folder: Path = STUDIES) -> list[Study | Measured]:
     """Return all studies, in the order of their files; without those that have runs and a report of their own."""
     return [load_study(path.stem, folder) for path in sorted(folder.glob("*.py")) if path.stem not in OF_THEIR_OWN]
+
+
+def variants_of(study: Study | Measured, params: Params) -> list[str]:
+    """Return the variants whose runs a study needs."""
+    return study.variants_of(params) if isinstance(study, Measured) else study.variants
 
 
 def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> dict[Pair, bool]:

@@ -11,7 +11,15 @@ import pandas as pd
 from rich.console import Console
 
 from wimfris.files import write_text
-from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
+from wimfris.results.formats import (
+    Section,
+    csv_text,
+    latex_document,
+    latex_text,
+    markdown_text,
+    parse_markdown,
+    print_section,
+)
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import GENERALISED, METRICS, OF_OBJECTS, by_seed, check_comparable
 from wimfris.runs.records import CONDITIONS, NO_SEED, SPLITS
@@ -106,3 +114,16 @@ def _sections(frame: pd.DataFrame) -> Iterator[Section]:
         cells = main_cells(part)
         cells = cells if part["seeds"].nunique() > 1 else cells.drop(columns="seeds")
         yield Section(title, built_in_note(str(dataset), str(scale)), cells, guide=True)
+
+
+def write_paper_tables(name: str, reports: Path = Path("reports")) -> Path:
+    """Write the studies' tables against the paper, of one data set and scale (`name`), as a LaTeX document."""
+    sections = [
+        section
+        for path in sorted((reports / "tables" / name).glob("*.md"))
+        for section in parse_markdown(path.read_text(encoding="utf-8"))[1]
+        if "against the paper" in section.title
+    ]
+    path = reports / "paper.tex"
+    write_text(path, latex_document(f"The paper's results and ours: {name}", sections))
+    return path

@@ -3,13 +3,14 @@
 `wimfris.results.comparisons` describes the file that this fills.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from wimfris.results.comparisons import (
+    CONTROL,
     EXPLORATORY,
     NO_TIER,
     PRIMARY,
@@ -31,28 +32,35 @@ ALPHA, DEPTH = "alpha", "last layer"
 """Metric and rival in the row of the claim on the learned emphasis."""
 
 
-def compute_comparisons(evidence: Evidence, plan: Plan, pairs: Mapping[Pair, bool], side: int) -> Comparisons:
+def compute_comparisons(
+    evidence: Evidence, plan: Plan, pairs: Mapping[Pair, bool], side: int, controls: Collection[str] = ()
+) -> Comparisons:
     """Compare every pair of the claims and of the studies, on an encoder's grid of this side.
 
     evidence: of one data set and scale. pairs: of the studies -> whether only studies that the plan does not list have
     it. Such comparisons of one's own join the exploratory family, and `verdict_without_own` states each verdict without
-    them.
+    them. controls: variants whose comparisons are no findings, so that no family counts them.
     """
-    claimed = {(claim.system, rival): claim for claim in plan.better for rival in claim.rivals_at(side)}
+    pairs_of = {claim.name: [(claim.system, rival) for rival in claim.rivals_at(side)] for claim in plan.better}
+    claimed = {pair for own in pairs_of.values() for pair in own}
+    studied = {pair[::-1] if pair[::-1] in claimed else pair: own for pair, own in pairs.items()}
     records = of_seeds(evidence.records, plan.exploratory.seeds)
     existing = set(records["variant"].unique())
-    wanted = [*claimed, *(pair for pair in pairs if pair not in claimed and pair[::-1] not in claimed)]
-    wanted = [pair for pair in wanted if existing.issuperset(pair)]
+    wanted = [pair for own in (*pairs_of.values(), studied) for pair in own if existing.issuperset(pair)]
+    wanted = list(dict.fromkeys(wanted))
     differences = [row for split in splits_of(records) for row in compare(records, wanted, split)]
     rows: list[Row] = []
     for claim in plan.claims:
         if isinstance(claim, Better):
-            own = [row for row in differences if claimed.get(row.pair) is claim]
+            own = [row for row in differences if row.pair in pairs_of[claim.name]]
             rows += _claim_rows(claim, evidence.records, own, plan, side)
         elif isinstance(claim, Falls):
             rows += _falls_rows(claim, evidence.emphasis, plan)
-    rows += _exploratory_rows([row for row in differences if row.pair not in claimed], pairs, plan)
-    return Comparisons(rows_frame(rows))
+    primary = {pair for claim in plan.better if claim.metric == METRIC for pair in pairs_of[claim.name]}
+    others = [row for row in differences if row.pair in studied and row.pair not in primary]
+    rows += _exploratory_rows([row for row in others if not set(controls) & set(row.pair)], studied, plan)
+    rows += _control_rows([row for row in others if set(controls) & set(row.pair)])
+    return Comparisons(rows_frame(_each_once(rows)))
 
 
 def claim_decision(rows: Sequence[Mapping[str, Any]], margin: float) -> str:
@@ -94,6 +102,28 @@ def _exploratory_rows(differences: Sequence[Difference], own: Mapping[Pair, bool
     return rows
 
 
+def _control_rows(differences: Sequence[Difference]) -> list[Row]:
+    """Return the rows of controls: with the interval of one comparison alone, and without a verdict."""
+    return [
+        comparison_row(difference, NO_TIER, UNADJUSTED)
+        | {"tier": CONTROL if (difference.split, difference.metric) == (SPLIT, METRIC) else NO_TIER}
+        for difference in differences
+    ]
+
+
+def _each_once(rows: Sequence[Row]) -> list[Row]:
+    """Return one row for each comparison, whichever way round: of several, the one with a tier, else the first.
+
+    Two claims may compare the same systems in two metrics; each brings the rows of all metrics.
+    """
+    kept: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        key = frozenset((row["system"], row["rival"])), row["split"], row["metric"]
+        if key not in kept or (row["tier"] and not kept[key]["tier"]):
+            kept[key] = row
+    return list(kept.values())
+
+
 def _claim_rows(
     claim: Better, records: pd.DataFrame, differences: Sequence[Difference], plan: Plan, side: int
 ) -> list[Row]:
@@ -111,7 +141,9 @@ def _claim_rows(
         part = of_seeds(records, plan.confirmatory.seeds[:wanted])
         part = part[part["variant"].isin(systems)]
         compared = [row for split in splits_of(part) for row in compare(part, pairs, split)]
-        first = {row.pair: row.any_seed for row in compared if (row.split, row.metric) == (SPLIT, METRIC)}
+        first = {row.pair: row.any_seed for row in compared if (row.split, row.metric) == (SPLIT, claim.metric)}
+        if len(first) < len(pairs):  # a run does not say which object is right
+            break
         if look == 1:
             shares = {pair: _share(one, plan) for pair, one in first.items()}
         rows = _look_rows(claim, compared, plan, look, shares)
@@ -135,7 +167,7 @@ def _look_rows(
     rivals = len({row.pair for row in differences})
     rows = []
     for difference in differences:
-        if (difference.split, difference.metric) != (SPLIT, METRIC):
+        if (difference.split, difference.metric) != (SPLIT, claim.metric):
             rows.append(comparison_row(difference, NO_TIER, UNADJUSTED))
             continue
         share = shares[difference.pair] if shares else None

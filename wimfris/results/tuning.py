@@ -142,9 +142,15 @@ def best_trial(tuning: Tuning, family: str, frame: pd.DataFrame) -> pd.DataFrame
     return own[own["values"] == means["mean"].idxmax()] if len(means) else own.head(0)
 
 
-def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
-    """Return the table of each family's best trial."""
-    rows = []
+def in_use(params: Params, family: str, values: dict[str, float]) -> bool:
+    """Return whether a family's variant has these values (dotted keys) in params.yaml."""
+    settings = flat(params.settings(params.tuning.families[family].variant).model_dump(mode="json"))
+    return all(settings[key] == value for key, value in values.items())
+
+
+def families_section(params: Params, frame: pd.DataFrame) -> Section:
+    """Return the table of each family's best trial, and whether params.yaml has its settings."""
+    tuning, rows = params.tuning, []
     for family in tuning.families:
         trials = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
         best = best_trial(tuning, family, frame)
@@ -155,6 +161,7 @@ def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
                 "trials": trials["values"].nunique(),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
+                "in params.yaml": {True: "yes", False: "no"}[in_use(params, family, values)] if values else DASH,
                 "seeds": len(best),
                 "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
                 "SD": percent(pd.Series([best["miou"].std()]))[0],
@@ -165,17 +172,19 @@ def families_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
         f"Split {SPLIT}. Every family has {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
         f"{len(tuning.seeds)} seeds. The best of them by mean mIoU is tuned to this split: its score here is no result."
     )
-    return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings"))
+    return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
 
 
-def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
+def recipe_section(params: Params, frame: pd.DataFrame) -> Section:
     """Return the table of the candidates for a recipe: what each costs to settle a comparison, beside the first one.
 
-    The cost is variance over seeds times minutes of a run: so many core-minutes give a mean of a fixed precision.
+    The cost is variance over seeds times training steps: so many steps give a mean of a fixed precision. Minutes would
+    depend on what else the machine did.
     """
-    own = frame[frame["kind"] == RECIPE]
-    names = [f"{candidate}_{variant}" for candidate in tuning.recipe.candidates for variant in tuning.recipe.variants]
+    own, recipe = frame[frame["kind"] == RECIPE], params.tuning.recipe
+    names = [f"{candidate}_{variant}" for candidate in recipe.candidates for variant in recipe.variants]
     measures = {name: part for name, part in own.groupby("name") if len(part) > 1}
+    work = {name: _work(params, name) for name in names}
     rows, first = [], measures.get(names[0])
     for name in names:
         part = measures.get(name)
@@ -183,7 +192,7 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
             rows.append({"candidate": name, "seeds": 0 if part is None else len(part)})
             continue
         low, high = deviation_interval(part["miou"].std(), len(part))
-        cost = part["miou"].var() * part["minutes"].mean()
+        cost = part["miou"].var() * work[name] / (first["miou"].var() * work[names[0]])
         rows.append(
             {
                 "candidate": name,
@@ -191,12 +200,18 @@ def recipe_section(tuning: Tuning, frame: pd.DataFrame) -> Section:
                 "mIoU": percent(pd.Series([part["miou"].mean()]))[0],
                 "SD": percent(pd.Series([part["miou"].std()]))[0],
                 "SD, 95%": interval(100 * low, 100 * high, ".1f"),
-                "minutes": f"{part['minutes'].mean():.1f}",
-                "cost, of the first": f"{cost / (first['miou'].var() * first['minutes'].mean()):.2f}",
+                "steps, of the first": f"{work[name] / work[names[0]]:.2f}",
+                "cost, of the first": f"{cost:.2f}",
             }
         )
-    note = f"Split {SPLIT}, {len(tuning.recipe.seeds)} seeds each. Cost: variance over seeds times minutes of a run."
+    note = f"Split {SPLIT}, up to {len(recipe.seeds)} seeds each. Cost: variance over seeds times training steps."
     return Section("Candidates for the recipe", note, pd.DataFrame(rows).fillna(DASH), left=("candidate",))
+
+
+def _work(params: Params, candidate: str) -> float:
+    """Return a number proportional to the training steps of a candidate."""
+    train = params.settings(f"recipe_{candidate}").train
+    return train.epochs / train.batch_size
 
 
 def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -21,6 +21,11 @@ class RunFiles:
         return self.folder / "records.parquet"
 
     @property
+    def masks(self) -> Path:
+        """The predicted masks of the first evaluation split, see `wimfris.runs.masks`."""
+        return self.folder / "masks.parquet"
+
+    @property
     def log(self) -> Path:
         """One JSON object per logged step and epoch, see `wimfris.runs.log`."""
         return self.folder / "log.jsonl"
@@ -43,4 +48,4 @@ class RunFiles:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file of a finished run."""
-        return self.weights, self.records, self.log, self.epochs, self.metrics, self.manifest
+        return self.weights, self.records, self.masks, self.log, self.epochs, self.metrics, self.manifest

@@ -1,11 +1,11 @@
-"""The fingerprint of a run: the one rule that says whether a run is current.
+"""The fingerprint of a run. A run is current if its fingerprint is that of the present settings, data and code.
 
-It is a hash of all that decides the run's result: its resolved settings, its seed, its data, its frozen encoders, and
-the source code that it reaches. The code is found by static analysis of imports, without importing anything:
+The fingerprint is a hash of all that decides the run's result: its resolved settings, its seed, its data, its frozen
+encoders, and the source code that it reaches. Static analysis of imports lists the code, without importing anything:
 
 - A run reaches every module in the import closure of `wimfris.training.run`. Imports inside functions count.
 - A dispatch table (a module-level dict of dotted module names, such as `FAMILIES`) is followed only at the entry that
-  the settings choose. So an edit of LoRA changes the fingerprints of LoRA's runs alone.
+  the settings select. So an edit of LoRA changes the fingerprints of LoRA's runs alone.
 - Docstrings, comments, formatting and the texts of `UserError` do not count, and neither do the field declarations and
   validators of the settings: their resolved values are in the fingerprint.
 """

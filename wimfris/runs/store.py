@@ -1,7 +1,7 @@
-"""The store of finished runs: training ends here, and a stage's outs are copied from here.
+"""The store of finished runs: training writes a finished run here, and a DVC stage copies its outputs from here.
 
-DVC removes a stage's outs before it runs the stage's command. The store lies beside them, so that nothing that has been
-trained is trained again. An entry is named by the run's fingerprint; `hashes.json` is written last and makes it valid.
+DVC removes the outputs of a stage before it runs the stage's command. The store is outside of them, so no finished run
+is trained again. An entry is named by the run's fingerprint; `hashes.json` is written last and makes it valid.
 """
 
 import json

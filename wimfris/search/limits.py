@@ -1,4 +1,4 @@
-"""What a space may cost: a trial beyond its limits is refused before it is trained."""
+"""The limits of a search space: a trial beyond them is refused before it is trained."""
 
 from typing import Annotated
 

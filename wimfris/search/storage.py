@@ -1,4 +1,4 @@
-"""Where Optuna stores a search (a journal file, or a database that several machines share), and what a kill left there.
+"""Where Optuna stores a search (a journal file, or a database for several machines), and its repair after a kill.
 
 A trial whose search was killed is marked as failed, and its parameters are enqueued again under its original number.
 """

@@ -38,6 +38,7 @@ Declared = Annotated[
     Discriminator(lambda content: "mixture" if "mix" in content else "files"),
 ]
 DataName = Annotated[str, Field(pattern=r"^\w[\w+.-]*$")]  # part of folder names
+SYSTEMS = 20  # at most so many in the explorer, which is one page with the masks of all
 OVERRIDES = {"model", "loss", "train"}  # sections that a variant or a data set may override
 SCALE_OVERRIDES = OVERRIDES | {"data", "encoders"}  # those that a variant of one scale may
 
@@ -54,6 +55,7 @@ class Params(Section):
     everywhere: dict[Name, dict[str, Any]] = Field(alias="extended")  # variants beyond the core of every scale
     controls: dict[Name, dict[str, Any]] = Field(default_factory=dict)  # `same_as`, a variant, and further overrides
     extra_seeds: dict[str, Seeds]  # variant -> seeds beyond the declared ones
+    explorer: list[str] = Field(default_factory=list)  # systems whose masks the evidence keeps; no run depends on it
     model: dict[str, Any]
     loss: dict[str, Any]
     evaluate: dict[str, Any]
@@ -133,6 +135,15 @@ class Params(Section):
             require(not set(seeds) & set(declared), key, f"seeds other than the declared {declared}", seeds)
         return self
 
+    @model_validator(mode="after")
+    def _check_explorer(self) -> "Params":
+        known, systems = [*self.variants, *self.beyond], self.explorer
+        require(len(systems) <= SYSTEMS, "explorer", f"a list of at most {SYSTEMS} systems", len(systems))
+        require(len(set(systems)) == len(systems), "explorer", "distinct", systems)
+        for variant in systems:
+            require(variant in known, "a system of explorer", f"one of {', '.join(known)}", variant)
+        return self
+
     def with_protocol(self, protocol: str | None) -> "Params":
         """Return these params with another evaluation protocol, or unchanged for None."""
         return self if protocol is None else self.model_copy(update={"evaluate": {"protocol": protocol}})
@@ -161,6 +172,10 @@ class Params(Section):
         """Return the runs with extra seeds, of core and extended variants."""
         return [Run(variant, seed) for variant, seeds in self.extra_seeds.items() for seed in seeds]
 
+    def explorer_runs(self) -> list[Run]:
+        """Return the runs whose masks the evidence keeps: the first seed of each system of `explorer`."""
+        return [self.runs_of(variant)[0] for variant in self.explorer]
+
     def all_runs(self) -> list[Run]:
         """Return the core, extended and extra runs, each once."""
         return [*self.runs(), *self.extended_runs(), *self.extra_runs()]
@@ -173,6 +188,16 @@ class Params(Section):
     def tuned(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """The variants of tuning runs: name -> the variant it changes, and the changes."""
         return self.tuning.overrides()
+
+    def same_function(self) -> list[list[str]]:
+        """Return the variants that compute the same function at the current scale, a list for each such function.
+
+        The first one of a list is the original, the others are its controls.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in (*self.variants, *self.beyond):
+            groups.setdefault(function(self.settings(name)), []).append(name)
+        return [group for group in groups.values() if len(group) > 1]
 
     def _seeds_of(self, variant: str) -> list[int]:
         if variant in self.variants:

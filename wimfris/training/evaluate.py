@@ -104,8 +104,9 @@ class Evaluator:
         *,
         keep_masks: bool = False,
     ) -> None:
-        """`objects`, from `read_objects`, give the records their columns of objects. With `keep_masks` they have the
-        column `mask`: the predicted mask as COCO's run lengths, at the size at which the protocol judges.
+        """`objects`, from `read_objects`, give the records their columns of objects. With `keep_masks` those of the
+        sentences, not of the controls, have the column `mask`: the predicted mask as COCO's run lengths, at the size at
+        which the protocol judges.
         """
         self.settings, self.index, self.images = settings, index, images
         self.tokenizer, self.device = tokenizer, device
@@ -192,7 +193,7 @@ class Evaluator:
         Intersection and union count pixels at the size at which the protocol judges; the target's area counts pixels of
         the original image.
         """
-        rows = self.split(split)
+        rows, keep_mask = self.split(split), self.keep_masks and condition == "sentence"
         cases, objects = CONDITIONS[condition](rows), rows.to_dict("records")
 
         @lru_cache(maxsize=TARGETS)  # the sentences of one object follow each other
@@ -203,7 +204,7 @@ class Evaluator:
         def record(number: int, predicted: np.ndarray) -> tuple[int, dict[str, Any]]:
             case = cases[number]
             described = describe_case(self.settings.data, objects[case.row], case, condition)
-            return number, described | judge(predicted, *truth(case.row), keep_mask=self.keep_masks)
+            return number, described | judge(predicted, *truth(case.row), keep_mask=keep_mask)
 
         records: dict[int, dict[str, Any]] = {}
         for number, entry in self.finished(segmenter, rows, cases, record):

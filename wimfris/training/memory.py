@@ -1,4 +1,4 @@
-"""Out of memory on a GPU, in one line."""
+"""Report in one line that a GPU is out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

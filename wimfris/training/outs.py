@@ -1,4 +1,4 @@
-"""Whether the files of a run may be used for it: the one rule for all that reads them, beside the fingerprint."""
+"""Check that files belong to the run that is asked for. All code that reads the files of a run uses this rule."""
 
 import json
 from pathlib import Path

@@ -27,6 +27,7 @@ from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.log import write_epochs, write_log
 from wimfris.runs.manifest import write_manifest
+from wimfris.runs.masks import masks_of, write_masks
 from wimfris.runs.records import write_records
 from wimfris.runs.store import CHECKPOINTS, fetch, keep, run_entry
 from wimfris.settings.run import Run
@@ -126,7 +127,8 @@ def _train(
     names = {"run": str(run), "variant": run.variant, "scale": settings.scale}
     hashes = {f"{name}_encoder": encoder["sha256"] for name, encoder in content["encoders"].items()}
     save_weights(trainer.best_weights, names | hashes, files.weights)
-    write_records(records, files.records)
+    write_records(records.drop(columns="mask"), files.records)
+    write_masks(masks_of(records, settings.data.splits[0]), files.masks)
     write_log(trainer.log, files.log)
     write_epochs(trainer.log, files.epochs)
     write_text(files.metrics, json.dumps(_metrics(records), indent=2) + "\n")
@@ -177,7 +179,7 @@ def assemble_trainer(
     if not group.leads:  # every process has the same weights, but its own dropout
         torch.manual_seed(run.seed + RANK_SEEDS * group.rank)
     objects = read_objects(settings.folder / "index")
-    evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects)
+    evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects, keep_masks=True)
     trainer = Trainer(
         settings,
         run,
