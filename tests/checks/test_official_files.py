@@ -13,7 +13,7 @@ from wimfris.cli.prepare import data_check
 from wimfris.data.counts import count
 from wimfris.data.refer import read_refer
 from wimfris.errors import UserError
-from wimfris.settings.schema import Files
+from wimfris.settings.sections import Files
 
 
 def declared(name: str, **counts: tuple[int, int, int]) -> Files:

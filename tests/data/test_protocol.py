@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from wimfris.data.letterbox import normalise
 from wimfris.data.protocol import PROTOCOLS, SQUASHED_SIDE
 from wimfris.metrics import ious
-from wimfris.settings.schema import Evaluate
+from wimfris.settings.sections import Evaluate
 
 HEIGHT, WIDTH, SIZE = 75, 110, 56
 

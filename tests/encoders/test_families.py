@@ -17,7 +17,8 @@ from wimfris.errors import UserError
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import RIVALS, Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import RIVALS, TextBackbone, VisionBackbone
 
 ROOT = Path(__file__).parents[2]
 PREFIX = {"dinov2_with_registers": 3, "dinov2": 1, "dinov3_vit": 3, "siglip": 0}  # with two registers, where possible

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wimfris.data.refer import Source, declared_source
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
+from wimfris.settings.sections import Files
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"

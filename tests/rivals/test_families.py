@@ -14,7 +14,8 @@ from wimfris.encoders.vision import VisionEncoder
 from wimfris.measure.parameters import trained_parameters
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.families import FAMILIES, NECKS, load_family, load_neck
-from wimfris.settings.schema import Model, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Model
 from wimfris.training.build import build_segmenter
 
 SCALES = [scale for scale in SHIPPED["scales"] if scale != "smoke"]

@@ -65,7 +65,7 @@ def test_what_cannot_change_a_result_changes_no_fingerprint(edit: Edit) -> None:
         ("errors.py", "", "\nOTHER = 1\n"),
         ("rivals/new_family.py", "", "X = 1\n"),
         ("rivals/families.py", "FAMILIES = {", 'FAMILIES = {"x": "wimfris.rivals.etris", '),
-        ("settings/schema.py", "    optimizer: Literal", "    new: int = 0\n    optimizer: Literal"),
+        ("settings/sections.py", "    optimizer: Literal", "    new: int = 0\n    optimizer: Literal"),
         ("results/tables.py", "", "\nX = 1\n"),
         ("cli/app.py", "", "\nX = 1\n"),
     )

@@ -11,8 +11,10 @@ from params_file import SHIPPED, read_yaml, write_params, write_yaml
 from wimfris.errors import UserError
 from wimfris.runs.fingerprint import run_code
 from wimfris.settings.params import Params, merge, read_params
+from wimfris.settings.placement import placed
 from wimfris.settings.run import Run
-from wimfris.settings.schema import CosineSchedule, Settings, StepSchedule, placed
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import CosineSchedule, StepSchedule
 
 ROOT = Path(__file__).parents[2]
 SCALES = ("smoke", "tiny", "small", "base", "large")

@@ -18,7 +18,7 @@ from wimfris.runs.log import read_log
 from wimfris.runs.manifest import read_manifest
 from wimfris.runs.records import CONDITIONS, read_records
 from wimfris.runs.store import CHECKPOINTS, STORE
-from wimfris.settings.schema import CosineSchedule, StepSchedule
+from wimfris.settings.sections import CosineSchedule, StepSchedule
 from wimfris.training.checkpoint import load_weights
 from wimfris.training.evaluate import Evaluator
 from wimfris.training.run import train_into

@@ -21,7 +21,7 @@ from wimfris.data.pickles import load_plain_pickle
 from wimfris.data.rle import SegmentationError, encode_segmentation, mask_area, merge_masks, short_polygons
 from wimfris.errors import UserError, one_line
 from wimfris.files import read_bytes
-from wimfris.settings.schema import SCENES, Files
+from wimfris.settings.sections import SCENES, Files
 
 NO_TARGET = -1  # gRefCOCO's ann_id of a sentence that names nothing
 

@@ -24,7 +24,8 @@ from wimfris.encoders.original import read_tensors, text_state, vision_state
 from wimfris.encoders.vision import interpolate_positions, set_positions
 from wimfris.errors import UserError
 from wimfris.settings.backbones import TEXT, VISION, TextFamily, VisionFamily
-from wimfris.settings.schema import Backbone, Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Backbone, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.timing import seconds, training_step
-from wimfris.settings.schema import Section, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Section
 from wimfris.training.build import build_device
 from wimfris.training.determinism import be_deterministic
 

@@ -22,7 +22,8 @@ from wimfris.measure.parameters import trained_parameters
 from wimfris.search.limits import Limits
 from wimfris.settings.messages import validated
 from wimfris.settings.params import Params, merge
-from wimfris.settings.schema import Name, Section, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Name, Section
 from wimfris.settings.tuning import nested
 
 BUDGET = "model.msa.width"  # the only width that may follow from a parameter budget

@@ -29,7 +29,8 @@ from wimfris.settings.function import function, plain
 from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
 from wimfris.settings.run import Run
-from wimfris.settings.schema import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Settings, Split
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Split
 from wimfris.settings.tuning import GROUP, Tuning
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
