@@ -181,4 +181,5 @@ def test_the_time_of_a_step_is_that_of_pairs(params: Params, monkeypatch: pytest
     times = iter([9.0, 1.0, 1.2, 1.0, 12.0, 10.0, 3.6, 3.0])
     monkeypatch.setattr(limits, "seconds", lambda *_, **__: [next(times)])
     settings = params.at_scale("smoke").settings()
-    assert limits.relative_step(settings, settings, 3) == pytest.approx(1.2)
+    monkeypatch.setattr(limits, "REPETITIONS", 3)
+    assert limits.relative_step(settings, settings) == pytest.approx(1.2)
