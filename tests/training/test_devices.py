@@ -153,10 +153,7 @@ def test_a_resumed_run_is_on_its_device_and_has_the_same_bits(
     project.train()
     uninterrupted = project.outs()
     settings = settings_on(project, device, precision=precision, checkpoint_seconds=1e-9)
-    steps.interrupt(8)
-    with pytest.raises(steps.Interrupted):
-        project.train()
-    steps.interrupt(0)
+    steps.stop(8, project)
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-full-0", digest(decisive(settings, 0)))
     trainer, _ = assemble_trainer(settings, Run("full", 0), checkpoints, Processes())
     assert trainer.step == 7 and trainer.scaler.is_enabled() == (precision == "fp16")

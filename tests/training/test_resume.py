@@ -40,12 +40,9 @@ def checkpoints() -> list[Path]:
 def test_resumed_run_equals_uninterrupted(step: int, project: Any, expected: dict[str, bytes], steps: Any) -> None:
     """The interruptions are within epochs, in the first step of one and in the last step of one."""
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
-    steps.interrupt(step)
-    with pytest.raises(steps.Interrupted):
-        project.train()
+    steps.stop(step, project)
     assert [path.name for path in checkpoints()] == [f"{step - 1:09d}"], "only the newest checkpoint stays"
     assert not project.files().folder.exists()
-    steps.interrupt(0)
     torch.manual_seed(1234)  # the random state of the resuming process must not matter
     project.train()
     assert steps.count == STEPS - (step - 1)
@@ -57,9 +54,7 @@ def test_resumed_run_equals_uninterrupted(step: int, project: Any, expected: dic
 def test_run_interrupted_in_every_third_step(project: Any, expected: dict[str, bytes], steps: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
     for _ in range(7):
-        steps.interrupt(3)
-        with pytest.raises(steps.Interrupted):
-            project.train()
+        steps.stop(3, project)
     steps.interrupt(3)
     project.train()
     assert project.outs() == expected
@@ -76,11 +71,8 @@ def test_steps_after_the_last_checkpoint_are_repeated(
             save(self, step, checkpoint)
 
     monkeypatch.setattr(CheckpointFolder, "save", save_first_four)
-    steps.interrupt(12)
-    with pytest.raises(steps.Interrupted):
-        project.train()
+    steps.stop(12, project)
     monkeypatch.setattr(CheckpointFolder, "save", save)
-    steps.interrupt(0)
     project.train()
     assert steps.count == STEPS - 4
     assert project.outs() == expected, "the log holds no step twice"
@@ -123,14 +115,11 @@ def test_killed_before_it_is_stored(project: Any, expected: dict[str, bytes], mo
 
 def test_partial_checkpoint_is_ignored(project: Any, expected: dict[str, bytes], steps: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
-    steps.interrupt(7)
-    with pytest.raises(steps.Interrupted):
-        project.train()
+    steps.stop(7, project)
     (checkpoint,) = checkpoints()
     partial = checkpoint.parent / "partial"
     partial.mkdir()
     (partial / "weights.safetensors").write_bytes(b"half of")
-    steps.interrupt(0)
     project.train()
     assert steps.count == STEPS - 6
     assert project.outs() == expected
@@ -163,9 +152,7 @@ def test_half_deleted_checkpoint_is_ignored(
 
 def test_damaged_checkpoint_is_named(project: Any, steps: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
-    steps.interrupt(7)
-    with pytest.raises(steps.Interrupted):
-        project.train()
+    steps.stop(7, project)
     (folder,) = checkpoints()
     message = rf"{re.escape(str(folder))}: the checkpoint is damaged \(.+\); delete the folder to train from the beg.*"
     for path in folder.iterdir():
@@ -180,11 +167,8 @@ def test_damaged_checkpoint_is_named(project: Any, steps: Any) -> None:
 
 def test_checkpoint_of_other_settings_is_ignored(project: Any, expected: dict[str, bytes], steps: Any) -> None:
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP, loss__dice=0.4)
-    steps.interrupt(7)
-    with pytest.raises(steps.Interrupted):
-        project.train()
+    steps.stop(7, project)
     project.edit(loss__dice=0.3)
-    steps.interrupt(0)
     project.train()
     assert steps.count == STEPS
     assert project.outs() == expected
@@ -204,10 +188,7 @@ def test_other_ways_to_train_resume_too(changes: dict[str, Any], project: Any, s
     uninterrupted = project.outs()
     shutil.rmtree(project.files().folder)
     project.edit(scales__smoke__train__checkpoint_seconds=EVERY_STEP)
-    steps.interrupt(8)
-    with pytest.raises(steps.Interrupted):
-        project.train()
-    steps.interrupt(0)
+    steps.stop(8, project)
     project.train()
     assert project.outs() == uninterrupted
 
