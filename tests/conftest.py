@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+from params_file import edit_yaml
 from torch import Tensor, nn
 
 from wimfris.data.prepare import prepare_index
@@ -208,16 +208,8 @@ class Project:
         self.runs = folder / "runs" / "scenes-smoke"
 
     def edit(self, **values: Any) -> None:
-        """Set keys of params.yaml; `__` stands for the dot: edit(scales__smoke__train__epochs=3)."""
-        path = self.folder / "params.yaml"
-        content = yaml.safe_load(path.read_text())
-        for key, value in values.items():
-            *parents, last = key.split("__")
-            place = content
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        """Set keys of params.yaml; see `edit_yaml`."""
+        edit_yaml(self.folder / "params.yaml", **values)
 
     def params(self) -> Params:
         return read_params(self.folder / "params.yaml")

@@ -6,25 +6,20 @@ from pathlib import Path
 
 import pytest
 import typer
+from refer_files import FIXTURE, SETS, official
 
 from wimfris.checks import official_files as check
 from wimfris.cli.prepare import data_check
 from wimfris.data.counts import count
-from wimfris.data.refer import declared_source, read_refer
+from wimfris.data.refer import read_refer
 from wimfris.errors import UserError
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
-
-FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-SHIPPED = read_params(Path(__file__).parents[2] / "params.yaml").datasets
+from wimfris.settings.sections import Files
 
 
 def declared(name: str, **counts: tuple[int, int, int]) -> Files:
     """Return a shipped declaration with the fixture's counts, and others of some splits."""
-    files = SHIPPED[name]
-    assert isinstance(files, Files)
-    right = count(read_refer(declared_source(name, files, FIXTURE)))
-    return files.model_copy(update={"counts": right | counts})
+    right = count(read_refer(official(FIXTURE, name)))
+    return SETS[name].model_copy(update={"counts": right | counts})
 
 
 RIGHT = {name: declared(name) for name in ("refcoco", "refcocog-umd")}

@@ -1,25 +1,12 @@
 """The audit counts what the index holds."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
+from refer_files import FIXTURE, official
 
 from wimfris.data.audit import audit, random_object_miou, shared_images_note
 from wimfris.data.index import build_index
-from wimfris.data.refer import Source, declared_source, read_refer
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
-
-FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
-
-
-def official(root: Path, name: str) -> Source:
-    """Return the files of an official data set under a root."""
-    files = SETS[name]
-    assert isinstance(files, Files)
-    return declared_source(name, files, root)
+from wimfris.data.refer import read_refer
 
 
 def build(name: str) -> pd.DataFrame:

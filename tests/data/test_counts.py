@@ -1,28 +1,15 @@
 """Counts per split, and their comparison with the published ones."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from refer_files import FIXTURE, SETS, official
 
 from wimfris.data.counts import Counts, check_object_counts, count, differences
-from wimfris.data.refer import ReferredObject, Source, declared_source, read_refer
+from wimfris.data.refer import ReferredObject, read_refer
 from wimfris.errors import UserError
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
 
-FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
-
-
-def official(root: Path, name: str = "refcoco") -> Source:
-    """Return the files of an official data set under a root."""
-    files = SETS[name]
-    assert isinstance(files, Files)
-    return declared_source(name, files, root)
-
-
-DECLARED = {name: files.counts for name, files in SETS.items() if isinstance(files, Files)}
+DECLARED = {name: files.counts for name, files in SETS.items()}
 
 
 @pytest.fixture(scope="module")

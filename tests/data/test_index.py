@@ -8,23 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from refer_files import FIXTURE, official
 
 from wimfris.data import index
-from wimfris.data.refer import ReferredObject, Source, declared_source, read_refer
+from wimfris.data.refer import ReferredObject, read_refer
 from wimfris.data.rle import decode_rle
 from wimfris.errors import UserError
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
-
-FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
-SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
-
-
-def official(root: Path, name: str) -> Source:
-    """Return the files of an official data set under a root."""
-    files = SETS[name]
-    assert isinstance(files, Files)
-    return declared_source(name, files, root)
 
 
 @pytest.fixture(scope="module")

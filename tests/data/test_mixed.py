@@ -7,37 +7,30 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
+import refer_files
+from params_file import edit_yaml, write_params
 
 from wimfris.cli.prepare import data_make, data_prepare
 from wimfris.data.index import build_index
 from wimfris.data.mixed import count_shared, dataset_label, drop_shared, summary
 from wimfris.data.prepare import prepare_index
-from wimfris.data.refer import ReferredObject, Source, declared_source, read_refer
+from wimfris.data.refer import ReferredObject, read_refer
 from wimfris.data.source import make_source, sources
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files, Settings
+from wimfris.settings.schema import Settings
 
 ROOT = Path(__file__).parents[2]
-FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
+
+
 MIXED = ("refcoco", "refcoco+", "refcocog-umd")
-
-SETS = read_params(ROOT / "params.yaml").datasets
-
-
-def source(root: Path, name: str) -> Source:
-    """Return the files of an official data set under a root."""
-    files = SETS[name]
-    assert isinstance(files, Files)
-    return declared_source(name, files, root)
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture's two sets, and RefCOCO+ as a copy of RefCOCO with one of its training images in val."""
     root = tmp_path_factory.mktemp("official") / "data"
-    shutil.copytree(FIXTURE, root)
+    shutil.copytree(refer_files.FIXTURE, root)
     shutil.copytree(root / "refcoco", root / "refcoco+")
     path = root / "refcoco+" / "refs(unc).p"
     refs = pickle.loads(path.read_bytes())  # our own file, so it is safe
@@ -50,16 +43,14 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def objects(official: Path) -> list[ReferredObject]:
-    return [referred for name in MIXED for referred in read_refer(source(official, name))]
+    return [referred for name in MIXED for referred in read_refer(refer_files.official(official, name))]
 
 
 def project(folder: Path, name: str, root: Path, monkeypatch: pytest.MonkeyPatch, *, counts: bool = False) -> Settings:
     """Change to a project folder at scale base with this data set, and return its settings."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content |= {"scale": "base", "data": {"name": name, "root": str(root)}}
-    for declared in content["datasets"].values() if not counts else ():
-        declared.pop("counts", None)  # the fixture is an excerpt
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    path = write_params(folder, scale="base", data={"name": name, "root": str(root)})
+    if not counts:  # the fixture is an excerpt
+        edit_yaml(path, **{f"datasets__{declared}__counts": {} for declared in refer_files.SETS})
     monkeypatch.chdir(folder)
     return read_params().settings()
 
@@ -81,7 +72,7 @@ def test_strict_trains_on_no_image_that_is_evaluated(official: Path, objects: li
     pd.testing.assert_frame_equal(strict, rest.reset_index(drop=True))
     assert list(published["dataset"].unique()) == list(MIXED)
     for name in MIXED:
-        own = build_index(read_refer(source(official, name)), folder)[0]
+        own = build_index(read_refer(refer_files.official(official, name)), folder)[0]
         part = published[published["dataset"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(part, own)
 
@@ -112,7 +103,7 @@ def test_each_set_must_have_the_declared_counts(
     settings = project(tmp_path, "mixed_strict", official, monkeypatch, counts=True)
     make_source(settings)
     with pytest.raises(
-        UserError, match=r"refs\(unc\)\.p: not the split that datasets\.refcoco\.counts declares: testA has"
+        UserError, match=r"refs\(unc\)\.p: not the split that datasets\.refcoco\.counts declares: train has"
     ):
         prepare_index(settings)
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from wimfris.data.letterbox import letterbox_image, letterbox_mask, normalise
+from wimfris.data.letterbox import normalise
 from wimfris.data.protocol import PROTOCOLS, SQUASHED_SIDE
 from wimfris.metrics import ious
-from wimfris.settings.schema import Evaluate
+from wimfris.settings.sections import Evaluate
 
 HEIGHT, WIDTH, SIZE = 75, 110, 56
 
@@ -47,11 +47,6 @@ def test_cris_equals_its_golden_numbers(golden: object) -> None:
     assert np.array_equal(predicted, case["prediction"])
     target = protocol.target(case["mask"])
     assert target.dtype == bool and np.array_equal(target, case["mask"] > 0)
-
-
-def test_cris_letterboxes(image: np.ndarray, mask: np.ndarray) -> None:
-    assert np.array_equal(PROTOCOLS["cris"].image(image, SIZE), letterbox_image(image, SIZE))
-    assert np.array_equal(PROTOCOLS["cris"].mask(mask, SIZE), letterbox_mask(mask, SIZE))
 
 
 def two_classes(logits: torch.Tensor) -> torch.Tensor:

@@ -8,24 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refer_files import FIXTURE, SETS, official
 
 from wimfris.data import refer
-from wimfris.data.refer import Source, declared_source
+from wimfris.data.refer import declared_source
 from wimfris.data.rle import decode_rle
 from wimfris.errors import UserError
-from wimfris.settings.params import read_params
-from wimfris.settings.schema import Files
 
-FIXTURE = Path(__file__).parents[1] / "golden" / "refer_fixture"
 GOLDEN = json.loads((FIXTURE / "expected.json").read_text())
-SETS = read_params(Path(__file__).parents[2] / "params.yaml").datasets
-
-
-def official(root: Path, name: str = "refcoco") -> Source:
-    """Return the files of an official data set under a root."""
-    files = SETS[name]
-    assert isinstance(files, Files)
-    return declared_source(name, files, root)
 
 
 @pytest.fixture
@@ -225,7 +215,6 @@ def test_references_may_name_several_objects_or_none(root: Path) -> None:
     (root / "refcoco" / "grefs(unc).json").write_text(json.dumps([several, none]))
     (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
     files = SETS["refcoco"].model_copy(update={"refs": "refcoco/grefs(unc).json"})
-    assert isinstance(files, Files)
     both, nothing = refer.read_refer(declared_source("grefcoco", files, root))
     one = {o.ann_ids[0]: o for o in refer.read_refer(official(root)) if o.image_id == image}
     assert both.ann_ids == tuple(ids) and nothing.ann_ids == () and nothing.category == ""

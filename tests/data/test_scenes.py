@@ -44,6 +44,7 @@ def test_pretraining_scenes_have_no_sentence() -> None:
     assert not any(draw_scene("pretrain", k, SIDE).refs for k in range(20))
 
 
+@pytest.mark.slow
 def test_split_and_number_decide_a_scene(drawn: dict[str, list[Scene]]) -> None:
     for split in SPLITS_WRITTEN:
         again = draw_scene(split, 7, SIDE)
@@ -71,12 +72,14 @@ def test_guessing_scores_low(split: str, index: Any) -> None:
     assert 0.15 <= random_object_miou(index[index["split"] == split]) <= 0.25
 
 
+@pytest.mark.slow
 def test_distractors_of_the_same_category_are_frequent(every: list[Any]) -> None:
     same = [sum(o.shape == scene.things[t].shape for o in scene.things) - 1 for _, scene, t, _, _ in every]
     assert np.mean(np.array(same) >= 1) > 0.7
     assert np.mean(np.array(same) >= 2) > 0.4, "several of them are frequent"
 
 
+@pytest.mark.slow
 def test_some_targets_are_small_and_some_cross_several_windows(every: list[Any]) -> None:
     areas, crossed = [], []
     for _, scene, target, _, _ in every:
@@ -90,6 +93,7 @@ def test_some_targets_are_small_and_some_cross_several_windows(every: list[Any])
     assert np.mean(np.array(crossed) >= 4) > 0.02
 
 
+@pytest.mark.slow
 def test_things_lie_inside_and_do_not_touch(drawn: dict[str, list[Scene]]) -> None:
     for scene in itertools.chain(*drawn.values()):
         assert 4 <= len(scene.things) <= 7
@@ -103,6 +107,7 @@ def test_things_lie_inside_and_do_not_touch(drawn: dict[str, list[Scene]]) -> No
             assert rows.min() >= thing.y - thing.radius - 1 and rows.max() <= thing.y + thing.radius
 
 
+@pytest.mark.slow
 def test_things_have_their_colour(drawn: dict[str, list[Scene]]) -> None:
     names, values = list(RGB), np.array(list(RGB.values()))
     right = total = 0
@@ -145,6 +150,7 @@ def test_the_written_layout_is_read_back(root: Path, drawn: dict[str, list[Scene
         assert error < 4, "the JPEG quality must preserve small things"
 
 
+@pytest.mark.slow
 def test_annotations_have_the_keys_of_coco_s(root: Path) -> None:
     instances = json.loads((root / "scenes" / "instances.json").read_text())
     refs = pickle.loads((root / "scenes" / "refs(seed).p").read_bytes())

@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from wimfris.data.scenes import RADII
 from wimfris.data.sentences import MARGIN, Description, Thing, World, to_sentence, vocabulary
@@ -106,6 +107,7 @@ def weaker(meaning: Meaning) -> list[Meaning]:
     return subsets
 
 
+@pytest.mark.slow
 def test_a_sentence_names_its_target_and_no_part_of_it_does(every: list[Any]) -> None:
     assert len(every) > 1000
     for split, scene, target, _, sentence in every:
@@ -121,6 +123,7 @@ def test_a_sentence_names_its_target_and_no_part_of_it_does(every: list[Any]) ->
                 assert having(scene.things, part) != marks, f"{where}: landmark {part} is enough"
 
 
+@pytest.mark.slow
 def test_a_sentence_states_its_description(every: list[Any]) -> None:
     for _, _, _, description, sentence in every:
         meaning, landmark = read(sentence)
@@ -132,6 +135,7 @@ def test_a_sentence_states_its_description(every: list[Any]) -> None:
         assert description.kind == next((kinds[kind] for kind, _ in meaning if kind in kinds), "attribute")
 
 
+@pytest.mark.slow
 def test_the_deciding_differences_are_visible(every: list[Any]) -> None:
     """The first and second of a superlative differ by a margin, and so do the things of a relation and its landmark."""
     for _, scene, target, _, sentence in every:
@@ -174,6 +178,7 @@ def test_an_ambiguous_or_superfluous_description_is_refused() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_that_of_the_sentences(every: list[Any]) -> None:
     words = {word for *_, text in every for word in text.split()}
     assert words == set(vocabulary()), "every word of it occurs, and no other"

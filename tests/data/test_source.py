@@ -6,24 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from params_file import write_params
+from refer_files import FIXTURE
 
 from wimfris.data.source import make_source, source_images, sources
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
 from wimfris.settings.schema import Settings
 
-ROOT = Path(__file__).parents[2]
-FIXTURE = ROOT / "tests" / "golden" / "refer_fixture"
-
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Scale base on RefCOCO, whose official files are a copy of the fixture."""
     shutil.copytree(FIXTURE, tmp_path / "official")
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content |= {"scale": "base", "data": {"name": "refcoco", "root": "official"}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    write_params(tmp_path, scale="base", data={"name": "refcoco", "root": "official"})
     monkeypatch.chdir(tmp_path)
     return read_params().settings()
 

@@ -20,7 +20,8 @@ from wimfris.results.studies import load_study
 from wimfris.rivals.families import FAMILIES, NECKS
 from wimfris.settings.backbones import VISION
 from wimfris.settings.params import merge, read_params
-from wimfris.settings.schema import Files, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Files
 from wimfris.training.build import build_segmenter
 
 ROOT = Path(__file__).parents[2]

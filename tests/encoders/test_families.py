@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import yaml
+from params_file import write_params
 from torch import Tensor, nn
 
 from wimfris.encoders.backbones import blocks_of, text_backbone, vision_backbone
@@ -17,7 +17,8 @@ from wimfris.errors import UserError
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import RIVALS, Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import RIVALS, TextBackbone, VisionBackbone
 
 ROOT = Path(__file__).parents[2]
 PREFIX = {"dinov2_with_registers": 3, "dinov2": 1, "dinov3_vit": 3, "siglip": 0}  # with two registers, where possible
@@ -54,12 +55,8 @@ def small_text(stir: Any, family: str) -> Any:
 
 def settings_with(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Settings:
     """Return the settings of scale smoke with these changes of its random encoders."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
-    content |= {"variants": {"full": {}}, "explorer": []}
-    content["scales"]["smoke"]["encoders"]["text"] |= text or {}
-    content["scales"]["smoke"]["encoders"]["vision"] |= vision or {}
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(folder / "params.yaml").settings()
+    changes = {"scales": {"smoke": {"encoders": {"text": text or {}, "vision": vision or {}}}}}
+    return read_params(write_params(folder, changes)).settings()
 
 
 def test_the_settings_name_the_families_of_the_tables() -> None:

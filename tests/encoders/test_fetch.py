@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
+from params_file import write_params
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from wimfris.encoders.fetch import fetch_encoders, needed_files
@@ -104,11 +104,8 @@ def address(monkeypatch: pytest.MonkeyPatch, url: str, folder: Path) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["scales"]["smoke"]["encoders"]["vision"] |= {"source": NAME, "revision": COMMIT}
-    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": ["full"]}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(tmp_path / "params.yaml").settings()
+    vision = {"source": NAME, "revision": COMMIT}
+    return read_params(write_params(tmp_path, {"scales": {"smoke": {"encoders": {"vision": vision}}}})).settings()
 
 
 def refusal(settings: Settings) -> str:

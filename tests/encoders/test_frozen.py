@@ -13,7 +13,7 @@ from wimfris.encoders.text import TextEncoder
 from wimfris.encoders.vision import VisionEncoder
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.backbones import TEXT
-from wimfris.settings.schema import TextBackbone
+from wimfris.settings.sections import TextBackbone
 
 
 def recorded(layers: Any) -> list[bool]:

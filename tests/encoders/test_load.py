@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from params_file import SHIPPED, write_params
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -47,23 +47,13 @@ def settings(tmp_path: Path) -> Settings:
     return change(tmp_path)
 
 
-def change(folder: Path, scale: str = "smoke", text: Any = None, vision: Any = None, **rest: Any) -> Settings:
+def change(folder: Path, text: Any = None, vision: Any = None, **rest: Any) -> Settings:
     """Return the settings with these changes of the encoders and, in `rest`, of the data."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    encoders = content["scales"]["smoke"]["encoders"]
-    encoders["text"] |= {"source": HUB["text"], "revision": COMMIT["text"]} | (text or {})
-    encoders["vision"] |= {"source": HUB["vision"], "revision": COMMIT["vision"]} | (vision or {})
-    content |= {
-        "scale": scale,
-        "variants": {"full": {}},
-        "extended": {},
-        "controls": {},
-        "explorer": ["full"],
-    }  # other variants may not fit the grids here
-    for key, value in rest.items():
-        content["scales"]["smoke"]["data"][key] = value
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(folder / "params.yaml").settings()
+    encoders = {
+        "text": {"source": HUB["text"], "revision": COMMIT["text"]} | (text or {}),
+        "vision": {"source": HUB["vision"], "revision": COMMIT["vision"]} | (vision or {}),
+    }
+    return read_params(write_params(folder, {"scales": {"smoke": {"encoders": encoders, "data": rest}}})).settings()
 
 
 # --- a local hub cache ------------------------------------------------------------------------------------------------
@@ -161,20 +151,25 @@ def models() -> dict[str, nn.Module]:
     return {"text": clip, "vision": dino}
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, nn.Module]) -> Path:
-    """A local hub cache with both models, and no network. CLIP is a pytorch_model.bin, like its pinned revision, and
-    DINOv2 safetensors.
-    """
-    folder = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, models: dict[str, nn.Module]) -> Path:
+    """A hub cache with both models. CLIP is a pytorch_model.bin, like its pinned revision, and DINOv2 safetensors."""
+    folder = tmp_path_factory.mktemp("hub")
     text = snapshot(folder, "text")
     models["text"].config.save_pretrained(text)
     state = models["text"].state_dict() | {"text_model.embeddings.position_ids": torch.arange(20)[None]}
     torch.save(state, text / "pytorch_model.bin")
     (text / "tokenizer.json").write_text(json.dumps(byte_pairs()))
     models["vision"].save_pretrained(snapshot(folder, "vision"))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the hub cache of the test's own, and no network."""
+    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
     return folder
 
 
@@ -280,9 +275,8 @@ def test_a_checkpoint_without_some_weights_is_refused(settings: Settings, cache:
 
 
 def test_pinned_revisions_are_commits() -> None:
-    scales = yaml.safe_load((ROOT / "params.yaml").read_text())["scales"]
     for scale in ("base", "large"):
-        for backbone in scales[scale]["encoders"].values():
+        for backbone in SHIPPED["scales"][scale]["encoders"].values():
             assert len(backbone["revision"]) == 40 and set(backbone["revision"]) <= set("0123456789abcdef")
 
 
@@ -290,8 +284,7 @@ def test_pinned_revisions_are_commits() -> None:
 
 
 def settings_at(scale: str) -> Settings:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return read_params(ROOT / "params.yaml").model_copy(update={"scale": scale, "data": content["data"]}).settings()
+    return read_params(ROOT / "params.yaml").at_scale(scale).settings()
 
 
 def test_random_encoders_are_fixed_and_do_not_use_the_random_state() -> None:
@@ -314,29 +307,16 @@ def test_the_hash_depends_on_the_weights_alone() -> None:
     assert weights_hash(backbone) != before
 
 
-shipped = pytest.mark.skipif(
-    not all((BUILTIN / f"{name}.safetensors").is_file() for name in ("text", "vision")),
-    reason="the built-in encoders have not been pretrained yet",
-)
-
-
-@shipped
-def test_shipped_encoders_load() -> None:
-    settings = settings_at("tiny")
+@pytest.mark.parametrize(("scale", "vision"), [("tiny", "vision"), ("small", "vision-small")])
+def test_shipped_encoders_load(scale: str, vision: str) -> None:
+    settings = settings_at(scale)
     described = describe_encoders(settings)
-    assert describe_encoders(settings) == described
-    for name in ("text", "vision"):
-        state = load_file(BUILTIN / f"{name}.safetensors")
+    assert load_vision(settings).embeddings.position_embeddings.shape[1] == settings.grid**2 + 1
+    for name, file in (("text", "text"), ("vision", vision)):
+        state = load_file(BUILTIN / f"{file}.safetensors")
         assert described[name]["parameters"] == sum(value.numel() for value in state.values())
-        assert (BUILTIN / f"{name}.safetensors").stat().st_size < 8e6
+        assert (BUILTIN / f"{file}.safetensors").stat().st_size < 8e6
         assert all(torch.isfinite(value).all() for value in state.values())
-
-
-@shipped
-def test_shipped_encoders_are_in_the_package_and_have_a_card() -> None:
-    card = (BUILTIN / "CARD.md").read_text()
-    assert "dvc repro -f pretrain" in card and "seed" in card
-    assert "| text |" in card and "| vision |" in card
 
 
 @pytest.fixture
@@ -367,15 +347,6 @@ def test_built_in_encoders_load_as_they_were_saved(builtin: Settings) -> None:
         state = backbone.state_dict()
         assert saved.keys() == state.keys()
         assert all(torch.equal(saved[key], state[key]) for key in saved)
-
-
-@pytest.mark.parametrize("scale", ["tiny", "small"])
-def test_encoders_of_the_repository_load(scale: str) -> None:
-    settings = read_params(ROOT / "params.yaml").model_copy(update={"scale": scale}).settings()
-    sides = {"tiny": 8, "small": 16}
-    vision = load_vision(settings)
-    assert vision.embeddings.position_embeddings.shape[1] == sides[scale] ** 2 + 1
-    assert load_text(settings, load_tokenizer(settings)).config.eos_token_id == load_tokenizer(settings).eot_id
 
 
 def test_a_built_in_encoder_with_other_words_is_refused(builtin: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from params_file import SHIPPED, edit_yaml, write_params
+from refer_files import FIXTURE, SETS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -104,8 +105,9 @@ class Holder(nn.Module):
         return top
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clip() -> CLIPTextModelWithProjection:
+    torch.manual_seed(0)
     model = CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=IDS,
@@ -126,8 +128,9 @@ def clip() -> CLIPTextModelWithProjection:
     return model.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dino() -> Any:
+    torch.manual_seed(0)
     model = vision_backbone(width=16, layers=2, heads=2, patch=4, registers=2, image_size=56)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -135,10 +138,17 @@ def dino() -> Any:
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, clip: Any, dino: Any) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_files(folder, clip, dino)
+    return folder
+
+
 @pytest.fixture
-def settings(tmp_path: Path, clip: Any, dino: Any) -> Settings:
+def settings(tmp_path: Path, files: Path) -> Settings:
     """Scale smoke with both encoders in original files."""
-    write_files(tmp_path, clip, dino)
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return change(tmp_path)
 
 
@@ -151,13 +161,8 @@ def write_files(folder: Path, clip: Any, dino: Any) -> None:
 
 
 def change(folder: Path, **vision: Any) -> Settings:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    encoders = content["scales"]["smoke"]["encoders"]
-    encoders["text"] |= {"source": str(folder / "ViT.pt")}
-    encoders["vision"] |= {"source": str(folder / "dino.pth")} | vision
-    content |= {"scale": "smoke", "variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": ["full"]}
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(folder / "params.yaml").settings()
+    encoders = {"text": {"source": str(folder / "ViT.pt")}, "vision": {"source": str(folder / "dino.pth")} | vision}
+    return read_params(write_params(folder, {"scales": {"smoke": {"encoders": encoders}}})).settings()
 
 
 def test_clip_s_archive_is_the_hub_s_text_model(settings: Settings, clip: Any) -> None:
@@ -253,15 +258,13 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The commands of the paper's scales in sequence: REFER's layout, original weights, mixed training."""
-    shutil.copytree(ROOT / "tests" / "golden" / "refer_fixture", tmp_path / "data")
+    shutil.copytree(FIXTURE, tmp_path / "data")
     shutil.copytree(tmp_path / "data" / "refcoco", tmp_path / "data" / "refcoco+")
-    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    content["data"]["name"] = "mixed_strict"
-    for declared in content["datasets"].values():
-        declared |= {"tokens": 20}
-        declared.pop("counts", None)  # the fixture is an excerpt
-    content["scales"]["smoke"]["train"] |= {"epochs": 1, "batch_size": 4}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    values: dict[str, Any] = {"data__name": "mixed_strict"}
+    values |= {f"datasets__{name}__tokens": 20 for name in SHIPPED["datasets"]}
+    values |= {f"datasets__{name}__counts": {} for name in SETS}  # the fixture is an excerpt
+    values |= {f"scales__smoke__train__{key}": value for key, value in (("epochs", 1), ("batch_size", 4))}
+    edit_yaml(tmp_path / "params.yaml", **values)
     monkeypatch.chdir(tmp_path)
     # It is also too small for the controls.
     monkeypatch.setattr("wimfris.training.evaluate.CONDITIONS", {"sentence": every_sentence})
@@ -271,7 +274,7 @@ def test_a_run_on_mixed_data_from_official_files_alone(
     prepare.encoders_record()
     training.train("full-0")
     records = read_records(Path("runs/mixed_strict-smoke/core/full-0/records.parquet"))
-    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in content["datasets"]["mixed_strict"]["mix"]}
+    assert set(records["dataset"]) == {f"{name} (mixed_strict)" for name in SHIPPED["datasets"]["mixed_strict"]["mix"]}
     assert set(records["split"]) == {"val", "testA", "testB", "test"}
     train, held_out = splits(Path("runs/mixed_strict-smoke/index/index.parquet"))
     assert train and not train & held_out

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+from params_file import SHIPPED
 
 from wimfris.data.letterbox import letterbox_image, normalise
 from wimfris.data.scenes import draw_scene
@@ -92,16 +92,9 @@ def test_cells_and_pixels_are_unfolded_in_place() -> None:
 @pytest.fixture(scope="module")
 def small() -> Params:
     """params.yaml with a few steps of pretraining at scale smoke."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["scale"] = "smoke"
     step = {"batch_size": 8, "learning_rate": 3e-3}
-    content["pretrain"] = {
-        "scale": "smoke",
-        "seed": 0,
-        "text": step | {"steps": 4},
-        "vision": step | {"steps": 3, "scenes": 20},
-    }
-    return Params.model_validate(content)
+    own = {"scale": "smoke", "seed": 0, "text": step | {"steps": 4}, "vision": step | {"steps": 3, "scenes": 20}}
+    return Params.model_validate(SHIPPED | {"scale": "smoke", "pretrain": own})
 
 
 def test_vision_learns(small: Params) -> None:

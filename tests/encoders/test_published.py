@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from params_file import write_params
 from transformers import (
     BertConfig,
     BertModel,
@@ -71,11 +71,9 @@ def write_tokenizer(folder: Path, *, end: bool = True) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
-@pytest.fixture
-def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local hub cache with small models of every further family, and no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub cache with small models of every further family."""
     torch.manual_seed(0)
     text = SIZES | {"vocab_size": len(WORDS), "max_position_embeddings": 32, "projection_size": 16}
     pictures = {"patch_size": 4, "image_size": 24}
@@ -86,25 +84,33 @@ def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "dinov2": Dinov2Model(Dinov2Config(**dino)),
         "dinov3_vit": DINOv3ViTModel(DINOv3ViTConfig(**SIZES, **pictures, num_register_tokens=2)),
     }
+    root = tmp_path_factory.mktemp("hub")
     for name, model in models.items():
-        folder = tmp_path / "hub" / f"models--maker--{name}" / "snapshots" / COMMIT
+        folder = root / f"models--maker--{name}" / "snapshots" / COMMIT
         model.save_pretrained(folder)
         if name in ("bert", "siglip"):
             write_tokenizer(folder)
-    return tmp_path / "hub"
+    return root
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the hub cache of the test's own, and no network."""
+    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
+    return folder
 
 
 def settings_of(folder: Path, text: str, vision: str, **changes: Any) -> Settings:
     """Return the settings of scale smoke with encoders of these families from the cache."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": "smoke", "extended": {}, "controls": {}}
-    content |= {"variants": {"full": {}}, "explorer": []}
-    encoders = content["scales"]["smoke"]["encoders"]
-    for name, family in (("text", text), ("vision", vision)):
-        encoders[name] |= {"family": family, "source": f"maker/{family}", "revision": COMMIT}
-    encoders["vision"] |= {"registers": 2 if vision == "dinov3_vit" else 0}
-    encoders["text"] |= changes
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    return read_params(folder / "params.yaml").settings()
+    own = {
+        name: {"family": family, "source": f"maker/{family}", "revision": COMMIT}
+        for name, family in (("text", text), ("vision", vision))
+    }
+    own["vision"] |= {"registers": 2 if vision == "dinov3_vit" else 0}
+    own["text"] |= changes
+    return read_params(write_params(folder, {"scales": {"smoke": {"encoders": own}}})).settings()
 
 
 def test_a_local_tokenizer_reads_a_sentence(tmp_path: Path) -> None:

@@ -49,25 +49,6 @@ def to_map(tokens: Tensor, grid: tuple[int, int] = (8, 8)) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
-def test_no_or_untrained_adapters_do_not_change_the_three_stages(
-    build: Any, backbone: Any, image: Tensor, text: tuple[Tensor, Tensor], layers: tuple[int, ...]
-) -> None:
-    names = list(backbone.state_dict())
-    plain = backbone(pixel_values=image.double(), output_hidden_states=True)
-    encoder = VisionEncoder(backbone, {layer: build["msa"]("zero").double() for layer in layers}, TAPS)
-    stages = encoder(image.double(), *text)
-    expected = [*(plain.hidden_states[layer + 1] for layer in TAPS), plain.last_hidden_state]
-    assert len(stages) == 3
-    for stage, tokens in zip(stages, expected, strict=True):
-        assert torch.equal(stage, to_map(tokens))
-    assert list(backbone.state_dict()) == names
-    assert {name.removeprefix("backbone.") for name in encoder.state_dict() if name.startswith("backbone.")} == set(
-        names
-    )
-
-
-@torch.no_grad()
 def test_an_adapter_reads_the_second_norm_and_adds_to_the_mlp_before_the_layer_scale(
     backbone: Any, image: Tensor, text: tuple[Tensor, Tensor]
 ) -> None:
@@ -82,14 +63,6 @@ def test_an_adapter_reads_the_second_norm_and_adds_to_the_mlp_before_the_layer_s
     mlp = block.mlp.fc2(block.mlp.activation_fn(block.mlp.fc1(normed)))
     torch.testing.assert_close(stream + block.layer_scale2.lambda1 * mlp, before[2])
     torch.testing.assert_close(stages[0], to_map(stream + block.layer_scale2.lambda1 * (mlp + torch.sin(normed))))
-
-
-@torch.no_grad()
-def test_a_map_has_the_shape_of_the_image(build: Any, backbone: Any, text: tuple[Tensor, Tensor]) -> None:
-    """Positions are interpolated for this image."""
-    encoder = VisionEncoder(backbone, {1: build["msa"]().double()}, TAPS)
-    image = torch.randn(3, 3, 24, 40, dtype=torch.float64)
-    assert [tuple(stage.shape) for stage in encoder(image, *text)] == [(3, 16, 6, 10)] * 3
 
 
 @torch.no_grad()

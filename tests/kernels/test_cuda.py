@@ -1,22 +1,17 @@
 """On a GPU the reference scan agrees with the CPU's, and mamba_ssm's kernels agree with the reference scan."""
 
 import copy
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import scan_oracle as oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wimfris.model.mamba import Mamba
 from wimfris.model.scan import selective_scan
-
-_spec = spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
-assert _spec and _spec.loader
-fused = module_from_spec(_spec)
-_spec.loader.exec_module(fused)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,12 +65,12 @@ def test_mamba_ssm_agrees_with_the_reference(length):
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_mamba_ssm_takes_any_shape_and_dtype(batch: int, length: int, width: int, states: int, dtype: Any) -> None:
-    values, weight = fused.single((batch, length, width, states))
-    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
+    values, weight = oracle.single((batch, length, width, states))
+    values |= {name: values[name].to(dtype) for name in oracle.PER_TOKEN}
     on_gpu = {name: value.cuda() for name, value in values.items()}
-    result = {name: value.cpu() for name, value in fused.derive(on_gpu, "mamba_ssm", weight.cuda()).items()}
+    result = {name: value.cpu() for name, value in oracle.derive(on_gpu, "mamba_ssm", weight.cuda()).items()}
     tolerance = 1e-4 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
-    fused.assert_close(result, fused.derive_plain(values, weight.to(dtype).double()), tolerance)
+    oracle.assert_close(result, oracle.derive_plain(values, weight.to(dtype).double()), tolerance)
 
 
 @needs_mamba_ssm

@@ -1,31 +1,32 @@
 """The CPU kernels against the plain loop in float64: values, gradients, dtypes, strides, bits."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_oracle import (
+    NAMES,
+    PER_TOKEN,
+    assert_close,
+    conv_inputs,
+    convolve,
+    derive,
+    derive_conv,
+    derive_plain,
+    inputs,
+    single,
+)
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wimfris.kernels.layout import CPU_CHUNK
 from wimfris.kernels.ops import fused_scan
-from wimfris.model.mamba import Mamba
 from wimfris.model.scan import causal_conv_silu, conv_flops, scan_flops, selective_scan
 
 pytestmark = pytest.mark.slow
 
-_spec = importlib.util.spec_from_file_location("scan_tests", Path(__file__).parents[1] / "model" / "test_scan.py")
-assert _spec and _spec.loader
-_tests = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tests)
-NAMES, inputs, naive_scan = _tests.NAMES, _tests.inputs, _tests.naive_scan
-
-PER_TOKEN = ("u", "delta", "B", "C", "z")
 SHAPES = [  # around the edges of chunk and block: one token, a window, several chunks, more sequences than tasks
     (1, 1, 1, 1),
     (3, 1, 5, 4),
@@ -46,36 +47,6 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(before)
 
 
-def derive(values: dict[str, Tensor], backend: str, weight: Tensor) -> dict[str, Tensor]:
-    """Return the output and every gradient."""
-    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-    y = selective_scan(**leaves, backend=backend)
-    grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), list(leaves.values()))
-    return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
-
-
-def derive_plain(values: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """Return what `derive` does, by the plain loop in float64."""
-    leaves = {name: value.detach().double().requires_grad_() for name, value in values.items()}
-    y = naive_scan(**leaves)
-    grads = torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {"y": y.detach()} | dict(zip(NAMES, grads, strict=True))
-
-
-def assert_close(result: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Assert that each result is within `tolerance` of its largest expected value."""
-    for name, value in expected.items():
-        assert result[name].shape == value.shape, name
-        error = (result[name].double() - value).abs().max().item()
-        assert error <= tolerance * (value.abs().max().item() + 1e-3), f"{name}: {error}"
-
-
-def single(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
-    """Return inputs in float32, and a weight for the output."""
-    values = {name: value.detach().float() for name, value in inputs(*shape, seed=seed).items()}
-    return values, torch.randn(shape[:3], dtype=torch.float64)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cpu_in_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, int]) -> None:
     values, weight = single(shape)
@@ -88,13 +59,6 @@ def test_cpu_in_float64_is_the_plain_loop(batch: int, length: int, width: int, s
     values = inputs(batch, length, width, state, seed)
     weight = torch.randn(batch, length, width, dtype=torch.float64)
     assert_close(derive(values, "cpu", weight), derive_plain(values, weight), 1e-12)
-
-
-def test_cpu_backward_is_the_derivative_of_its_forward() -> None:
-    values = inputs(2, 5, 3, 2)
-    assert torch.autograd.gradcheck(
-        lambda *args: selective_scan(*args, backend="cpu"), [values[name] for name in NAMES]
-    )
 
 
 def test_cpu_reads_and_rounds_bfloat16_as_torch_does() -> None:
@@ -237,26 +201,6 @@ def test_a_compiled_graph_holds_the_operation_whole(precision: torch.dtype) -> N
     assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), expected))
 
 
-def conv_inputs(batch: int, length: int, width: int, taps: int) -> list[Tensor]:
-    """Return x, weight and bias of a causal convolution in float64, and a weight for its output."""
-    shapes = (batch, length, width), (width, 1, taps), (width,), (batch, length, width)
-    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve by torch's own operation."""
-    padded = F.pad(x.mT, (weight.shape[-1] - 1, 0))
-    return F.silu(F.conv1d(padded, weight, bias, groups=len(bias)).mT)
-
-
-def derive_conv(convolution: Any, *values: Tensor) -> dict[str, Tensor]:
-    """Return the output and every gradient."""
-    *leaves, weight = (value.detach() for value in values)
-    y = convolution(*(leaf.requires_grad_() for leaf in leaves))
-    grads = torch.autograd.grad((y * weight.to(y.dtype)).sum(), leaves)
-    return {"y": y.detach()} | dict(zip(("x", "weight", "bias"), grads, strict=True))
-
-
 def cpu_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return causal_conv_silu(x, weight, bias, backend="cpu")
 
@@ -301,24 +245,3 @@ def test_cpu_convolution_is_well_formed_and_takes_an_empty_batch() -> None:
         cpu_conv(x, weight, bias).sum().backward()
     assert counter.get_total_flops() == 4 * conv_flops(2, 5, 3, 4)
     assert cpu_conv(x[:0], weight, bias).shape == (0, 5, 3)
-
-
-@pytest.mark.parametrize("window", [1, 17, 70])
-def test_a_block_has_the_same_gradients_with_either_backend(window: int) -> None:
-    block, x = Mamba(12, state=4, backend="cpu"), torch.randn(5, window, 12, requires_grad=True)
-    leaves = [x, *block.parameters()]
-    result = torch.autograd.grad(block(x).square().sum(), leaves)
-    block.backend = "reference"
-    for grad, other in zip(result, torch.autograd.grad(block(x).square().sum(), leaves), strict=True):
-        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
-
-
-def test_a_block_under_autocast_keeps_its_state_in_float32() -> None:
-    block, x = Mamba(16, state=4, backend="cpu"), torch.randn(3, 9, 16)
-    expected = block(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        result = block(x)
-    result.float().sum().backward()
-    assert result.dtype == torch.bfloat16
-    assert (result.float() - expected).abs().max() < 0.05 * expected.abs().max()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())

@@ -19,7 +19,7 @@ from wimfris.metrics import ious
 from wimfris.results.evidence import EvidenceFiles, read_evidence, write_core
 from wimfris.results.scores import own_sentences
 from wimfris.runs.records import OBJECT_COLUMNS, read_records, write_records
-from wimfris.settings.schema import SCENES
+from wimfris.settings.sections import SCENES
 
 pytestmark = pytest.mark.slow
 CORE = EvidenceFiles("scenes-smoke", added=False)

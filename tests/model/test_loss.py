@@ -41,12 +41,6 @@ def test_dice_of_a_perfect_prediction_is_nothing_and_of_a_wrong_one_is_all() -> 
     assert dice_loss(torch.full_like(mask, -50.0), torch.zeros_like(mask)) < 1e-5  # no target, and none predicted
 
 
-def test_dice_is_computed_for_each_sample() -> None:
-    logits, mask = torch.randn(4, 1, 6, 6), (torch.rand(4, 1, 6, 6) > 0.5).float()
-    alone = [dice_loss(logits[k : k + 1], mask[k : k + 1]) for k in range(4)]
-    torch.testing.assert_close(dice_loss(logits, mask), torch.stack(alone).mean())
-
-
 def test_window_targets_by_hand() -> None:
     mask = box(16, 3, 7, 5, 9)  # 2 x 2 pixels about the corner that four windows of 4 cells of 1 pixel share
     cross = torch.tensor([[0.0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])

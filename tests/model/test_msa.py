@@ -64,15 +64,6 @@ def test_no_mixer_leaves_the_patches_as_they_are() -> None:
     assert isinstance(msa.mixer, torch.nn.Identity)
 
 
-def test_mixer_reads_rows_before_columns_and_keeps_channels_apart() -> None:
-    mixer: Any = RFMixer(2, (3,)).double()
-    assert mixer.branches[0][0].kernel_size == (1, 3) and mixer.branches[0][1].kernel_size == (3, 1)
-    x = torch.rand(1, 2, 5, 5, dtype=torch.float64)
-    changed = x.clone()
-    changed[:, 1] += 1
-    torch.testing.assert_close(mixer(changed)[:, 0], mixer(x)[:, 0])
-
-
 def test_the_equation(msa: Any, guidance: Guidance, tokens: Tensor) -> None:
     x = F.relu(tokens @ msa.down.weight.T + msa.down.bias)
     patches = x[:, PREFIX:].transpose(1, 2).reshape(2, 8, *GRID)

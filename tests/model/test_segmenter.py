@@ -67,20 +67,6 @@ def test_text_adapters_learn_through_the_aligners_and_through_the_alignment(
         assert (grad != 0).any()
 
 
-def test_shapes(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
-    output = segmenter(image.double(), token_ids)
-    assert output.logits.shape == (3, 1, 32, 32)
-    assert output.fused.shape == (3, 16, 8, 8) and output.anchor.shape == (3, 16)
-
-
-@torch.no_grad()
-def test_the_same_input_twice_gives_the_same_bits(segmenter: Segmenter, image: Tensor, token_ids: Tensor) -> None:
-    segmenter.eval()
-    first, second = segmenter(image.double(), token_ids), segmenter(image.double(), token_ids)
-    for one, other in ((first.logits, second.logits), (first.fused, second.fused), (first.anchor, second.anchor)):
-        assert torch.equal(one, other)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("gate", ["attention", "text", "none"])
 def test_longer_padding_changes_nothing(build: Any, stir: Any, image: Tensor, token_ids: Tensor, gate: str) -> None:
@@ -112,16 +98,6 @@ def test_the_answer_depends_on_the_sentence_and_an_empty_one_is_allowed(
     empty = torch.zeros_like(token_ids)
     empty[:, 0], empty[:, 1] = START, END
     assert segmenter(image.double(), empty).logits.isfinite().all()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("window", "neck"), [(3, True), (None, True), (4, False)])
-def test_every_window_and_no_neck_run(
-    build: Any, image: Tensor, token_ids: Tensor, window: int | None, neck: bool
-) -> None:
-    segmenter = build["segmenter"](window=window, neck=neck).eval()
-    assert segmenter(image, token_ids).logits.isfinite().all()
-    assert any(name.startswith("neck.fusion") for name in segmenter.state_dict()) == neck
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from params_file import write_params
 from torch import Tensor, nn
 
 from wimfris.encoders.backbones import text_backbone, vision_backbone
@@ -71,9 +71,6 @@ def settings_of(tmp_path: Path) -> Callable[[str, str], Settings]:
     """Return settings_of(scale, variant), which reads the shipped params.yaml."""
 
     def settings(scale: str, variant: str) -> Settings:
-        content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scale": scale}
-        path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return read_params(path).settings(variant)
+        return read_params(write_params(tmp_path, only_full=False, scale=scale)).settings(variant)
 
     return settings

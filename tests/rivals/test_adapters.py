@@ -64,14 +64,6 @@ def test_the_dense_aligner_attends_to_padding_too(aligner: Any, guidance: Guidan
     assert (changed[0] != aligner(tokens, guidance)[0]).any()
 
 
-def test_dense_adapters_use_the_statistics_of_the_batch_only_in_training(aligner: Any, tokens: Any) -> None:
-    adapter = DenseTextAdapter(WIDTH, 8, scale=0.2).double()
-    alone, together = adapter(tokens[:1]), adapter(tokens)[:1]
-    assert not torch.allclose(alone, together)
-    adapter.eval()
-    torch.testing.assert_close(adapter(tokens[:1]), adapter(tokens)[:1])
-
-
 def test_the_dense_text_adapter_reaches_two_words_each_way_and_leaves_the_first(stir: Any) -> None:
     adapter: Any = stir(DenseTextAdapter(TEXT, 16, scale=0.2)).double().eval()
     x = torch.randn(1, 9, TEXT, dtype=torch.float64)

@@ -1,12 +1,11 @@
 """Every rival through `training.build`: what is trained, what starts untouched, how many parameters are trained."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-import yaml
+from params_file import SHIPPED
 from torch import Tensor
 
 from wimfris.encoders.load import load_text, load_tokenizer, load_vision
@@ -15,14 +14,11 @@ from wimfris.encoders.vision import VisionEncoder
 from wimfris.measure.parameters import trained_parameters
 from wimfris.model.segmenter import Segmenter
 from wimfris.rivals.families import FAMILIES, NECKS, load_family, load_neck
-from wimfris.settings.schema import Model, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Model
 from wimfris.training.build import build_segmenter
 
-SCALES = [
-    scale
-    for scale in yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["scales"]
-    if scale != "smoke"
-]
+SCALES = [scale for scale in SHIPPED["scales"] if scale != "smoke"]
 ADAPTERS = {  # adapters -> a variant that has them under HMF
     "detris": "detris_adapters",
     "etris": "etris_adapters",

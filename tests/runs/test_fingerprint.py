@@ -16,20 +16,21 @@ LORA = FULL | {"adapters": "lora"}
 DETRIS = {"adapters": "detris", "neck": "detris", "scan": "reference"}
 CPU = FULL | {"scan": "cpu"}
 AUTO = FULL | {"scan": "auto"}
-Edit = Callable[[str, str, str], Path]
+Edit = Callable[..., Path]
 
 
 @pytest.fixture
 def edit(tmp_path: Path) -> Edit:
-    """edit(file, old, new): a copy of the package in which a file has that edit; an empty `old` appends."""
+    """edit((file, old, new), ...): a copy of the package with these edits; an empty `old` appends."""
 
-    def make(file: str, old: str, new: str) -> Path:
+    def make(*edits: tuple[str, str, str]) -> Path:
         copy = tmp_path / f"{len(list(tmp_path.iterdir()))}" / "wimfris"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "builtin"))
-        path = copy / file
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        assert old in text, f"{file}: the edit's place is gone"
-        path.write_text(text.replace(old, new, 1) if old else text + new, encoding="utf-8")
+        for file, old, new in edits:
+            path = copy / file
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            assert old in text, f"{file}: the edit's place is gone"
+            path.write_text(text.replace(old, new, 1) if old else text + new, encoding="utf-8")
         return copy
 
     return make
@@ -56,75 +57,56 @@ def test_a_run_reaches_the_kernels_of_its_backend() -> None:
     assert {"wimfris.kernels.cpu", "wimfris.kernels.triton", "wimfris.kernels.mamba_ssm"} <= run_code(AUTO).keys()
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
+def test_what_cannot_change_a_result_changes_no_fingerprint(edit: Edit) -> None:
+    package = edit(
         ("training/trainer.py", '"""The training loop of one run.', '"""Another docstring.'),
         ("training/trainer.py", "LOG_EVERY = 10", "# a comment\n\nLOG_EVERY = (\n    10\n)"),
         ("training/trainer.py", "lower train.learning_rate", "other words"),
         ("errors.py", "", "\nOTHER = 1\n"),
         ("rivals/new_family.py", "", "X = 1\n"),
-        ("settings/schema.py", "    optimizer: Literal", "    new: int = 0\n    optimizer: Literal"),
+        ("rivals/families.py", "FAMILIES = {", 'FAMILIES = {"x": "wimfris.rivals.etris", '),
+        ("settings/sections.py", "    optimizer: Literal", "    new: int = 0\n    optimizer: Literal"),
         ("results/tables.py", "", "\nX = 1\n"),
         ("cli/app.py", "", "\nX = 1\n"),
-    ],
-)
-def test_what_cannot_change_a_result_changes_no_fingerprint(edit: Edit, file: str, old: str, new: str) -> None:
-    package = edit(file, old, new)
+    )
     assert changed(FULL, package) == changed(LORA, package) == changed(AUTO, package) == set()
 
 
 def test_an_edit_of_lora_changes_its_runs_alone(edit: Edit) -> None:
-    package = edit("rivals/lora.py", "", "\nX = 1\n")
+    package = edit(("rivals/lora.py", "", "\nX = 1\n"))
     assert changed(LORA, package) == {"wimfris.rivals.lora"}
     assert changed(FULL, package) == changed(DETRIS, package) == set()
 
 
-def test_a_new_entry_of_the_table_of_families_changes_no_fingerprint(edit: Edit) -> None:
-    package = edit(
-        "rivals/families.py",
-        '"lora": "wimfris.rivals.lora"',
-        '"lora": "wimfris.rivals.lora", "x": "wimfris.rivals.etris"',
-    )
-    assert changed(FULL, package) == changed(LORA, package) == set()
-
-
 @pytest.mark.slow
 def test_a_mended_kernel_changes_the_runs_that_use_it(edit: Edit) -> None:
-    package = edit("kernels/cpu.py", "", "\nX = 1\n")
+    package = edit(("kernels/cpu.py", "", "\nX = 1\n"))
     assert changed(CPU, package) == changed(AUTO, package) == {"wimfris.kernels.cpu"}
     assert changed(FULL, package) == set()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("training/trainer.py", "LOG_EVERY = 10", "LOG_EVERY = 11"),
-        ("metrics.py", "", "\nX = 1\n"),
-        ("data/letterbox.py", "", "\nX = 1\n"),
-        ("encoders/text.py", "", "\nX = 1\n"),
-    ],
-)
-def test_an_edit_of_shared_code_changes_every_run(edit: Edit, file: str, old: str, new: str) -> None:
-    package, name = edit(file, old, new), "wimfris." + file.removesuffix(".py").replace("/", ".")
+def test_an_edit_of_shared_code_changes_every_run(edit: Edit) -> None:
+    appended = ("metrics", "data.letterbox", "encoders.text")
+    edits = [(f"{name.replace('.', '/')}.py", "", "\nX = 1\n") for name in appended]
+    package = edit(("training/trainer.py", "LOG_EVERY = 10", "LOG_EVERY = 11"), *edits)
     for model in (FULL, LORA, CPU):
-        assert changed(model, package) == {name}
+        assert changed(model, package) == {f"wimfris.{name}" for name in ("training.trainer", *appended)}
 
 
 @pytest.mark.slow
 def test_a_property_of_the_settings_counts(edit: Edit) -> None:
     package = edit(
-        "settings/schema.py", "self.data.image_size // self.encoders", "1 + self.data.image_size // self.encoders"
+        ("settings/schema.py", "self.data.image_size // self.encoders", "1 + self.data.image_size // self.encoders")
     )
     assert changed(FULL, package) == {"wimfris.settings.schema"}
 
 
 @pytest.mark.slow
 def test_imports_within_functions_count_and_those_for_types_do_not(edit: Edit) -> None:
-    lazy = edit("training/batches.py", "", "\n\ndef f():\n    from wimfris.results import tables\n")
+    lazy = edit(("training/batches.py", "", "\n\ndef f():\n    from wimfris.results import tables\n"))
     assert "wimfris.results.tables" in run_code(FULL, lazy)
-    typed = edit("training/batches.py", "", "\nif TYPE_CHECKING:\n    from wimfris.results import tables\n")
+    typed = edit(("training/batches.py", "", "\nif TYPE_CHECKING:\n    from wimfris.results import tables\n"))
     assert "wimfris.results.tables" not in run_code(FULL, typed)
 
 

@@ -13,6 +13,8 @@ from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.store import STORE, fetch, is_stored, keep, prune, run_entry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stored(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Any) -> Any:
@@ -50,7 +52,6 @@ def test_fetch_replaces_what_lies_there(stored: Any) -> None:
     assert set(stored.files().folder.iterdir()) == set(stored.files().all)
 
 
-@pytest.mark.slow
 def test_stored_files_are_copies(stored: Any) -> None:
     """DVC makes the files of a run read-only, and links them into its cache."""
     fetch(entry(stored), stored.files())
@@ -59,7 +60,6 @@ def test_stored_files_are_copies(stored: Any) -> None:
         assert path.stat().st_nlink == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "records.parquet", "manifest.json"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_damaged_entry_is_removed(name: str, damage: str, stored: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,6 @@ def test_damaged_entry_is_removed(name: str, damage: str, stored: Any, capsys: p
     assert contents(stored.files()) == before
 
 
-@pytest.mark.slow
 def test_run_with_a_damaged_entry_is_trained_again(stored: Any, capsys: pytest.CaptureFixture[str]) -> None:
     place, trained = entry(stored), stored.outs()
     (place / "log.jsonl").write_bytes(b"")
@@ -126,7 +125,6 @@ def test_train_verb_takes_a_stored_run(stored: Any, capsys: pytest.CaptureFixtur
     assert contents(stored.files()) == trained
 
 
-@pytest.mark.slow
 def test_train_verb_takes_a_stored_run_without_torch(stored: Any) -> None:
     """Importing torch takes seconds, for every run that `dvc repro` records."""
     shutil.rmtree(stored.files().folder)

@@ -5,18 +5,18 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
+from params_file import SHIPPED
 
 from wimfris.errors import UserError
 from wimfris.measure.parameters import trained_parameters
 from wimfris.search import limits
-from wimfris.search.space import TOLERANCE, Space, nested, read_search
+from wimfris.search.space import TOLERANCE, Space, read_search
 from wimfris.settings.params import Params, read_params
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())["search"]["spaces"]
+SPACES = SHIPPED["search"]["spaces"]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def params() -> Params:
 def make_space(params: Params, declared: dict[str, Any] | str, scale: str = "tiny") -> Space:
     """Return a space of params.yaml, or the one that is declared here."""
     name = declared if isinstance(declared, str) else "mine"
-    search = params.search | {"spaces": SHIPPED | ({} if isinstance(declared, str) else {name: declared})}
+    search = params.search | {"spaces": SPACES | ({} if isinstance(declared, str) else {name: declared})}
     params = params.model_copy(update={"search": search, "scale": scale})
     return Space(name, params, read_search(params))
 
@@ -38,7 +38,7 @@ def draws(space: Space, number: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("scale", ["smoke", "tiny", "base"])
 def test_every_draw_of_a_shipped_space_is_valid(params: Params, name: str, scale: str) -> None:
     space = make_space(params, name, scale)
@@ -70,7 +70,7 @@ def test_no_set_of_layers_is_more_likely_than_another(params: Params) -> None:
 
 def test_the_first_trial_is_the_one_declared(params: Params) -> None:
     space = make_space(params, "planted")
-    assert space.draw(FixedTrial(space.first)) == SHIPPED["planted"]["first"]
+    assert space.draw(FixedTrial(space.first)) == SPACES["planted"]["first"]
     layers = {"kind": "layers", "least": 1, "most": 3}
     kernels = {"kind": "choice", "of": [[3, 3, 3], [3, 5, 7]]}
     first = {"model": {"msa": {"layers": [0, 4], "kernels": [3, 5, 7]}}}
@@ -160,10 +160,6 @@ def test_invalid_section(params: Params) -> None:
         make_space(params, "none")
 
 
-def test_nested() -> None:
-    assert nested("a.b", 1) == {"a": {"b": 1}}
-
-
 def test_limits(params: Params) -> None:
     """Relative to `full`; a space without them has none."""
     own = make_space(params, "plus").limits
@@ -185,4 +181,5 @@ def test_the_time_of_a_step_is_that_of_pairs(params: Params, monkeypatch: pytest
     times = iter([9.0, 1.0, 1.2, 1.0, 12.0, 10.0, 3.6, 3.0])
     monkeypatch.setattr(limits, "seconds", lambda *_, **__: [next(times)])
     settings = params.at_scale("smoke").settings()
-    assert limits.relative_step(settings, settings, 3) == pytest.approx(1.2)
+    monkeypatch.setattr(limits, "REPETITIONS", 3)
+    assert limits.relative_step(settings, settings) == pytest.approx(1.2)

@@ -21,19 +21,17 @@ from hypothesis import strategies as st
 CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed")
 
+import scan_oracle as oracle  # noqa: E402
+
 from wimfris.kernels.triton import BLOCK, INTERPRETED  # noqa: E402
 from wimfris.model.hmf import WindowMambaFusion  # noqa: E402
 from wimfris.model.mamba import Mamba  # noqa: E402
 from wimfris.model.scan import causal_conv_silu  # noqa: E402
-from wimfris.model.windows import window_cells, window_partition, window_unpartition  # noqa: E402
+from wimfris.model.windows import window_index, window_partition, window_unpartition  # noqa: E402
 
 kernels = pytest.mark.gpu if CUDA else pytest.mark.skipif(not INTERPRETED, reason="see the last test")
 pytestmark = pytest.mark.slow
 LONG = pytest.mark.long
-_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).parents[1] / "kernels" / "test_fused.py")
-assert _spec and _spec.loader
-fused = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fused)
 DEVICE = "cuda" if CUDA else "cpu"
 
 
@@ -85,9 +83,9 @@ SHAPES = [
 @kernels
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, int]) -> None:
-    values, weight = fused.single(shape)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    fused.assert_close(result, fused.derive_plain(values, weight), 1e-5)
+    values, weight = oracle.single(shape)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    oracle.assert_close(result, oracle.derive_plain(values, weight), 1e-5)
 
 
 @kernels
@@ -101,11 +99,11 @@ def test_float32_is_near_the_plain_loop_in_float64(shape: tuple[int, int, int, i
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
 def test_any_shape_and_dtype(batch: int, length: int, width: int, states: int, dtype: torch.dtype) -> None:
-    values, weight = fused.single((batch, length, width, states))
-    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    values, weight = oracle.single((batch, length, width, states))
+    values |= {name: values[name].to(dtype) for name in oracle.PER_TOKEN}
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
     tolerance = 1e-5 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
-    fused.assert_close(result, fused.derive_plain(values, weight.to(dtype).double()), tolerance)
+    oracle.assert_close(result, oracle.derive_plain(values, weight.to(dtype).double()), tolerance)
 
 
 @kernels
@@ -115,9 +113,9 @@ def test_several_sequences_share_a_part_of_the_sums(
 ) -> None:
     """This happens where there are more chunks than `GROUPS`; here the last group is not full."""
     monkeypatch.setattr("wimfris.kernels.triton.GROUPS", 2)
-    values, weight = fused.single(shape)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    fused.assert_close(result, fused.derive_plain(values, weight), 1e-5)
+    values, weight = oracle.single(shape)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    oracle.assert_close(result, oracle.derive_plain(values, weight), 1e-5)
 
 
 @kernels
@@ -126,77 +124,79 @@ def test_sums_over_a_block_of_a_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU's block, whose threads share the exchanges of several sums; the last block has one channel."""
     monkeypatch.setattr("wimfris.kernels.triton.BLOCK_BACK", 32)
     for length in (3, 17, 19):
-        values, weight = fused.single((2, length, 33, 2))
-        result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-        fused.assert_close(result, fused.derive_plain(values, weight), 1e-5)
+        values, weight = oracle.single((2, length, 33, 2))
+        result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+        oracle.assert_close(result, oracle.derive_plain(values, weight), 1e-5)
 
 
 @kernels
 @pytest.mark.parametrize("taps", [1, 3])
 def test_convolutions_of_other_lengths(taps: int) -> None:
     for length in (2, 33, 34):
-        values = [value.float() for value in fused.conv_inputs(1, length, 3, taps)]
-        result = fused.derive_conv(partial(causal_conv_silu, backend="triton"), *(x.to(DEVICE) for x in values))
-        fused.assert_close(off_device(result), fused.derive_conv(fused.convolve, *(x.double() for x in values)), 1e-5)
+        values = [value.float() for value in oracle.conv_inputs(1, length, 3, taps)]
+        result = oracle.derive_conv(partial(causal_conv_silu, backend="triton"), *(x.to(DEVICE) for x in values))
+        oracle.assert_close(
+            off_device(result), oracle.derive_conv(oracle.convolve, *(x.double() for x in values)), 1e-5
+        )
 
 
 @kernels
 def test_a_state_that_fades_fast_has_its_share_of_the_derivative() -> None:
     """The error is small relative to each state's own derivative, not only to the largest."""
-    values, weight = fused.single((1, 9, 1, 4))
+    values, weight = oracle.single((1, 9, 1, 4))
     values |= {"A": -torch.tensor([[0.1, 5.0, 15.0, 25.0]]), "delta": torch.full((1, 9, 1), 0.5)}
     values["delta_bias"] = torch.zeros(1)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    torch.testing.assert_close(result["A"].double(), fused.derive_plain(values, weight)["A"], rtol=1e-3, atol=0)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    torch.testing.assert_close(result["A"].double(), oracle.derive_plain(values, weight)["A"], rtol=1e-3, atol=0)
 
 
 @kernels
 def test_an_empty_batch_has_no_derivatives() -> None:
-    values, weight = fused.single((1, 3, 4, 4))
-    empty = {name: value[:0] if name in fused.PER_TOKEN else value for name, value in values.items()}
-    result = fused.derive(on_device(empty), "triton", weight[:0].to(DEVICE))
+    values, weight = oracle.single((1, 3, 4, 4))
+    empty = {name: value[:0] if name in oracle.PER_TOKEN else value for name, value in values.items()}
+    result = oracle.derive(on_device(empty), "triton", weight[:0].to(DEVICE))
     assert result["y"].shape == (0, 3, 4) and not any(value.any() for value in result.values())
 
 
 @kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_borders_alone(dtype: torch.dtype) -> None:
-    values, weight = fused.single((2, 9, 3, 4))
-    values |= {name: values[name].to(dtype) for name in fused.PER_TOKEN}
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
+    values, weight = oracle.single((2, 9, 3, 4))
+    values |= {name: values[name].to(dtype) for name in oracle.PER_TOKEN}
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
     assert all(result[name].dtype == value.dtype for name, value in values.items())
-    fused.assert_close(result, fused.derive_plain(values, weight.to(dtype).double()), 2 * torch.finfo(dtype).eps)
+    oracle.assert_close(result, oracle.derive_plain(values, weight.to(dtype).double()), 2 * torch.finfo(dtype).eps)
 
 
 @kernels
 def test_the_same_bits_again_and_any_strides() -> None:
-    values, weight = fused.single((2, 6, 3, 2))
+    values, weight = oracle.single((2, 6, 3, 2))
     values, weight = on_device(values), weight.to(DEVICE)
-    expected = fused.derive(values, "triton", weight)
+    expected = oracle.derive(values, "triton", weight)
     halves = torch.cat([values["u"], values["z"]], dim=2)
     strided = {name: value.mT.contiguous().mT if value.dim() == 3 else value for name, value in values.items()}
     for other in (values, values | {"u": halves[..., :3], "z": halves[..., 3:]}, strided):
-        result = fused.derive(other, "triton", weight)
+        result = oracle.derive(other, "triton", weight)
         assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
 @kernels
 def test_steps_of_every_size() -> None:
-    values, weight = fused.single((1, 9, 2, 2))
+    values, weight = oracle.single((1, 9, 2, 2))
     values["A"] = -torch.logspace(-6, 2, 4).view(2, 2)
     values["delta"] = torch.linspace(-40, 40, 18).view(1, 9, 2)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    fused.assert_close(result, fused.derive_plain(values, weight), 1e-5)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    oracle.assert_close(result, oracle.derive_plain(values, weight), 1e-5)
 
 
 @kernels
 def test_small_steps_behind_large_ones_across_chunks() -> None:
     """The decay from a token to its chunk's end is by the steps after it, however large its own step is."""
-    values, weight = fused.single((1, 40, 2, 2))
+    values, weight = oracle.single((1, 40, 2, 2))
     values["A"] = -torch.logspace(-6, 2, 4).view(2, 2)
     values["delta"] = torch.linspace(-40, 40, 80)[torch.randperm(80)].view(1, 40, 2)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    fused.assert_close(result, fused.derive_plain(values, weight), 1e-5)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    oracle.assert_close(result, oracle.derive_plain(values, weight), 1e-5)
 
 
 @kernels
@@ -228,12 +228,13 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
         return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *block.parameters()])]
 
     def apart(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        windows = window_partition(tokens, *grid, window)
-        lead = text.repeat_interleave(len(windows) // len(tokens), dim=0)
-        return window_unpartition(block(torch.cat([lead, windows], dim=1))[:, 1:], *grid, window)
+        lead = text.repeat_interleave(len(cells), dim=0)
+        scanned = block(torch.cat([lead, window_partition(tokens, cells)], dim=1))
+        return window_unpartition(scanned[:, 1:], cells, places)
 
+    cells, places = window_index(*grid, window)
     expected = derive("cpu", apart)
-    cells = window_cells(*grid, window).to(DEVICE)
+    cells = cells.int().to(DEVICE)
     block = block.to(DEVICE)
     block.backend = "triton"
     result = derive(DEVICE, lambda tokens, text: block.forward_windows(tokens, text, cells))
@@ -286,7 +287,7 @@ def test_a_compiled_graph_holds_the_windows_whole(precision: torch.dtype, stir: 
         torch.randn(2, 8, 2, device=DEVICE).requires_grad_(),
         torch.randn(2, 1, 2, device=DEVICE).requires_grad_(),
     ]
-    cells = window_cells(2, 4, (2, 2)).to(DEVICE)
+    cells = window_index(2, 4, (2, 2))[0].int().to(DEVICE)
 
     def run(tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
@@ -309,8 +310,8 @@ def test_the_convolution_is_well_formed() -> None:
 @pytest.mark.parametrize("case", ["scan_window17", "scan_len1"] + ["scan_long257"] * CUDA)
 def test_golden_numbers_of_mamba_ssm(golden_scan: Any, case: str) -> None:
     values, weight, expected = golden_scan(case)
-    result = off_device(fused.derive(on_device(values), "triton", weight.to(DEVICE)))
-    fused.assert_close(result, expected, 1e-4)
+    result = off_device(oracle.derive(on_device(values), "triton", weight.to(DEVICE)))
+    oracle.assert_close(result, expected, 1e-4)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")

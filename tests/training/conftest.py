@@ -28,6 +28,13 @@ class Steps:
         """Count from 0 again, and interrupt the step of this number, from 1; 0 interrupts none."""
         self.count, self.last = 0, step
 
+    def stop(self, step: int, project: Any) -> None:
+        """Train run full-0 until the step of this number, from 1; later trainings go on to their end."""
+        self.interrupt(step)
+        with pytest.raises(Interrupted):
+            project.train()
+        self.interrupt(0)
+
     def begin(self) -> None:
         """Count one step."""
         self.count += 1

@@ -32,9 +32,8 @@ from wimfris.training.distributed import Processes
 from wimfris.training.evaluate import Evaluator
 from wimfris.training.run import assemble_trainer
 
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-)
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])
 CPU = pytest.param("cpu", marks=pytest.mark.slow)
 on_devices = pytest.mark.parametrize("device", [CPU, CUDA])
 FAMILIES = tuple(json.loads((Path(__file__).parents[1] / "golden" / "smoke_losses.json").read_text()))
@@ -128,15 +127,11 @@ def test_ddp_of_one_process_has_the_gradients_without_it(variant: str, device: s
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("device", "scan"),
-    [
-        pytest.param("cpu", "reference", marks=CPU.marks),
-        *(pytest.param("cuda", scan, marks=CUDA.marks) for scan in ("reference", "triton")),
-    ],
-)
-def test_a_run_gives_the_same_bits_twice(device: str, scan: str, project: Any) -> None:
-    settings_on(project, device, scan=scan, epochs=1)
+@pytest.mark.gpu
+@NO_CUDA
+@pytest.mark.parametrize("scan", ["reference", "triton"])
+def test_a_run_gives_the_same_bits_twice(scan: str, project: Any) -> None:
+    settings_on(project, "cuda", scan=scan, epochs=1)
     project.train()
     outs = project.outs()
     project.train()
@@ -158,10 +153,7 @@ def test_a_resumed_run_is_on_its_device_and_has_the_same_bits(
     project.train()
     uninterrupted = project.outs()
     settings = settings_on(project, device, precision=precision, checkpoint_seconds=1e-9)
-    steps.interrupt(8)
-    with pytest.raises(steps.Interrupted):
-        project.train()
-    steps.interrupt(0)
+    steps.stop(8, project)
     checkpoints = CheckpointFolder(CHECKPOINTS, f"{settings.folder.name}-full-0", digest(decisive(settings, 0)))
     trainer, _ = assemble_trainer(settings, Run("full", 0), checkpoints, Processes())
     assert trainer.step == 7 and trainer.scaler.is_enabled() == (precision == "fp16")
@@ -171,26 +163,27 @@ def test_a_resumed_run_is_on_its_device_and_has_the_same_bits(
     assert project.outs() == uninterrupted
 
 
-@on_devices
-def test_evaluation_counts_the_pixels_that_the_cpu_counts(device: str, trained: Any) -> None:
+@pytest.mark.gpu
+@NO_CUDA
+def test_evaluation_counts_the_pixels_that_the_cpu_counts(trained: Any) -> None:
     settings = trained.params().settings()
     tokenizer = load_tokenizer(settings)
     segmenter = build_segmenter(settings, tokenizer)
     segmenter.load_trained(load_weights(trained.files().weights)[0])
     index = read_index(settings.folder / "index" / "index.parquet")
-    evaluator = Evaluator(settings, index, source_images(settings), tokenizer, torch.device(device))
+    evaluator = Evaluator(settings, index, source_images(settings), tokenizer, torch.device("cuda"))
     key = ["split", "condition", "ref_id", "sent_id"]
-    records = evaluator.report(segmenter.to(device), "full-0", 0).set_index(key).sort_index()
+    records = evaluator.report(segmenter.to("cuda"), "full-0", 0).set_index(key).sort_index()
     expected = read_records(trained.files().records).set_index(key).sort_index()
     assert (records.index == expected.index).all()
-    allowed = 0 if device == "cpu" else 2  # pixels at the threshold
-    for name in ("intersection", "union"):
-        assert np.abs(records[name].to_numpy() - expected[name].to_numpy()).max() <= allowed
+    for name in ("intersection", "union"):  # but for two pixels at the threshold
+        assert np.abs(records[name].to_numpy() - expected[name].to_numpy()).max() <= 2
 
 
-@on_devices
-def test_a_run_of_a_device_predicts_on_the_cpu(device: str, project: Any) -> None:
-    settings = settings_on(project, device, epochs=1)
+@pytest.mark.gpu
+@NO_CUDA
+def test_a_run_of_a_gpu_predicts_on_the_cpu(project: Any) -> None:
+    settings = settings_on(project, "cuda", epochs=1)
     project.train()
     predictor = Predictor.load(settings, "full-0")
     index = read_index(project.runs / "index" / "index.parquet").set_index("ref_id")

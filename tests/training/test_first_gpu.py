@@ -10,6 +10,8 @@ from wimfris.errors import UserError
 from wimfris.training import batches, checkpoint
 from wimfris.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def test_out_of_memory_in_training_is_one_line(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
@@ -59,12 +61,3 @@ def test_a_loader_process_keeps_to_one_thread() -> None:
         assert cv2.getNumThreads() == 1
     finally:
         cv2.setNumThreads(before)
-
-
-@pytest.mark.slow
-def test_workers_give_the_same_batches(project: Any) -> None:
-    project.train()
-    outs = project.outs()
-    project.edit(scales__smoke__train__workers=2)
-    project.train()
-    assert {name: project.outs()[name] for name in outs} == outs

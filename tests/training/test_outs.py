@@ -56,14 +56,6 @@ def test_a_setting_newer_than_the_run_counts_at_its_default(trained: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        ({"model__hmf__window": 3}, "model.hmf.window was 4 and is 3"),
-        ({"model__mta__scale": 0.3}, "model.mta.scale was 0.2 and is 0.3"),
-    ],
-    ids=["window", "scale"],
-)
-@pytest.mark.parametrize(
     "command",
     [
         ["evaluate", "--run", "full-0", "--out", "out.parquet"],
@@ -72,12 +64,10 @@ def test_a_setting_newer_than_the_run_counts_at_its_default(trained: Any) -> Non
     ],
     ids=lambda command: command[0],
 )
-def test_no_verb_goes_on_with_the_files_of_other_settings(
-    edit: dict[str, Any], message: str, command: list[str], copied: Any
-) -> None:
-    copied.edit(**edit)
+def test_no_verb_goes_on_with_the_files_of_other_settings(command: list[str], copied: Any) -> None:
+    copied.edit(model__hmf__window=3)
     result = CliRunner().invoke(app, command)
-    assert isinstance(result.exception, UserError) and message in str(result.exception)
+    assert isinstance(result.exception, UserError) and "model.hmf.window was 4 and is 3" in str(result.exception)
 
 
 def test_weights_and_records_of_another_run_are_refused(copied: Any) -> None:

@@ -14,7 +14,7 @@ from wimfris.data.counts import Counts, count, differences
 from wimfris.data.refer import declared_source, missing_annotations, read_refer
 from wimfris.errors import UserError
 from wimfris.files import file_hash, read_bytes, write_text
-from wimfris.settings.schema import Files
+from wimfris.settings.sections import Files
 
 SEEN = "seen.json"  # under the root: annotation file -> SHA-256 when first seen
 COCO = "http://images.cocodataset.org/zips/train2014.zip"  # 13 GB, 82,783 images

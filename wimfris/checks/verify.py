@@ -4,7 +4,6 @@ import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pandas as pd
 
@@ -37,7 +36,7 @@ COLUMNS = (
 )
 
 
-def verify_runs(params: Params, runs: Sequence[Run], path: Path = ATTESTATIONS) -> Iterator[str]:
+def verify_runs(params: Params, runs: Sequence[Run]) -> Iterator[str]:
     """Train each run again, without the store, and write what came of it to the attestations. Yield a line per run.
 
     Raises UserError where the evidence does not hold a run with its present settings.
@@ -52,7 +51,7 @@ def verify_runs(params: Params, runs: Sequence[Run], path: Path = ATTESTATIONS) 
         shutil.rmtree(files.folder, ignore_errors=True)
         train_into(settings, run.seed, files.folder)
         row = _compare(evidence.select([str(run)]), files) | {"name": settings.folder.name}
-        _append(row, path)
+        _append(row)
         shutil.rmtree(files.folder)
         yield f"{run}: {row['outcome']}, val mIoU {row['val_miou_difference']} points from the evidence's"
 
@@ -82,10 +81,10 @@ def _val_miou(records: pd.DataFrame) -> float:
     return summarise(val["intersection"].to_numpy(), val["union"].to_numpy())["miou"]
 
 
-def _append(row: dict[str, str], path: Path) -> None:
+def _append(row: dict[str, str]) -> None:
     rows = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
+    if ATTESTATIONS.is_file():
+        with ATTESTATIONS.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     frame = pd.DataFrame([*rows, row], columns=list(COLUMNS))
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(ATTESTATIONS, frame.to_csv(index=False, lineterminator="\n"))

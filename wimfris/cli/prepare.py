@@ -11,7 +11,7 @@ from rich.table import Table
 from wimfris.cli.options import DataOption, ScaleOption, VariantOption, names, params_at
 from wimfris.errors import UserError
 from wimfris.settings.params import read_params
-from wimfris.settings.schema import SCENES, Files, Mixture
+from wimfris.settings.sections import SCENES, Files, Mixture
 
 data_app = typer.Typer(help="The data set: make or locate it, check it, index it, audit it.", no_args_is_help=True)
 encoders_app = typer.Typer(help="The frozen encoders: fetch, record, pretrain.", no_args_is_help=True)

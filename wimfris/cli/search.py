@@ -13,7 +13,7 @@ from wimfris.matrix.costs import default_jobs, duration
 from wimfris.matrix.local import prepare
 from wimfris.matrix.processes import interruptible
 from wimfris.results.comparisons import comparisons_path, read_comparisons
-from wimfris.results.evidence import REPORTS, read_evidence
+from wimfris.results.evidence import read_evidence
 from wimfris.results.formats import print_section
 from wimfris.results.measured import Report
 from wimfris.search.figure import draw
@@ -116,7 +116,7 @@ def _print_plan(space: Space, sampler: str, trials: int, jobs: int) -> None:
         )
     length = f"{settings.train.epochs} epochs of {settings.train.epoch_steps or 'all'} steps"
     print(f"a trial: {length}, seed {space.search.seed}")
-    searches = map(load_evidence, sorted((REPORTS / FOLDER / settings.folder.name).glob("*.json")))
+    searches = map(load_evidence, sorted((FOLDER / settings.folder.name).glob("*.json")))
     seconds = [trial["seconds"] for search in searches for trial in finished(search) if not trial["same_as"]]
     if seconds:
         each = sum(seconds) / len(seconds)

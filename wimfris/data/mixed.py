@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from wimfris.data.refer import ReferredObject
-from wimfris.settings.schema import Data
+from wimfris.settings.sections import Data
 
 
 def dataset_label(data: Data, dataset: str) -> str:

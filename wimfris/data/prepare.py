@@ -12,7 +12,8 @@ from wimfris.data.source import sources
 from wimfris.data.tokens import WordTokenizer
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.settings.schema import SCENES, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import SCENES
 
 
 def prepare_index(settings: Settings) -> tuple[pd.DataFrame, list[str]]:

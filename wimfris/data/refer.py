@@ -21,8 +21,9 @@ from wimfris.data.pickles import load_plain_pickle
 from wimfris.data.rle import SegmentationError, encode_segmentation, mask_area, merge_masks, short_polygons
 from wimfris.errors import UserError, one_line
 from wimfris.files import read_bytes
-from wimfris.settings.schema import SCENES, Files
+from wimfris.settings.sections import SCENES, Files
 
+SHOWN = 5  # of several faults, how many a message lists
 NO_TARGET = -1  # gRefCOCO's ann_id of a sentence that names nothing
 
 
@@ -332,6 +333,6 @@ def _validate(adapter: TypeAdapter[T], content: Any, path: Path) -> T:
         raise UserError(f"{path}: {key}: {first['msg']}; is this a REFER annotation file?") from None
 
 
-def _first_few(parts: Sequence[str], between: str = "; ", limit: int = 5) -> str:
-    shown = between.join(parts[:limit])
-    return shown if len(parts) <= limit else f"{shown}{between}and {len(parts) - limit} more"
+def _first_few(parts: Sequence[str], between: str = "; ") -> str:
+    shown = between.join(parts[:SHOWN])
+    return shown if len(parts) <= SHOWN else f"{shown}{between}and {len(parts) - SHOWN} more"

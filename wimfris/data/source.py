@@ -8,7 +8,8 @@ from wimfris.data.refer import Source, check_annotations, declared_source, scene
 from wimfris.data.scenes import write_scenes
 from wimfris.errors import UserError
 from wimfris.files import file_hash, read_bytes, write_text
-from wimfris.settings.schema import SCENES, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import SCENES
 
 POINTER = "source.json"  # folder of the images, and hashes of the user's annotation files
 

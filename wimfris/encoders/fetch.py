@@ -6,7 +6,8 @@ from pathlib import Path
 
 from wimfris.encoders.hub_cache import check_file
 from wimfris.errors import UserError, one_line
-from wimfris.settings.schema import Backbone, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Backbone
 
 TIMEOUT = 10  # seconds for an answer of the hub
 TEXTS = (".json", ".txt")  # configuration and tokenizer

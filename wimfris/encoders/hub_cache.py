@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wimfris.errors import UserError
 from wimfris.files import file_hash
-from wimfris.settings.schema import Backbone, VisionBackbone
+from wimfris.settings.sections import Backbone, VisionBackbone
 
 WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # CLIP's pinned revision has no safetensors
 TOKENIZER = ("tokenizer.json", "vocab.json")  # a text encoder needs one of them

@@ -24,7 +24,8 @@ from wimfris.encoders.original import read_tensors, text_state, vision_state
 from wimfris.encoders.vision import interpolate_positions, set_positions
 from wimfris.errors import UserError
 from wimfris.settings.backbones import TEXT, VISION, TextFamily, VisionFamily
-from wimfris.settings.schema import Backbone, Settings, TextBackbone, VisionBackbone
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Backbone, TextBackbone, VisionBackbone
 
 BUILTIN = Path(__file__).parents[1] / "builtin" / "encoders"  # <text|vision>[-small].safetensors and their cards
 RANDOM_SEED = 0  # of `source: random`
@@ -78,12 +79,12 @@ def load_vision(settings: Settings) -> Any:
 
 def new_text(settings: Settings, tokenizer: WordTokenizer) -> Any:
     """Return a text backbone of the settings' size, with fresh weights from torch's global random state."""
-    return _sized_text(settings.encoders.text, tokenizer, tokenizer.vocabulary_size, tokenizer.length)
+    return sized_text(settings.encoders.text, tokenizer.vocabulary_size, tokenizer.length, tokenizer.eot_id)
 
 
 def new_vision(settings: Settings) -> Any:
     """Return a vision backbone of the settings' size, with fresh weights from torch's global random state."""
-    return _sized_vision(settings.encoders.vision, settings.data.image_size)
+    return sized_vision(settings.encoders.vision, settings.data.image_size)
 
 
 def weights_hash(backbone: nn.Module) -> str:
@@ -261,29 +262,31 @@ def _load_text_file(text: TextBackbone, tokenizer: Tokenizer) -> Any:
     embeddings = "text_model.embeddings.{}_embedding.weight"
     words, length = (len(state.get(embeddings.format(name), ())) for name in ("token", "position"))
     _check_length(tokenizer, length, text.source)
-    return _load_state(_sized_text(text, tokenizer, max(words, 1), length), state, text.source)
+    return _load_state(sized_text(text, max(words, 1), length, tokenizer.eot_id), state, text.source)
 
 
 def _load_vision_file(vision: VisionBackbone) -> Any:
     state = vision_state(Path(vision.source))
     positions = state.get("embeddings.position_embeddings", torch.empty(1, 1, 1))
     grid = round(max(positions.shape[1] - 1, 1) ** 0.5)  # side of the file's position grid
-    return _load_state(_sized_vision(vision, grid * vision.patch), state, vision.source)
+    return _load_state(sized_vision(vision, grid * vision.patch), state, vision.source)
 
 
-def _sized_text(text: TextBackbone, tokenizer: Tokenizer, words: int, length: int) -> Any:
+def sized_text(text: TextBackbone, words: int, length: int, end_token: int) -> Any:
+    """Return a text backbone of the settings' width and depth, with fresh weights; see `text_backbone`."""
     return text_backbone(
         width=text.width,
         layers=text.layers,
         heads=text.heads,
         vocabulary=words,
         length=length,
-        end_token=tokenizer.eot_id,
+        end_token=end_token,
         family=text.family,
     )
 
 
-def _sized_vision(vision: VisionBackbone, image_size: int) -> Any:
+def sized_vision(vision: VisionBackbone, image_size: int) -> Any:
+    """Return a vision backbone of the settings' width and depth, with fresh weights; see `vision_backbone`."""
     return vision_backbone(
         width=vision.width,
         layers=vision.layers,

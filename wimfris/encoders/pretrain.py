@@ -25,7 +25,7 @@ from wimfris.encoders.vision import patch_size
 from wimfris.encoders.vision_task import DenseHead, dense_loss, dense_scores, draw_pool, patch_tokens
 from wimfris.files import write_text
 from wimfris.settings.params import Params
-from wimfris.settings.schema import Pretrain, PretrainText
+from wimfris.settings.sections import Pretrain, PretrainText
 
 SENTENCE_STD = 0.45  # of the entries of CLIP ViT-B/16's sentence embeddings: norm about 10 over 512 entries
 EVALUATION_SCENES, EVALUATION_SENTENCES = 1000, 2000

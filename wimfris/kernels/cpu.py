@@ -77,17 +77,9 @@ def _flat(x: Tensor, dtype: torch.dtype) -> tuple[NDArray[Any], int]:
 
 
 def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    save: bool,
-    cells: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    save: bool, cells: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run `ops.fused_scan` forward.
 
     Returns the output (batch, L, D) in u's dtype, and where `save` the states that `scan_backward` starts from,
@@ -108,18 +100,9 @@ def scan(
 
 
 def scan_backward(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    starts: Tensor,
-    cells: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+    grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    starts: Tensor, cells: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the derivatives by u, delta, A, B, C, D, z and delta_bias, each in its dtype."""
     (batch, length, width), state = u.shape, A.dtype
     tasks = _tasks(batch, width)

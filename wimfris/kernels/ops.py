@@ -27,57 +27,26 @@ def load_backend(name: str) -> Any:
 
 @torch.library.custom_op("wimfris::fused_scan", mutates_args=())
 def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    save: bool,
-    backend: str,
-    cells: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    save: bool, backend: str, cells: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output, and with `save` the states before every chunk but the first: (batch, chunks - 1, N, D)."""
     result: tuple[Tensor, Tensor] = load_backend(backend).scan(u, delta, A, B, C, D, z, delta_bias, save, cells)
     return result
 
 
 @_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    save: bool,
-    backend: str,
-    cells: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    batch, length, width = u.shape
-    states = A.new_empty(batch, saved_states(length, backend) if save else 0, A.shape[1], width)
+def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _, _, _, z, _, save, backend, _ = others
+    states = A.new_empty(u.shape[0], saved_states(u.shape[1], backend) if save else 0, A.shape[1], u.shape[2])
     return u.new_empty(z.shape), states
 
 
 @torch.library.custom_op("wimfris::fused_scan_backward", mutates_args=())
 def _scan_backward(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    states: Tensor,
-    backend: str,
-    cells: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    states: Tensor, backend: str, cells: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the derivatives by the first eight inputs, each in its input's dtype."""
     result: Any
     if not len(u):
@@ -88,22 +57,8 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    states: Tensor,
-    backend: str,
-    cells: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    result: Any = tuple(x.new_empty(x.shape) for x in (u, delta, A, B, C, D, z, delta_bias))
-    return result
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs[:8])
 
 
 def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -122,18 +77,9 @@ _scan.register_autograd(_derive_scan, setup_context=_save_scan)
 
 
 def fused_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    *,
-    backend: str,
-    cells: Tensor | None = None,
-) -> Tensor:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    *, backend: str, cells: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Run `wimfris.model.scan.selective_scan` by `cpu` or `triton`.
 
     The state has A's precision and at least float32; in Triton it is float32.
@@ -202,13 +148,7 @@ _conv.register_autograd(_derive_conv, setup_context=_save_conv)
 
 
 def fused_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    text: Tensor | None = None,
-    *,
-    backend: str,
-    cells: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, text: Tensor | None = None, *, backend: str, cells: Tensor | None = None
 ) -> Tensor:
     """Run `wimfris.model.scan.causal_conv_silu` by `cpu` or `triton`.
 

@@ -71,17 +71,9 @@ def _windows(cells: Tensor | None, u: Tensor, z: Tensor) -> tuple[Tensor, int, i
 
 @on_device
 def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    save: bool,
-    cells: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    save: bool, cells: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run `ops.fused_scan` forward, in float32 inside.
 
     Returns the output, with z's shape and u's dtype, and where `save` the state that enters every chunk but the first,
@@ -123,18 +115,9 @@ def _pass_on(ends: Tensor, sums: Tensor, A: Tensor, *, reverse: bool) -> None:
 
 @on_device
 def scan_backward(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    starts: Tensor,
-    cells: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+    grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    starts: Tensor, cells: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the derivatives by u, delta, A, B, C, D, z and delta_bias, each in its dtype."""
     (batch, length, width), states = u.shape, A.shape[1]
     tokens, chunks = scan_chunks(length)

@@ -131,13 +131,13 @@ class Costs:
         return self._recorded.get(variant) or statistics.median(self._recorded.values())
 
 
-def recorded_seconds(params: Params, reports: Path = Path("reports")) -> dict[str, float]:
+def recorded_seconds(params: Params) -> dict[str, float]:
     """Return variant -> median seconds of a run at this data set and scale, from the committed evidence and from the
     runs of this checkout.
     """
     folder = params.settings().folder
     seconds: dict[str, list[float]] = {}
-    for path in sorted((reports / "records").glob(f"{folder.name}-*runs.csv")):
+    for path in sorted(Path("reports", "records").glob(f"{folder.name}-*runs.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 seconds.setdefault(row["variant"], []).append(60 * float(row["minutes"]))

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from wimfris.data.sentences import vocabulary
 from wimfris.data.tokens import WordTokenizer
-from wimfris.encoders.backbones import text_backbone, vision_backbone
-from wimfris.encoders.load import new_text, new_vision
+from wimfris.encoders.load import new_text, new_vision, sized_text, sized_vision
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.backbones import TEXT, VISION
 from wimfris.settings.schema import Settings
@@ -33,27 +32,12 @@ def _text(settings: Settings) -> Any:
     text = settings.encoders.text
     if not text.is_public:
         return new_text(settings, WordTokenizer(vocabulary(), settings.data.length))
-    return text_backbone(
-        width=text.width,
-        layers=text.layers,
-        heads=text.heads,
-        vocabulary=TEXT[text.family].vocabulary,
-        length=TEXT[text.family].positions,
-        end_token=TEXT[text.family].vocabulary - 1,
-        family=text.family,
-    )
+    family = TEXT[text.family]
+    return sized_text(text, family.vocabulary, family.positions, end_token=family.vocabulary - 1)
 
 
 def _vision(settings: Settings) -> Any:
     vision = settings.encoders.vision
     if not vision.is_public:
         return new_vision(settings)
-    return vision_backbone(
-        width=vision.width,
-        layers=vision.layers,
-        heads=vision.heads,
-        patch=vision.patch,
-        registers=vision.registers,
-        image_size=VISION[vision.family].pixels,
-        family=vision.family,
-    )
+    return sized_vision(vision, VISION[vision.family].pixels)

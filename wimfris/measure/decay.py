@@ -23,7 +23,7 @@ from wimfris.model.hmf import Neck, WindowMambaFusion
 from wimfris.model.mamba import Mamba
 from wimfris.model.mamba2 import Mamba2
 from wimfris.model.segmenter import Segmenter
-from wimfris.model.windows import window_padding
+from wimfris.model.windows import window_index
 from wimfris.results.measured import write_measure
 from wimfris.runs.files import RunFiles
 from wimfris.settings.params import Params
@@ -158,7 +158,7 @@ def block_inputs(
         hook.remove()
     sequences = torch.cat(read)
     side = fusion.windows[0] or settings.grid
-    whole = ~window_padding(settings.grid, settings.grid, (side, side)).any(dim=1)
+    whole = (window_index(settings.grid, settings.grid, (side, side))[0] >= 0).all(dim=1)
     sequences = sequences[whole.repeat(len(sequences) // len(whole))]
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(0))
     return sequences[order[:most].sort().values]

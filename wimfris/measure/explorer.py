@@ -38,7 +38,8 @@ from wimfris.results.scores import own_sentences
 from wimfris.results.strata import CASE, STRATA
 from wimfris.runs.records import holds_objects
 from wimfris.settings.params import Params
-from wimfris.settings.schema import SCENES, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import SCENES
 
 PAGE, SCRIPT = (Path(__file__).with_name(f"explorer.{ending}") for ending in ("html", "js"))
 FILE = "explorer.html"

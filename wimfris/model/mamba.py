@@ -32,12 +32,11 @@ class Mamba(nn.Module):
         self._init_step()
 
     def _init_step(self) -> None:
-        """Initialise dt_proj as mamba_ssm does: softplus of its bias is log-uniform in DELTA_RANGE."""
-        low, high = (math.log(delta) for delta in DELTA_RANGE)
-        delta = torch.exp(torch.rand(self.dt_proj.out_features) * (high - low) + low).clamp(min=1e-4)
+        """Initialise dt_proj as mamba_ssm does."""
+        bias = initial_steps(self.dt_proj.out_features)
         with torch.no_grad():
             nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+            self.dt_proj.bias.copy_(bias)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(batch, L, width) -> (batch, L, width). Position t sees the positions up to t.
@@ -76,6 +75,13 @@ class Mamba(nn.Module):
         bias = self.conv1d.bias
         assert bias is not None
         return bias
+
+
+def initial_steps(number: int) -> Tensor:
+    """Return a bias (number,) whose softplus is log-uniform in DELTA_RANGE."""
+    low, high = (math.log(delta) for delta in DELTA_RANGE)
+    delta = torch.exp(torch.rand(number) * (high - low) + low).clamp(min=1e-4)
+    return delta + torch.log(-torch.expm1(-delta))  # the inverse of softplus
 
 
 def mixing(width: int, *, heads: int, state: int, conv: int, expand: int, backend: str) -> nn.Module:

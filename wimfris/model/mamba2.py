@@ -1,13 +1,11 @@
 """The Mamba-2 block (Dao & Gu, 2024), with the parameter names of mamba_ssm's `Mamba2`, so that weights fit both."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wimfris.kernels.ops import load_backend
-from wimfris.model.mamba import DELTA_RANGE
+from wimfris.model.mamba import initial_steps
 from wimfris.model.scan import causal_conv_silu, choose_backend
 from wimfris.model.scan.ssd import ssd
 
@@ -40,7 +38,7 @@ class Mamba2(nn.Module):
         self.split = [inner, inner + 2 * groups * state, heads]
         self.in_proj = nn.Linear(width, sum(self.split), bias=False)
         self.conv1d = nn.Conv1d(self.split[1], self.split[1], conv, groups=self.split[1], padding=conv - 1)
-        self.dt_bias = nn.Parameter(_initial_steps(heads))
+        self.dt_bias = nn.Parameter(initial_steps(heads))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*DECAY_RANGE).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(inner, eps=EPSILON)
@@ -68,13 +66,6 @@ class Mamba2(nn.Module):
             self.dt_bias,
         )
         return self.out_proj(self.norm(y.flatten(2) * F.silu(z)))
-
-
-def _initial_steps(heads: int) -> Tensor:
-    """Return the bias whose softplus is log-uniform in DELTA_RANGE, as mamba_ssm does."""
-    low, high = (math.log(delta) for delta in DELTA_RANGE)
-    delta = torch.exp(torch.rand(heads) * (high - low) + low).clamp(min=1e-4)
-    return delta + torch.log(-torch.expm1(-delta))  # the inverse of softplus
 
 
 def mixing(width: int, *, heads: int, state: int, conv: int, expand: int, backend: str) -> nn.Module:

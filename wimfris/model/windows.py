@@ -3,7 +3,7 @@
 A map's H * W tokens are in raster order, and so are its n_win windows. The M tokens of a window are in the order of the
 scan. Border windows can have fewer tokens than M: the real ones come first and padding follows, so that a causal scan
 reads no padding before a real token. `window` and `shift` are (height, width) in cells; the borders lie at `shift` plus
-multiples of the window. The indices are cached on each device.
+multiples of the window.
 """
 
 import torch
@@ -18,10 +18,10 @@ ORDERS = ("raster", "backwards", "down", "up")  # of a window's tokens: by rows 
 def window_index(
     height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
 ) -> tuple[Tensor, Tensor]:
-    """Return the positions that cut a grid into windows, and those that put it back.
+    """Return the positions that cut a grid into windows, and those that put it back; cached on each device.
 
-    The first, (n_win, M), holds the raster position of each token of each window, -1 at padding. The second, (H * W,),
-    holds the place of each token of the grid in the flattened windows.
+    cells (n_win, M): the raster position of each token of each window, -1 at padding. places (H * W,): the place of
+    each token of the grid in the flattened windows.
     """
     rows = (torch.arange(height) - shift[0]) // window[0] - -shift[0] // window[0]
     columns = (torch.arange(width) - shift[1]) // window[1] - -shift[1] // window[1]
@@ -44,47 +44,14 @@ def window_index(
     return cells.view(len(starts), -1), places
 
 
-@table
-def window_padding(
-    height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
-) -> Tensor:
-    """Return (n_win, M), True at padding."""
-    return window_index(height, width, window, order, shift)[0] < 0
-
-
-@table
-def window_cells(
-    height: int, width: int, window: tuple[int, int], order: str = "raster", shift: tuple[int, int] = (0, 0)
-) -> Tensor:
-    """Return (n_win, M), int32: the raster position of each token of each window, -1 at padding."""
-    return window_index(height, width, window, order, shift)[0].int()
-
-
-def window_partition(
-    tokens: Tensor,
-    height: int,
-    width: int,
-    window: tuple[int, int],
-    order: str = "raster",
-    shift: tuple[int, int] = (0, 0),
-) -> Tensor:
+def window_partition(tokens: Tensor, cells: Tensor) -> Tensor:
     """Cut a map into windows: (B, H * W, C) -> (B * n_win, M, C). Padding repeats the map's first token."""
-    cells, _ = window_index(height, width, window, order, shift, device=tokens.device)
     return tokens[:, cells.clamp(min=0)].flatten(0, 1)
 
 
-def window_unpartition(
-    windows: Tensor,
-    height: int,
-    width: int,
-    window: tuple[int, int],
-    order: str = "raster",
-    shift: tuple[int, int] = (0, 0),
-) -> Tensor:
+def window_unpartition(windows: Tensor, cells: Tensor, places: Tensor) -> Tensor:
     """Put windows back into a map and drop padding: (B * n_win, M, C) -> (B, H * W, C)."""
-    cells, places = window_index(height, width, window, order, shift, device=windows.device)
-    tokens = windows.reshape(-1, cells.numel(), windows.shape[-1])
-    return tokens[:, places]
+    return windows.reshape(-1, cells.numel(), windows.shape[-1])[:, places]
 
 
 def join_sentence(

@@ -22,7 +22,7 @@ from wimfris.files import file_hash
 
 PACKAGE = Path(__file__).parents[1]
 ROOT = "wimfris.training.run"
-SCHEMA = "wimfris.settings.schema"
+SCHEMA = ("wimfris.settings.schema", "wimfris.settings.sections")
 CHOICES = {"FAMILIES": "adapters", "NECKS": "neck", "MIXINGS": "hmf.mixing", "BACKENDS": "scan"}
 """Name of a dispatch table -> the dotted key of the model's settings that chooses its entry."""
 REPORTING = ("wimfris.errors", "wimfris.files", "wimfris.runs.manifest", "wimfris.settings.messages")
@@ -108,7 +108,7 @@ class _Module:
         tree = ast.parse(module_path(name, package).read_text(encoding="utf-8"))
         self.tables = dict(_tables(tree))
         self.imports = set(_imports(tree, package))
-        text = "\n".join(_serialised(_without_words(tree, fields=name != SCHEMA)))
+        text = "\n".join(_serialised(_without_words(tree, fields=name not in SCHEMA)))
         self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

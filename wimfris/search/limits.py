@@ -7,7 +7,8 @@ from pydantic import Field
 
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.timing import seconds, training_step
-from wimfris.settings.schema import Section, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Section
 from wimfris.training.build import build_device
 from wimfris.training.determinism import be_deterministic
 
@@ -30,7 +31,7 @@ class Limits(Section):
         return f"a step takes {ratio:.2f} times that of full" if ratio > self.time else None
 
 
-def relative_step(settings: Settings, reference: Settings, repetitions: int = REPETITIONS) -> float:
+def relative_step(settings: Settings, reference: Settings) -> float:
     """Return the time of a training step over that of another model's.
 
     It is the median over pairs of steps that follow each other, so that other work on the machine falls on both.
@@ -41,5 +42,5 @@ def relative_step(settings: Settings, reference: Settings, repetitions: int = RE
         training_step(blank_segmenter(one, device.type), one, device, one.train.batch_size)
         for one in (settings, reference)
     ]
-    pairs = [[seconds(step, 1, device, warm_up=0)[0] for step in steps] for _ in range(1 + repetitions)]
+    pairs = [[seconds(step, 1, device, warm_up=0)[0] for step in steps] for _ in range(1 + REPETITIONS)]
     return float(np.median([own / other for own, other in pairs[1:]]))

@@ -25,24 +25,25 @@ def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
     return {name: trials[content] for name, content in settings.items() if content in trials}
 
 
-def promote(trial: str, name: str, path: Path = Path("params.yaml"), reports: Path = Path("reports")) -> Params:
+def promote(trial: str, name: str) -> Params:
     """Add the settings of a finished trial to `extended` under this name; return the new parameters.
 
     The variant is trained as long as any other. Raises UserError, and leaves the file unchanged, if there is no such
     trial, if it did not finish, or if a variant has this name or these settings.
     """
-    params = read_params(path)
-    source = _find(trial, reports / FOLDER / params.settings().folder.name)
+    params = read_params()
+    source = _find(trial, FOLDER / params.settings().folder.name)
     if source["state"] != "complete":
         raise UserError(f"{trial}: {source['state']}; only a finished trial can be promoted")
     if not re.fullmatch(r"\w+", name):
         raise UserError(f"--as {name}: use only letters, digits and _")
     if name in params.variants | params.beyond:
         raise UserError(f"--as {name}: params.yaml has a variant of this name; use another one")
+    path = Path("params.yaml")
     before = path.read_text(encoding="utf-8")
     write_text(path, _with_variant(before, name, source["overrides"], trial))
     try:
-        return read_params(path)
+        return read_params()
     except UserError:
         write_text(path, before)
         raise

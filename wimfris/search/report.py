@@ -27,7 +27,7 @@ Evidence = dict[str, Any]
 Trial = dict[str, Any]
 """One of an evidence's trials."""
 
-FOLDER = "search"
+FOLDER = Path("reports") / "search"
 SAMPLERS = {"tpe": "TPE", "random": "random"}
 _LABELS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
 _OBJECTIVES = {None: "", "parameters": ", against trained parameters", "latency": ", against latency"}
@@ -36,9 +36,9 @@ _RATIO = "step / full's"
 _STATES = {"complete": "finished", "pruned": "pruned", "fail": "failed"}
 
 
-def evidence_path(folder: str, label: str, reports: Path = Path("reports")) -> Path:
+def evidence_path(folder: str, label: str) -> Path:
     """Return the path of a search's evidence; its label is <space>-<sampler> or <space>-<sampler>-<against>."""
-    return reports / FOLDER / folder / f"{label}.json"
+    return FOLDER / folder / f"{label}.json"
 
 
 def load_evidence(path: Path) -> Evidence:
@@ -52,15 +52,15 @@ def load_evidence(path: Path) -> Evidence:
     raise UserError(f"{path}: not the evidence of a search; delete it and run `python studies/search.py`")
 
 
-def read_searches(folder: str, space: str, reports: Path = Path("reports")) -> list[Evidence]:
+def read_searches(folder: str, space: str) -> list[Evidence]:
     """Read all searches of a space at one data set and scale, TPE's first.
 
     Raises UserError if there is none, or if a file is not the evidence of a search.
     """
-    paths = sorted((reports / FOLDER / folder).glob(f"{space}-*.json"))
+    paths = sorted((FOLDER / folder).glob(f"{space}-*.json"))
     searches = [search for search in map(load_evidence, paths) if search["space"] == space]
     if not searches:
-        raise UserError(f"{reports / FOLDER / folder}: no search of space {space}; run `python studies/search.py`")
+        raise UserError(f"{FOLDER / folder}: no search of space {space}; run `python studies/search.py`")
     return sorted(searches, key=lambda search: (search["against"] is not None, [*SAMPLERS].index(search["sampler"])))
 
 

@@ -22,7 +22,9 @@ from wimfris.measure.parameters import trained_parameters
 from wimfris.search.limits import Limits
 from wimfris.settings.messages import validated
 from wimfris.settings.params import Params, merge
-from wimfris.settings.schema import Name, Section, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Name, Section
+from wimfris.settings.tuning import nested
 
 BUDGET = "model.msa.width"  # the only width that may follow from a parameter budget
 TOLERANCE = 0.05  # of the budget, a share of the adapters' trained parameters
@@ -246,9 +248,9 @@ class Space:
         fixed = {path: value for path, value in self._leaves.items() if not isinstance(value, Section)}
         overrides: dict[str, Any] = {}
         for path, value in {**fixed, **values}.items():
-            overrides = merge(overrides, nested(path, value))
+            overrides = merge(overrides, nested({path: value}))
         if isinstance(self._leaves.get(BUDGET), Budget):
-            return merge(overrides, nested(BUDGET, self._width(overrides)))
+            return merge(overrides, nested({BUDGET: self._width(overrides)}))
         return overrides
 
     def _width(self, overrides: dict[str, Any]) -> int:
@@ -262,7 +264,7 @@ class Space:
 
         @cache
         def excess(multiple: int) -> float:
-            return self._adapters(merge(overrides, nested(BUDGET, heads * multiple))) / target - 1
+            return self._adapters(merge(overrides, nested({BUDGET: heads * multiple}))) / target - 1
 
         above = 1 + bisect_left(range(1, MOST_HEADS), 0.0, key=excess)
         best = min({max(above - 1, 1), above}, key=lambda multiple: abs(excess(multiple)))
@@ -301,13 +303,6 @@ class Space:
     def _error(self, path: str, reason: str) -> UserError:
         key = ".".join(filter(None, ["search.spaces", self.name, path]))
         return UserError(f"params.yaml: {key}: {reason} (scale {self.params.scale})")
-
-
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """Return {"a": {"b": value}} for the dotted key "a.b"."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return dict(value)
 
 
 def _walk(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,8 @@ from wimfris.settings.function import function, plain
 from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
 from wimfris.settings.run import Run
-from wimfris.settings.schema import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Settings, Split
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import RIVALS, SCENES, Files, Mixture, Name, Pretrain, Section, Split
 from wimfris.settings.tuning import GROUP, Tuning
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
@@ -183,10 +184,6 @@ class Params(Section):
     def runs_of(self, variant: str) -> list[Run]:
         """Return the runs of one variant or control, without extra seeds."""
         return [Run(variant, seed) for seed in self._seeds_of(variant)]
-
-    def is_core(self, run: Run) -> bool:
-        """Return whether a run is one of the core: a core variant with one of `seeds`."""
-        return run.variant in self.variants and run.seed in self.seeds
 
     @cached_property
     def tuned(self) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from wimfris.settings.schema import Name, Section
+from wimfris.settings.sections import Name, Section
 
 GROUP = "tuning"  # of the runs' outs
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from wimfris.data.dataset import Case, ReferDataset, epoch_cases, to_device
 from wimfris.data.tokens import Tokenizer
 from wimfris.errors import UserError
-from wimfris.settings.schema import CosineSchedule, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import CosineSchedule
 from wimfris.training.distributed import Processes
 
 SHARED = Path("/dev/shm")  # where loader processes hand over their batches

@@ -56,24 +56,21 @@ class CheckpointFolder:
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and remove older ones."""
-        with writing(self.folder):
-            self._save(step, checkpoint)
-
-    def _save(self, step: int, checkpoint: Checkpoint) -> None:
         partial = self.folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_contiguous(checkpoint.weights), partial / "weights.safetensors")
-        save_file(_contiguous(checkpoint.best_weights), partial / "best.safetensors")
-        torch.save(checkpoint.training, partial / "training.pt")
-        for path in (*partial.iterdir(), partial):
-            to_disk(path)
-        older = self._saved()
-        partial.rename(self.folder / f"{step:09d}")
-        to_disk(self.folder)
-        for folder in older:
-            if folder.name != f"{step:09d}":
-                shutil.rmtree(folder)
+        with writing(self.folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(_contiguous(checkpoint.weights), partial / "weights.safetensors")
+            save_file(_contiguous(checkpoint.best_weights), partial / "best.safetensors")
+            torch.save(checkpoint.training, partial / "training.pt")
+            for path in (*partial.iterdir(), partial):
+                to_disk(path)
+            older = self._saved()
+            partial.rename(self.folder / f"{step:09d}")
+            to_disk(self.folder)
+            for folder in older:
+                if folder.name != f"{step:09d}":
+                    shutil.rmtree(folder)
 
     def load(self) -> Checkpoint | None:
         """Return the newest checkpoint, or None. Raises UserError where it is damaged."""

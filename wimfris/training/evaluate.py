@@ -23,7 +23,8 @@ from wimfris.data.rle import encode_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
-from wimfris.settings.schema import Data, Settings
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import Data
 from wimfris.training.batches import start_worker
 from wimfris.training.distributed import Processes
 from wimfris.training.memory import fitting

@@ -17,7 +17,8 @@ from wimfris.model.loss import Losses, SegmentationLoss
 from wimfris.model.segmenter import Segmenter
 from wimfris.runs.store import progress_file
 from wimfris.settings.run import Run
-from wimfris.settings.schema import CosineSchedule, Settings, Train
+from wimfris.settings.schema import Settings
+from wimfris.settings.sections import CosineSchedule, Train
 from wimfris.training.average import WeightAverage
 from wimfris.training.batches import TrainBatches
 from wimfris.training.checkpoint import Checkpoint, CheckpointFolder

@@ -7,31 +7,15 @@ from torch import Tensor
 from wimfris.kernels.ops import fused_conv, fused_scan, load_backend
 from wimfris.model.scan import reference
 from wimfris.model.scan.backends import check_conv, choose_backend
-from wimfris.model.windows import (
-    join_sentence,
-    join_words,
-    take,
-    window_cells,
-    window_padding,
-    window_partition,
-    window_unpartition,
-)
+from wimfris.model.windows import join_sentence, join_words, take, window_index, window_partition, window_unpartition
 
 READS_WINDOWS = ("triton",)  # backends whose kernels read the windows from the map, led by the text token
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    *,
-    backend: str = "auto",
-) -> Tensor:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    *, backend: str = "auto",
+) -> Tensor:  # fmt: skip
     """Scan sequences: u, delta, z (batch, L, D); A (D, N); B, C (batch, L, N); D, delta_bias (D,) -> (batch, L, D).
 
     The output has u's dtype. Under autocast, `cpu` and `triton` cast u, delta, B, C and z to its dtype, and the output
@@ -87,20 +71,19 @@ def scan_windows(
     text (B, P, C) joins every window of its image: its sentence where `text_token` says (see `join_sentence`), or its
     words, with absent (B, P) True at padding, in front (`words`). order and shift: see `wimfris.model.windows`.
     """
+    cells, places = window_index(*grid, window, order, shift, device=tokens.device)
     in_place = getattr(block, "forward_windows", None)
     if in_place is not None and text is not None and text_token == "first":
         backend: str = block.backend  # type: ignore[attr-defined]
         if choose_backend(backend, tokens.device.type).backend in READS_WINDOWS:
-            return in_place(tokens, text, window_cells(*grid, window, order, shift, device=tokens.device))
-    windows = window_partition(tokens, *grid, window, order, shift)
-    padding = window_padding(*grid, window, order, shift, device=tokens.device).repeat(len(tokens), 1)
-    number = len(windows) // len(tokens)
+            return in_place(tokens, text, cells.int())
+    windows, padding = window_partition(tokens, cells), (cells < 0).repeat(len(tokens), 1)
     if text is not None:
-        text = text.repeat_interleave(number, dim=0)
+        text = text.repeat_interleave(len(cells), dim=0)
     if text is not None and absent is not None and text_token == "words":
-        sequences, padding, places = join_words(windows, padding, text, absent.repeat_interleave(number, dim=0))
-        mixed = take(block(sequences, padding), places)
+        sequences, padding, own = join_words(windows, padding, text, absent.repeat_interleave(len(cells), dim=0))
+        mixed = take(block(sequences, padding), own)
     else:
-        sequences, padding, own = join_sentence(windows, padding, text, text_token)
-        mixed = block(sequences, padding)[:, own]
-    return window_unpartition(mixed, *grid, window, order, shift)
+        sequences, padding, span = join_sentence(windows, padding, text, text_token)
+        mixed = block(sequences, padding)[:, span]
+    return window_unpartition(mixed, cells, places)

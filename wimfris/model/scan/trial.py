@@ -17,7 +17,7 @@ from wimfris.errors import one_line
 from wimfris.files import write_text
 from wimfris.kernels import ops
 from wimfris.model.scan import reference
-from wimfris.model.windows import window_cells, window_partition, window_unpartition
+from wimfris.model.windows import window_index, window_partition, window_unpartition
 
 TOLERANCE = 1e-4  # relative difference of a backend from the reference, float32
 Function = Callable[..., Tensor]
@@ -66,7 +66,7 @@ def _try(backend: str, device: str) -> float:
 def _windows_difference(scan: Function, device: str) -> float:
     """Return the difference of a scan that reads the windows of a map, of which some have padding."""
     grid, window, images, width, state = (3, 4), (2, 2), 2, 32, 16
-    cells = window_cells(*grid, window).to(device)
+    cells, places = window_index(*grid, window, device=torch.device(device))
     sequences, length = images * len(cells), cells.shape[1] + 1
     wide, narrow = (sequences, length, width), (sequences, length, state)
     inputs = _draw(
@@ -75,11 +75,11 @@ def _windows_difference(scan: Function, device: str) -> float:
     inputs[2] = -inputs[2].exp()
 
     def apart(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
-        gates = F.pad(window_partition(z, *grid, window), (0, 0, 1, 0))  # the text token's output is dropped
+        gates = F.pad(window_partition(z, cells), (0, 0, 1, 0))  # the text token's output is dropped
         scanned = reference.selective_scan(u, delta, A, B, C, D, gates, bias)
-        return window_unpartition(scanned[:, 1:], *grid, window)
+        return window_unpartition(scanned[:, 1:], cells, places)
 
-    return _difference(partial(scan, cells=cells), apart, inputs)
+    return _difference(partial(scan, cells=cells.int()), apart, inputs)
 
 
 def _conv_difference(backend: str, device: str) -> float:
