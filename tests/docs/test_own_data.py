@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 OUTS = Path("runs/shapes-smoke")
+pytestmark = pytest.mark.slow  # all read one training
 
 
 def call(command: str) -> str:
@@ -54,7 +55,6 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.mark.slow
 def test_every_step_says_what_it_did() -> None:
     check, _, prepare, *_, table = json.loads(Path("outputs.json").read_text())
     assert "all there, all counts right" in check
@@ -62,7 +62,6 @@ def test_every_step_says_what_it_did() -> None:
     assert "shapes, scale smoke, protocol cris" in table
 
 
-@pytest.mark.slow
 def test_the_table_has_the_measures_of_sentences_that_name_nothing() -> None:
     records = read_records(Path("shapes.parquet"))
     pd.testing.assert_frame_equal(records, read_records(OUTS / "core" / "full-0" / "records.parquet"))
