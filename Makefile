@@ -31,12 +31,12 @@ verify: repository setup ## train full-0 again without the store, compare it wit
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-check: setup ## lint and the fast tests, golden smoke runs among them: at most 90 seconds on 2 cores
+check: setup ## lint and the fast tests, golden smoke runs among them: 90 seconds on 2 cores, 2 minutes at first
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(PYTEST) -m "not slow and not long" -q --ignore=tests/slow
 
-test: setup ## the test suite: at most 15 minutes on 2 cores
+test: setup ## the test suite: 12 minutes on 2 cores
 	$(PYTEST) -m "not long"
 
 test-slow: setup ## the rest: the pipeline by DVC, kills, long simulations, browsers

@@ -54,9 +54,12 @@ def test_a_part_of_the_rows_can_be_drawn(verdicts: list[Verdict], plan: Plan, tm
     assert sizes[0] == max(sizes) > 2 * sizes[1]
 
 
-def test_every_claim_has_one_sentence(verdicts: list[Verdict], plan: Plan) -> None:
-    lines = [line for line in answer(verdicts, plan).splitlines() if line.startswith("- ")]
-    assert len(lines) == len(verdicts)
-    for line, verdict in zip(lines, verdicts, strict=True):
-        decision = f"**{verdict.decision[0].upper()}{verdict.decision[1:]}**"
-        assert line.startswith(f"- {verdict.claim.claim} {decision}: {verdict.reason}")
+def test_every_claim_has_one_sentence_below_its_decision_and_reason(verdicts: list[Verdict], plan: Plan) -> None:
+    head, seen = "", []
+    for line in answer(verdicts, plan).splitlines():
+        head = line if line.startswith("- ") else head
+        if line.startswith("    - "):
+            verdict = next(one for one in verdicts if line.startswith(f"    - {one.claim.claim}"))
+            assert head == f"- **{verdict.decision[0].upper()}{verdict.decision[1:]}**: {verdict.reason}."
+            seen.append(verdict.claim.name)
+    assert sorted(seen) == sorted(verdict.claim.name for verdict in verdicts)

@@ -1,6 +1,7 @@
 """What tuning measured: rows that accumulate, the best trial of a family, and the cost of a recipe."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from wimfris.cli.tuning import main
 from wimfris.results import tuning as measured
 from wimfris.settings.params import Params, merge, read_params
 from wimfris.settings.tuning import nested
@@ -125,7 +127,27 @@ def test_flat_is_the_inverse_of_nested() -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_holds_every_family(params: Params, tmp_path: Path) -> None:
+@pytest.mark.parametrize("measured_kinds", ["trials", "recipe", "both"])
+def test_the_picture_shows_what_was_measured(params: Params, tmp_path: Path, measured_kinds: str) -> None:
     rows = [one for family in params.tuning.families for one in trials(params, family, {3: 0.5})]
-    measured.draw_tuning(params.tuning, pd.DataFrame(rows), tmp_path / "tuning.png")
-    assert (tmp_path / "tuning.png").stat().st_size > 10_000
+    candidates = [row(params, f"recipe_averaged_full-{seed}", 0.5) for seed in params.tuning.recipe.seeds]
+    shown = {"trials": rows, "recipe": candidates, "both": rows + candidates}[measured_kinds]
+    measured.draw_tuning(params.tuning, pd.DataFrame(shown), tmp_path / "tuning.png")
+    assert (tmp_path / "tuning.png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_report_of_what_is_measured(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    measured.add_rows(
+        measured.tuning_file(params, Path("reports")),
+        [row(params, str(run), 0.5 + run.seed / 1e4) for run in measured.recipe_runs(params.tuning)],
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe"])  # nothing is left to train
+    assert not ended.value.code
+    text = Path("reports/tables/scenes-tiny/tuning.md").read_text(encoding="utf-8")
+    assert "| averaged\\_longer\\_full |" in text and Path("reports/figures/scenes-tiny/tuning.png").is_file()

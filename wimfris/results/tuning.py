@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import SubFigure
 from scipy import stats
 
 from wimfris.files import write_text
@@ -40,6 +41,8 @@ COLUMNS = (
     "device",
 )
 TRIAL, RECIPE = "trial", "recipe"  # kinds of rows
+PANELS = 4  # side by side in the picture
+FEWEST = 3  # seeds from which a cost is stated
 
 
 def tuning_file(params: Params, reports: Path) -> Path:
@@ -158,18 +161,18 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
         rows.append(
             {
                 "family": family,
-                "trials": trials["values"].nunique(),
+                "trials": str(trials["values"].nunique()),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
                 "in params.yaml": {True: "yes", False: "no"}[in_use(params, family, values)] if values else DASH,
-                "seeds": len(best),
+                "seeds": str(len(best)),
                 "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
                 "SD": percent(pd.Series([best["miou"].std()]))[0],
                 "oIoU": percent(pd.Series([best["oiou"].mean()]))[0],
             }
         )
     note = (
-        f"Split {SPLIT}. Every family has {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
+        f"Split {SPLIT}. A family gets {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
         f"{len(tuning.seeds)} seeds. The best of them by mean mIoU is tuned to this split: its score here is no result."
     )
     return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
@@ -189,22 +192,26 @@ def recipe_section(params: Params, frame: pd.DataFrame) -> Section:
     for name in names:
         part = measures.get(name)
         if part is None or first is None:
-            rows.append({"candidate": name, "seeds": 0 if part is None else len(part)})
+            rows.append({"candidate": name, "seeds": "0" if part is None else str(len(part))})
             continue
         low, high = deviation_interval(part["miou"].std(), len(part))
         cost = part["miou"].var() * work[name] / (first["miou"].var() * work[names[0]])
+        known = min(len(part), len(first)) >= FEWEST
         rows.append(
             {
                 "candidate": name,
-                "seeds": len(part),
+                "seeds": str(len(part)),
                 "mIoU": percent(pd.Series([part["miou"].mean()]))[0],
                 "SD": percent(pd.Series([part["miou"].std()]))[0],
                 "SD, 95%": interval(100 * low, 100 * high, ".1f"),
                 "steps, of the first": f"{work[name] / work[names[0]]:.2f}",
-                "cost, of the first": f"{cost:.2f}",
+                "cost, of the first": f"{cost:.2f}" if known else DASH,
             }
         )
-    note = f"Split {SPLIT}, up to {len(recipe.seeds)} seeds each. Cost: variance over seeds times training steps."
+    note = (
+        f"Split {SPLIT}; {len(recipe.seeds)} seeds are planned. Cost: variance over seeds times training steps, stated "
+        f"from {FEWEST} seeds on."
+    )
     return Section("Candidates for the recipe", note, pd.DataFrame(rows).fillna(DASH), left=("candidate",))
 
 
@@ -230,26 +237,48 @@ def flat(sections: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def draw_tuning(tuning: Tuning, frame: pd.DataFrame, path: Path) -> None:
-    """Draw mIoU against the learning rate, one panel per family: every trial, and the means of the repeated ones."""
-    families = list(tuning.families)
-    columns = min(4, len(families))
-    rows = -(-len(families) // columns)
-    trials = frame[frame["kind"] == TRIAL]
+    """Draw mIoU by candidate for the recipe, and against the learning rate for each family that has trials."""
+    frame = frame.assign(percent=100 * frame["miou"])
+    recipe, trials = frame[frame["kind"] == RECIPE], frame[frame["kind"] == TRIAL]
+    families = [family for family in tuning.families if family in set(trials["name"])]
+    heights = [0.8 + 0.3 * recipe["name"].nunique()] * (len(recipe) > 0)
+    heights += [0.8 + 2.0 * -(-len(families) // PANELS)] * (len(families) > 0)
+    with saved_figure(path, (7.2, sum(heights))) as figure:
+        parts = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat)
+        if len(recipe):
+            _draw_recipe(recipe, parts[0])
+        if families:
+            _draw_families(tuning, families, trials, parts[-1])
+
+
+def _draw_recipe(recipe: pd.DataFrame, figure: SubFigure) -> None:
+    axis = figure.subplots()
+    names = list(recipe.groupby("name")["percent"].mean().sort_values().index)
+    axis.scatter(recipe["percent"], recipe["name"].map(names.index), s=14, color="0.45", label="a seed")
+    means = recipe.groupby("name")["percent"].mean()[names]
+    axis.scatter(means, range(len(names)), s=40, marker="|", color="C0", label="mean")
+    axis.set(title="Candidates for the recipe", xlabel=f"mIoU on {SPLIT}, %", yticks=range(len(names)))
+    axis.set_yticklabels([name.replace("_", " ") for name in names])
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.legend(loc="lower right")
+
+
+def _draw_families(tuning: Tuning, families: Sequence[str], trials: pd.DataFrame, figure: SubFigure) -> None:
     rates = [json.loads(values)["train"]["learning_rate"] for values in trials["values"]]
-    trials = trials.assign(rate=rates, percent=100 * trials["miou"])
-    with saved_figure(path, (7.2, 2 * rows + 0.8)) as figure:
-        axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-        for axis, family in zip(axes, families, strict=False):
-            own = trials[trials["name"] == family]
-            first = own[own["seed"] == tuning.seeds[0]]
-            means = own.groupby("values").agg(rate=("rate", "first"), percent=("percent", "mean"), n=("seed", "size"))
-            means = means[means["n"] > 1]
-            axis.scatter(first["rate"], first["percent"], s=12, color="0.55", label="a trial, one seed")
-            label = f"the best {tuning.best}: mean of {len(tuning.seeds)} seeds"
-            axis.scatter(means["rate"], means["percent"], s=34, marker="D", color="none", edgecolors="C0", label=label)
-            axis.set(title=family, xscale="log")
-        for axis in axes[len(families) :]:
-            axis.remove()
-        figure.supxlabel("learning rate")
-        figure.supylabel(f"mIoU on {SPLIT}, %")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    trials = trials.assign(rate=rates)
+    columns = min(PANELS, len(families))
+    axes = list(figure.subplots(-(-len(families) // columns), columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axis, family in zip(axes, families, strict=False):
+        own = trials[trials["name"] == family]
+        first = own[own["seed"] == tuning.seeds[0]]
+        means = own.groupby("values").agg(rate=("rate", "first"), percent=("percent", "mean"), n=("seed", "size"))
+        means = means[means["n"] > 1]
+        axis.scatter(first["rate"], first["percent"], s=12, color="0.55", label="a trial, one seed")
+        label = f"the best {tuning.best}: mean of {len(tuning.seeds)} seeds"
+        axis.scatter(means["rate"], means["percent"], s=34, marker="D", color="none", edgecolors="C0", label=label)
+        axis.set(title=family, xscale="log")
+    for axis in axes[len(families) :]:
+        axis.remove()
+    figure.supxlabel("learning rate")
+    figure.supylabel(f"mIoU on {SPLIT}, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
