@@ -45,8 +45,8 @@ def test_every_study_has_a_cell_of_its_own() -> None:
     assert [cell.id for cell in content.cells if not re.fullmatch(r"[a-z]+(-[a-z]+)*", cell.id)] == []
     cells = [cell.source for cell in content.cells if cell.cell_type == "code"]
     shown = {name for source in cells for name in re.findall(r'results\.(?:study|tables)\("(\w+)"', source)}
-    without_results = {"encoders"}  # it has nothing to show before it is run at scale base
-    assert shown == {path.stem for path in (ROOT / "studies").glob("*.py")} - without_results
+    unfinished = {"encoders", "tuning"}  # not run, or not run to the end
+    assert shown == {path.stem for path in (ROOT / "studies").glob("*.py")} - unfinished
     assert max(source.count("\n") for source in cells) < 5
 
 

@@ -235,8 +235,8 @@ def test_killed_repro_ends_with_the_same_bits(again: Path, reproduced: Path, tmp
         if "manifest" not in name:
             assert (again / name).read_bytes() == (reproduced / name).read_bytes(), name
     assert "resumed at step" in log.read_text()
-    # the manifest holds other times, so that the evidence is collected again, but nothing is trained
-    assert "Running stage 'train" not in done(again, "dvc", "repro")
+    # the manifest holds other times, so that the evidence is collected again, but the run is not trained again
+    assert "Running stage 'train@full-0'" not in done(again, "dvc", "repro")
 
 
 def test_predict_writes_mask_and_overlay(reproduced: Path, tmp_path: Path) -> None:
