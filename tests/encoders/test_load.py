@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub import copy_hub
 from params_file import SHIPPED, write_params
 from safetensors.torch import load_file
 from torch import nn
@@ -167,10 +168,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, models: dict[str, nn.Module]) 
 @pytest.fixture
 def cache(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the hub cache of the test's own, and no network."""
-    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
-    return folder
+    return copy_hub(hub, tmp_path, monkeypatch)
 
 
 def test_hub_text_loads_offline(settings: Settings, cache: Path, models: dict[str, nn.Module]) -> None:

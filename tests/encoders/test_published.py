@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub import copy_hub
 from params_file import write_params
 from transformers import (
     BertConfig,
@@ -96,10 +97,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def snapshots(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the hub cache of the test's own, and no network."""
-    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("socket.socket.connect", lambda *rest: pytest.fail("the network was used"))
-    return folder
+    return copy_hub(hub, tmp_path, monkeypatch)
 
 
 def settings_of(folder: Path, text: str, vision: str, **changes: Any) -> Settings:

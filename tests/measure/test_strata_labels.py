@@ -21,7 +21,8 @@ from wimfris.measure.strata_labels import (
     touched_windows,
 )
 from wimfris.results.measured import measure_path, read_measure
-from wimfris.results.strata import CASE, STRATA
+from wimfris.results.strata import STRATA
+from wimfris.runs.records import CASE
 
 
 def row(mask: np.ndarray, *, split: str = "val", image_id: int = 1, sentences: int = 1) -> dict[str, object]:

@@ -13,7 +13,7 @@ from scipy import stats
 from wimfris.cli.tuning import main
 from wimfris.results import tuning as measured
 from wimfris.settings.params import Params, merge, read_params
-from wimfris.settings.tuning import nested
+from wimfris.settings.tuning import flat, nested
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +123,7 @@ def test_the_interval_of_a_deviation_covers_it_as_often_as_it_says() -> None:
 
 def test_flat_is_the_inverse_of_nested() -> None:
     values = {"a.b.c": 1, "a.d": 2, "e": 3}
-    assert measured.flat(nested(values)) == values
+    assert flat(nested(values)) == values
 
 
 @pytest.mark.slow

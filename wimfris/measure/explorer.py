@@ -35,8 +35,8 @@ from wimfris.results.plan import METRIC, SPLIT, read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.right_object import DISTRACTORS
 from wimfris.results.scores import own_sentences
-from wimfris.results.strata import CASE, STRATA
-from wimfris.runs.records import holds_objects
+from wimfris.results.strata import STRATA
+from wimfris.runs.records import CASE, holds_objects
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings
 from wimfris.settings.sections import SCENES

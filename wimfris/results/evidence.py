@@ -34,7 +34,7 @@ from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import decisive, digest
 from wimfris.runs.log import read_log
 from wimfris.runs.manifest import is_finished, read_manifest
-from wimfris.runs.records import OBJECT_COLUMNS, SCHEMA, as_table, holds_objects, read_records
+from wimfris.runs.records import CASE, OBJECT_COLUMNS, SCHEMA, as_table, holds_objects, read_records
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
 from wimfris.settings.same import differences
@@ -310,7 +310,7 @@ def read_masks_of(params: Params, evidence: Evidence, reports: Path = REPORTS) -
     masks = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     hashes = dict(zip(evidence.runs["run"], evidence.runs["records"], strict=True))
     own = masks[masks["records"] == masks["run"].map(hashes)]
-    return own.drop_duplicates(["run", "dataset", "split", "ref_id", "sent_id"]).reset_index(drop=True)
+    return own.drop_duplicates(["run", *CASE]).reset_index(drop=True)
 
 
 def evidence_names(reports: Path = REPORTS) -> list[str]:

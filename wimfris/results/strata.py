@@ -28,12 +28,11 @@ from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import COMPARED, METRICS, by_seed, own_sentences, read_scores
 from wimfris.results.statistics import Estimate, estimate, linearise, resample
-from wimfris.runs.records import SPLITS
+from wimfris.runs.records import CASE, SPLITS
 
 FOOT = "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts."
 ERROR = 0.05
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
-CASE = ["dataset", "split", "ref_id", "sent_id"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from wimfris.runs.fingerprint import digest
 from wimfris.runs.manifest import read_manifest
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
-from wimfris.settings.tuning import Tuning
+from wimfris.settings.tuning import Tuning, flat
 
 SPLIT = "tune"
 SCORES = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
@@ -226,14 +226,6 @@ def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, f
     quantiles = stats.chi2.ppf(np.array([(1 + level) / 2, (1 - level) / 2]), n - 1)
     low, high = sd * np.sqrt((n - 1) / quantiles)
     return float(low), float(high)
-
-
-def flat(sections: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return sections as dotted keys; the inverse of `wimfris.settings.tuning.nested`."""
-    values: dict[str, Any] = {}
-    for key, value in sections.items():
-        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return values
 
 
 def draw_tuning(tuning: Tuning, frame: pd.DataFrame, path: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
+from wimfris.runs.records import CASE
 
 SCHEMA = pa.schema(
     [
@@ -37,7 +38,7 @@ def masks_of(records: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def write_masks(masks: pd.DataFrame, path: Path, schema: pa.Schema = SCHEMA) -> None:
     """Write masks atomically. The bytes depend on the set of rows, not on their order."""
-    ordered = masks.sort_values(["dataset", "split", "ref_id", "sent_id", "run"])  # similar masks lie together
+    ordered = masks.sort_values([*CASE, "run"])  # similar masks lie together
     table = pa.Table.from_pandas(ordered, schema=schema, preserve_index=False).replace_schema_metadata(None)
     with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd", compression_level=19)

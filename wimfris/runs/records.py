@@ -20,6 +20,9 @@ SPLITS = ("train", "val", "testA", "testB", "test", "tune")
 CONDITIONS = ("sentence", "shuffled", "empty")
 """What the model reads: its sentence, the sentence of another image, or nothing. The last two are the controls."""
 
+CASE = ["dataset", "split", "ref_id", "sent_id"]
+"""The columns that identify a sentence in the records of a run."""
+
 SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)

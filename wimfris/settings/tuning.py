@@ -92,3 +92,11 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
             section = section.setdefault(part, {})
         section[last] = value
     return sections
+
+
+def flat(sections: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return sections as dotted keys; the inverse of `nested`."""
+    values: dict[str, Any] = {}
+    for key, value in sections.items():
+        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return values
