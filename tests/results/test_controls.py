@@ -1,4 +1,4 @@
-"""Controls: planted damage is found as often as the power says, and a function is not separated from itself."""
+"""Controls: planted damage is detected as often as the power says, and a function is not separated from itself."""
 
 from pathlib import Path
 
@@ -44,17 +44,17 @@ def test_the_pairs_are_the_controls_of_params() -> None:
 
 
 @pytest.mark.slow
-def test_damage_is_found_as_often_as_the_power_says() -> None:
+def test_damage_is_detected_as_often_as_the_power_says() -> None:
     table = damage_table(scores(20, 6), PLAN, [0.01, 0.02, 0.04]).set_index(["test", "size"])
     assert list(table.index.get_level_values("size").unique()) == [0.0, 0.01, 0.02, 0.04]
     for (_, size), row in table.iterrows():
         assert row["difference"] == pytest.approx(-size, abs=0.001), "the planted damage has its size"
         caution = 0.08 if row["seeds"] < 6 else 0.05  # few seeds are covered more than their level
-        assert -caution < row["found"] - row["expected"] < 0.03
-        assert row["wrong"] <= row["error"] and (row["found"] <= row["error"] + 0.02 or size > 0)
+        assert -caution < row["detected"] - row["expected"] < 0.03
+        assert row["wrong"] <= row["error"] and (row["detected"] <= row["error"] + 0.02 or size > 0)
         assert row["expected"] == pytest.approx(row["error"], abs=1e-3) or size > 0
     last = table.loc["claim, last look"]
-    assert last["found"].is_monotonic_increasing and last.loc[0.04, "found"] > 0.9
+    assert last["detected"].is_monotonic_increasing and last.loc[0.04, "detected"] > 0.9
 
 
 def test_nothing_can_be_planted_without_two_seeds_of_a_system() -> None:

@@ -7,7 +7,7 @@ Planted damage. A simulated run is the mean run of `full` plus the deviation of 
 own seeds, drawn with a random sign and scaled by sqrt(S / (S - 1)) for S seeds. It keeps the scatter between seeds,
 images and sentences. In a damaged run each sentence fails (IoU 0) with a probability that costs the planted points on
 average. Damaged and undamaged runs are compared as any two systems are, at the levels of both tiers. How often the
-damage should be found is the power of `wimfris.results.statistics` at the mean variances and degrees of freedom.
+damage should be detected is the power of `wimfris.results.statistics` at the mean variances and degrees of freedom.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def control_pairs(params: Params) -> list[Pair]:
 
 
 def controls_report(inputs: Inputs, sizes: Sequence[float]) -> Report:
-    """Show the A/A comparisons, how often they separate, and how often planted damage is found; sizes: in points."""
+    """Show the A/A comparisons, how often they separate, and how often planted damage is detected; sizes: in points."""
     assert inputs.comparisons is not None
     plan, records = read_plan(), inputs.records[inputs.records["split"] == SPLIT]
     systems = ["full", *sorted(set(records["variant"].unique()) - {"full"})]
@@ -148,18 +148,18 @@ def rates_table(pairs: pd.DataFrame, halves: Sequence[float]) -> pd.DataFrame:
 
 
 def damage_table(scores: Scores, plan: Plan, sizes: Sequence[float]) -> pd.DataFrame:
-    """Return how often planted damage is found: a row per test and size, 0 among them; empty if no system has two
+    """Return how often planted damage is detected: a row per test and size, 0 among them; empty if no system has two
     seeds.
 
     The first system of `scores` is damaged; sizes: fractions of mIoU. Columns: test, seeds, error (one minus the level
-    of its interval), size, found (share of `WORLDS` whose interval excludes 0), wrong (share above 0), monte_carlo
-    (standard error of found), expected (the power), difference (the mean).
+    of its interval), size, detected (share of `WORLDS` whose interval excludes 0), wrong (share above 0), monte_carlo
+    (standard error of detected), expected (the power), difference (the mean).
     """
     starts, images = scores.starts, scores.starts.size
     sentences = np.add.reduceat(np.ones(scores.iou.shape[-1]), starts)
     mean, pool = scores.iou[0, scores.present[0]].mean(axis=0), _deviations(scores)
     if not len(pool) or images < 2:
-        return pd.DataFrame(columns=["test", "seeds", "error", "size", "found", "wrong", "monte_carlo", "expected"])
+        return pd.DataFrame(columns=["test", "seeds", "error", "size", "detected", "wrong", "monte_carlo", "expected"])
     counts = (len(plan.exploratory.seeds), *plan.confirmatory.looks)
     sizes, rng = (0.0, *sizes), np.random.default_rng(0)
     worlds: dict[tuple[int, float], list[Estimate]] = {(n, size): [] for n in counts for size in sizes}
@@ -184,9 +184,9 @@ def damage_table(scores: Scores, plan: Plan, sizes: Sequence[float]) -> pd.DataF
     ):
         for size in sizes:
             signs = np.array([_separated(one, error) for one in worlds[n, size]])
-            found = float((signs != 0).mean())
-            row = {"test": test, "seeds": n, "error": error, "size": size, "found": found}
-            row |= {"wrong": float((signs > 0).mean()), "monte_carlo": np.sqrt(found * (1 - found) / WORLDS)}
+            detected = float((signs != 0).mean())
+            row = {"test": test, "seeds": n, "error": error, "size": size, "detected": detected}
+            row |= {"wrong": float((signs > 0).mean()), "monte_carlo": np.sqrt(detected * (1 - detected) / WORLDS)}
             row |= {"expected": typical[n, size].power(size, error)}
             rows.append(row | {"difference": float(np.mean([one.difference for one in worlds[n, size]]))})
     return pd.DataFrame(rows)
@@ -218,8 +218,10 @@ def _pairs_section(pairs: pd.DataFrame, place: str) -> Section:
     for name, ends in (("these seeds", ("these_low", "these_high")), ("any seed", ("low", "high"))):
         cells[name] = [interval(*both) for both in zip(*(100 * pairs[end].astype(float) for end in ends), strict=True)]
     cells["separated"] = pairs["separated"].map({0.0: "no", 1.0: "yes"}).fillna(DASH)
-    note = "Each pair computes one function, so it differs by chance. Points of mIoU; 95% intervals, which count in no "
-    note += "family and give no verdict. A row of one seed compares two networks, by the interval for these seeds."
+    note = (
+        "Each pair computes one function, so it differs by chance. Points of mIoU; 95% intervals, which count in no "
+        "family and give no verdict. A row of one seed compares two networks, by the interval for these seeds."
+    )
     return Section(f"The same function under two names: {place}", note, cells, left=("comparison", "seeds"), guide=True)
 
 
@@ -231,9 +233,11 @@ def _rates_section(rates: pd.DataFrame, place: str) -> Section:
         interval(*both, form=".1f") for both in zip(100 * rates["low"], 100 * rates["high"], strict=True)
     ]
     cells["nominal"] = [DASH if kind == NETWORKS else f"{100 * UNADJUSTED:.1f}" for kind in rates["kind"]]
-    note = "Percent, with the binomial interval of Clopper and Pearson. Two networks of one function are two networks: "
-    note += "the interval for these seeds may separate them, and no verdict rests on it. Halves of seeds need four "
-    note += f"seeds; {HALVES} halvings of one function count as one comparison."
+    note = (
+        "Percent, with the binomial interval of Clopper and Pearson. Two networks of one function are two networks: "
+        "the interval for these seeds may separate them, and no verdict rests on it. Halves of seeds need four seeds; "
+        f"{HALVES} halvings of one function count as one comparison."
+    )
     return Section(
         f"How often one function is separated from itself: {place}", note, cells, left=("compared",), guide=True
     )
@@ -243,15 +247,15 @@ def _damage_section(damage: pd.DataFrame, place: str) -> Section:
     cells = pd.DataFrame({"test": damage["test"], "seeds": damage["seeds"].astype(str)})
     cells["level"] = [f"{100 * (1 - error):.2f}" for error in damage["error"]]
     cells["damage"] = percent(damage["size"])
-    for name, column in (("found", "found"), ("± (Monte Carlo)", "monte_carlo"), ("should be", "expected")):
+    for name, column in (("detected", "detected"), ("± (Monte Carlo)", "monte_carlo"), ("should be", "expected")):
         cells[name] = percent(damage[column].astype(float))
     cells["wrong way"] = percent(damage["wrong"].astype(float))
-    note = f"Damage in points of mIoU, the rest in percent, of {WORLDS} simulated experiments. Found: the interval for "
-    note += (
+    note = (
+        f"Damage in points of mIoU, the rest in percent, of {WORLDS} simulated experiments. Detected: the interval for "
         "any seed excludes 0. Should be: the level where nothing is planted, else the power that tables state. Wrong "
+        "way: the damaged system is called higher. With few seeds the interval covers more than its level, so less is "
+        "detected than the power says."
     )
-    note += "way: the damaged system is called higher. With few seeds the interval covers more than its level, so less "
-    note += "is found than the power says."
     return Section(f"Planted damage: {place}", note, cells, left=("test",), guide=True)
 
 
@@ -263,18 +267,18 @@ def _summary(rates: pd.DataFrame, damage: pd.DataFrame) -> str:
         f"comparisons of a function with itself; {100 * UNADJUSTED:.0f}% may be."
     ]
     if len(damage):
-        gaps = 100 * (damage["found"] - damage["expected"]).astype(float)
-        nothing = damage.loc[damage["size"] == 0, "found"].iloc[0]
+        gaps = 100 * (damage["detected"] - damage["expected"]).astype(float)
+        nothing = damage.loc[damage["size"] == 0, "detected"].iloc[0]
         lines.append(
             f"Of {WORLDS} simulated experiments without damage the exploratory test separates {100 * nothing:.1f}%. "
-            f"Planted damage is found at most {max(gaps.max(), 0):.1f} percentage points more often, and at most "
+            f"Planted damage is detected at most {max(gaps.max(), 0):.1f} percentage points more often, and at most "
             f"{max(-gaps.min(), 0):.1f} less often, than the stated power."
         )
     return " ".join(lines)
 
 
 def draw(pairs: pd.DataFrame, damage: pd.DataFrame, path: Path) -> None:
-    """Draw the A/A differences with their intervals, and how often planted damage is found, to a PNG."""
+    """Draw the A/A differences with their intervals, and how often planted damage is detected, to a PNG."""
     with saved_figure(path, (7.2, 3.4)) as figure:
         left, right = figure.subplots(1, 2)
         _draw_pairs(pairs, left)
@@ -303,12 +307,12 @@ def _draw_pairs(pairs: pd.DataFrame, axes: Axes) -> None:
 def _draw_damage(damage: pd.DataFrame, axes: Axes) -> None:
     tests = list(dict.fromkeys(damage["test"]))
     for test, colour in zip(tests, sns.color_palette("colorblind", len(tests)), strict=True):
-        part = damage[damage["test"] == test].astype({"found": float, "monte_carlo": float, "expected": float})
+        part = damage[damage["test"] == test].astype({"detected": float, "monte_carlo": float, "expected": float})
         label = f"{test}, {part['seeds'].iloc[0]} seeds"
         axes.plot(100 * part["size"], 100 * part["expected"], color=colour, linewidth=1, linestyle="--")
         axes.errorbar(
             100 * part["size"],
-            100 * part["found"],
+            100 * part["detected"],
             200 * part["monte_carlo"],
             fmt="o",
             color=colour,
@@ -316,5 +320,5 @@ def _draw_damage(damage: pd.DataFrame, axes: Axes) -> None:
             label=label,
         )
     axes.plot([], [], color="0.3", linewidth=1, linestyle="--", label="the stated power")
-    axes.set(title="Planted damage", xlabel="damage, points of mIoU", ylabel="found, %", ylim=(-3, 103))
+    axes.set(title="Planted damage", xlabel="damage, points of mIoU", ylabel="detected, %", ylim=(-3, 103))
     axes.legend(loc="upper left", fontsize=7)
