@@ -135,6 +135,23 @@ def test_repeated_evaluation_gives_the_same_records(trained: Any, model: Trained
     assert (tmp_path / "again.parquet").read_bytes() == trained.files().records.read_bytes()
 
 
+def test_controls_and_the_score_of_an_epoch_may_read_fewer_images(model: TrainedModel, records: pd.DataFrame) -> None:
+    evaluate = model.settings.evaluate.model_copy(update={"control_images": 4})
+    train = model.settings.train.model_copy(update={"validation_images": 3})
+    evaluator = model.evaluator(model.settings.model_copy(update={"evaluate": evaluate, "train": train}))
+    advanced: list[None] = []
+    report = evaluator.report(model.segmenter, "full-0", 0, lambda: advanced.append(None))
+    assert len(advanced) == len(report) == evaluator.report_cases()
+    for (split, condition), rows in report.groupby(["split", "condition"]):
+        every = records[(records["split"] == split) & (records["condition"] == condition)]
+        first = list(evaluator.split(str(split))["image_id"].unique()[:4])
+        assert set(rows["image_id"]) == (set(every["image_id"]) if condition == "sentence" else set(first))
+        assert len(rows) == every["image_id"].isin(rows["image_id"]).sum()
+    first = evaluator.split("val")["image_id"].unique()[:3]
+    own = records[(records["split"] == "val") & (records["condition"] == "sentence")]
+    assert evaluator.score(model.segmenter, "val")["n"] == own["image_id"].isin(first).sum()
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_batch_size_does_not_matter(size: int, model: TrainedModel, records: pd.DataFrame) -> None:
     evaluate = model.settings.evaluate.model_copy(update={"batch_size": size})
@@ -193,7 +210,7 @@ def test_progress_counts_every_case(model: TrainedModel) -> None:
     calls = []
     evaluator = model.evaluator()
     records = evaluator.report(model.segmenter, "full-0", 0, lambda: calls.append(1))
-    assert len(calls) == len(records) == evaluator.cases()
+    assert len(calls) == len(records) == evaluator.report_cases()
 
 
 def test_score_uses_every_sentence(model: TrainedModel, records: pd.DataFrame) -> None:

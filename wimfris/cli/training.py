@@ -203,7 +203,7 @@ def evaluate(
         evaluator = Evaluator(settings, index, images, tokenizer, device, group, objects, keep_masks=keep)
         segmenter.to(device)
         with make_progress(group) as progress:
-            bar = progress.add_task(f"{one} evaluation", total=evaluator.cases())
+            bar = progress.add_task(f"{one} evaluation", total=evaluator.report_cases())
             records = evaluator.report(segmenter, str(one), one.seed, lambda: progress.advance(bar))
     if group.leads:
         if export_masks is not None:

@@ -129,7 +129,7 @@ def _score_val(predictor: "Predictor") -> None:
     print("\nScoring the model on val, every sentence:")
     with tempfile.TemporaryDirectory() as folder, make_progress() as progress:
         evaluator = val_evaluator(predictor, Path(folder))
-        bar = progress.add_task("val", total=evaluator.cases(["val"], ["sentence"]))
+        bar = progress.add_task("val", total=evaluator.cases("val"))
         records = score_val(predictor, evaluator, lambda: progress.advance(bar))
     run, rows = predictor.facts["run"], [("shipped model, scored here", records)]
     released = ""

@@ -4,7 +4,8 @@
 // data.systems: name, label, run, and in the order of the sentences iou (in 1/unit, -1: not judged), right (0 or 1: its
 // mask overlaps the right object most; null: unknown), masks (run lengths of the first split; null: none are kept).
 // data.sentences: columns split, image, target, text, and for each of data.strata the number of the level, -1 without.
-// data.pictures: width, height, address; data.targets: picture, height, width, run lengths; both of the first split.
+// data.pictures: width, height, address; data.targets: picture, height, width, run lengths; both of the images of the
+// first split of which masks are kept.
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("selection"), fields = form.elements;
 const element = (id) => document.getElementById(id);
@@ -253,12 +254,15 @@ function makeCard({ i, ious, d }, systems) {
 function showList(name, systems) {
   const [better, sign] = name === "more" ? [systems[0], 1] : [systems[1], -1], list = element(name);
   const ordered = rows.filter(({ d }) => sign * d > 0).sort((one, other) => sign * (other.d - one.d) || one.i - other.i);
-  const pictures = fields.split.value === data.splits[0] ? "" : ` (pictures are kept of ${data.splits[0]} alone)`;
-  element(`head-${name}`).textContent = `${better.name} is better: ${ordered.length} sentences${pictures}`;
+  const pictured = ordered.filter(({ i }) => data.targets[data.sentences.target[i]]);
+  const listed = pictured.length ? pictured : ordered;
+  const some = pictured.length ? `, ${pictured.length} with pictures` : ` (pictures are kept of ${data.splits[0]} alone)`;
+  const note = pictured.length < ordered.length ? some : "";
+  element(`head-${name}`).textContent = `${better.name} is better: ${ordered.length} sentences${note}`;
   const from = shown[name] > list.children.length ? list.children.length : 0; // "Show more" keeps the cards
   if (!from) list.replaceChildren();
-  list.append(...ordered.slice(from, shown[name]).map((row) => makeCard(row, systems)));
-  document.querySelector(`[data-list=${name}]`).hidden = ordered.length <= shown[name];
+  list.append(...listed.slice(from, shown[name]).map((row) => makeCard(row, systems)));
+  document.querySelector(`[data-list=${name}]`).hidden = listed.length <= shown[name];
 }
 
 const currentSystems = () => ["a", "b"].map((side) => data.systems.find(({ name }) => name === fields[side].value));

@@ -94,7 +94,8 @@ def explorer_data(params: Params) -> dict[str, Any]:
             "params.yaml, two are needed; train them with `wimfris matrix`, or take a system in with `wimfris ingest`"
         )
     index = _index(settings)
-    targets = _targets(settings, index[index["split"] == settings.data.splits[0]])
+    first = index[index["split"] == settings.data.splits[0]]
+    targets = _targets(settings, first)
     sentences = _sentences(settings, index)
     masks = read_masks_of(params, evidence).merge(sentences[[*CASE, "target"]], on=CASE)
     _check_masks(masks, targets, evidence.records)
@@ -103,8 +104,8 @@ def explorer_data(params: Params) -> dict[str, Any]:
         _system(name, plan.label(name.rpartition("-")[0] or name), own, masks[masks["run"] == name], sentences)
         for name in names
     ]
+    pictured = first[: masks["target"].max() + 1 if len(masks) else None]  # objects up to the last one with a mask
     images = source_images(settings)
-    shown = index[index["split"] == settings.data.splits[0]].drop_duplicates("image")
     columns = ("image", "target", "text", *LEVELS)
     return {
         "title": f"{settings.data.name}, scale {settings.scale}, protocol {settings.evaluate.protocol}",
@@ -112,8 +113,8 @@ def explorer_data(params: Params) -> dict[str, Any]:
         "unit": UNIT,
         "splits": settings.data.splits,
         "strata": [{"name": name, "title": one.title, "levels": one.levels} for name, one in LEVELS.items()],
-        "pictures": [_picture(images / name) for name in shown["file_name"]],
-        "targets": targets,
+        "pictures": [_picture(images / name) for name in pictured["file_name"].unique()],
+        "targets": targets[: len(pictured)],
         "sentences": {"split": list(sentences["split"])} | {name: sentences[name].tolist() for name in columns},
         "systems": systems,
         "comparisons": _comparisons(settings.folder.name, [system["name"] for system in systems]),

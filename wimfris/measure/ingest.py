@@ -63,8 +63,9 @@ def ingest(
     frame = pd.DataFrame(judged).assign(
         run=name, variant=name, seed=NO_SEED, scale=settings.scale, protocol=settings.evaluate.protocol
     )
-    first, records = masks_of(frame, settings.data.splits[0]), frame.drop(columns="mask")
-    return add_system(params, name, records, first, source, replace=replace), records
+    kept = masks_of(frame, settings.data.splits[0], settings.evaluate.control_images)
+    records = frame.drop(columns="mask")
+    return add_system(params, name, records, kept, source, replace=replace), records
 
 
 def judged_mask(mask: Mask, protocol: Protocol) -> np.ndarray:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
-from wimfris.runs.records import CASE
+from wimfris.runs.records import CASE, first_images
 
 SCHEMA = pa.schema(
     [
@@ -28,9 +28,13 @@ SCHEMA = pa.schema(
 """The columns of masks and their types."""
 
 
-def masks_of(records: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the masks of a split's own sentences as `SCHEMA`, from records with the column `mask` of `judge`."""
+def masks_of(records: pd.DataFrame, split: str, images: int | None) -> pd.DataFrame:
+    """Return the masks of a split's own sentences as `SCHEMA`, from records with the column `mask` of `judge`.
+
+    Only those of the first `images` images, or of all with None.
+    """
     own = records[(records["split"] == split) & (records["condition"] == "sentence")]
+    own = first_images(own, images)
     masks = own["mask"].tolist()
     sizes = {"height": [mask["size"][0] for mask in masks], "width": [mask["size"][1] for mask in masks]}
     return own.assign(**sizes, rle=[mask["counts"] for mask in masks])[SCHEMA.names].reset_index(drop=True)

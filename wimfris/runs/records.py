@@ -96,6 +96,16 @@ def _schema(names: Iterable[str]) -> pa.Schema:
     return pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in further.items())])
 
 
+def first_images(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """Return the rows of the first `count` images in the order of the rows, or all rows with None.
+
+    frame: of one split, with the columns `dataset` and `image_id`.
+    """
+    if count is None:
+        return frame
+    return frame[frame.groupby(["dataset", "image_id"], sort=False).ngroup() < count]
+
+
 def read_records(path: Path) -> pd.DataFrame:
     """Read records, columns in the order of `SCHEMA` and `OBJECT_COLUMNS`.
 

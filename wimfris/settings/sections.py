@@ -299,6 +299,7 @@ class Train(Section):
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
+    validation_images: PositiveInt | None = None  # first images of the first split for an epoch's score; None: all
     schedule: CosineSchedule | StepSchedule = Field(discriminator="kind")
     precision: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
@@ -316,6 +317,8 @@ class Train(Section):
 class Evaluate(Section):
     protocol: Literal["cris", "lavt", "remamber"]  # see wimfris.data.protocol
     batch_size: Size
+    # The first images of a split, which its controls read and whose masks are kept; None: all.
+    control_images: Annotated[int, Field(ge=4)] | None = None
 
 
 class PretrainText(Section):

@@ -1,7 +1,7 @@
 """Evaluation: every sentence of every object is one case, and gives one record."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -23,6 +23,7 @@ from wimfris.data.rle import encode_mask
 from wimfris.data.tokens import Tokenizer
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
+from wimfris.runs.records import first_images
 from wimfris.settings.schema import Settings
 from wimfris.settings.sections import Data
 from wimfris.training.batches import start_worker
@@ -120,6 +121,10 @@ class Evaluator:
         """Return the rows of a split, numbered from 0."""
         return self.index[self.index["split"] == name].reset_index(drop=True)
 
+    def _rows(self, split: str, images: int | None) -> pd.DataFrame:
+        """Return the rows of a split, or those of its first `images` images, numbered from 0."""
+        return first_images(self.split(split), images).reset_index(drop=True)
+
     def _share(self, passes: list[list[int]]) -> list[list[int]]:
         """Return this process's passes: those of every `group.size`-th batch."""
         size = self.settings.evaluate.batch_size
@@ -187,14 +192,19 @@ class Evaluator:
             segmenter.train(was_training)
 
     def records(
-        self, segmenter: Segmenter, split: str, condition: str, advance: Callable[[], None] = lambda: None
+        self,
+        segmenter: Segmenter,
+        split: str,
+        condition: str,
+        advance: Callable[[], None] = lambda: None,
+        images: int | None = None,
     ) -> pd.DataFrame:
-        """Return one row per sentence of the split, gathered from all processes.
+        """Return one row per sentence of the split's first `images` images, or of all, gathered from all processes.
 
         Intersection and union count pixels at the size at which the protocol judges; the target's area counts pixels of
         the original image.
         """
-        rows, keep_mask = self.split(split), self.keep_masks and condition == "sentence"
+        rows, keep_mask = self._rows(split, images), self.keep_masks and condition == "sentence"
         cases, objects = CONDITIONS[condition](rows), rows.to_dict("records")
 
         @lru_cache(maxsize=TARGETS)  # the sentences of one object follow each other
@@ -216,16 +226,18 @@ class Evaluator:
         return pd.DataFrame([records[number] for number in chain.from_iterable(_passes(rows, cases))])
 
     def score(self, segmenter: Segmenter, split: str, advance: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Return mIoU, oIoU and precisions of the split, computed from the same records that `report` returns."""
-        records = self.records(segmenter, split, "sentence", advance)
+        """Return mIoU, oIoU and precisions of the split after an epoch, over `train.validation_images`."""
+        records = self.records(segmenter, split, "sentence", advance, self.settings.train.validation_images)
         return summarise(records["intersection"].to_numpy(), records["union"].to_numpy())
 
     def report(
         self, segmenter: Segmenter, run: str, seed: int, advance: Callable[[], None] = lambda: None
     ) -> pd.DataFrame:
-        """Return the records of a run: every evaluation split under every condition."""
+        """Return the records of a run: every evaluation split under every condition. The controls read
+        `evaluate.control_images` of a split.
+        """
         parts = [
-            self.records(segmenter, split, condition, advance)
+            self.records(segmenter, split, condition, advance, self._images(condition))
             for split in self.settings.data.splits
             for condition in CONDITIONS
         ]
@@ -238,8 +250,16 @@ class Evaluator:
             protocol=settings.evaluate.protocol,
         )
 
-    def cases(self, splits: Iterable[str] | None = None, conditions: Iterable[str] | None = None) -> int:
-        """Return how many sentences this process evaluates; by default those of `report`."""
-        rows = [self.split(split) for split in splits or self.settings.data.splits]
-        passes = (_passes(part, CONDITIONS[name](part)) for part in rows for name in conditions or CONDITIONS)
-        return sum(len(numbers) for part in passes for numbers in self._share(part))
+    def _images(self, condition: str) -> int | None:
+        """Return on how many images of a split `report` evaluates a condition; None for all."""
+        return None if condition == "sentence" else self.settings.evaluate.control_images
+
+    def cases(self, split: str, condition: str = "sentence", images: int | None = None) -> int:
+        """Return how many sentences of a split's first `images` images, or of all, this process evaluates."""
+        rows = self._rows(split, images)
+        return sum(map(len, self._share(_passes(rows, CONDITIONS[condition](rows)))))
+
+    def report_cases(self) -> int:
+        """Return how many sentences this process evaluates for `report`."""
+        splits = self.settings.data.splits
+        return sum(self.cases(split, name, self._images(name)) for split in splits for name in CONDITIONS)

@@ -119,7 +119,7 @@ def _train(
             trainer.fit(progress)
         trainer.segmenter.load_trained(trainer.best_weights)
         started = time.monotonic()
-        bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.cases())
+        bar = progress.add_task(f"{run} evaluation", total=trainer.evaluator.report_cases())
         records = trainer.evaluator.report(trainer.segmenter, str(run), run.seed, lambda: progress.advance(bar))
     if not group.leads:
         return checkpoints
@@ -128,7 +128,7 @@ def _train(
     hashes = {f"{name}_encoder": encoder["sha256"] for name, encoder in content["encoders"].items()}
     save_weights(trainer.best_weights, names | hashes, files.weights)
     write_records(records.drop(columns="mask"), files.records)
-    write_masks(masks_of(records, settings.data.splits[0]), files.masks)
+    write_masks(masks_of(records, settings.data.splits[0], settings.evaluate.control_images), files.masks)
     write_log(trainer.log, files.log)
     write_epochs(trainer.log, files.epochs)
     write_text(files.metrics, json.dumps(_metrics(records), indent=2) + "\n")

@@ -94,7 +94,7 @@ class Trainer:
         return self.train.epochs * self.batches.steps_per_epoch
 
     def fit(self, progress: Progress) -> None:
-        """Train to the last epoch and keep the weights of the best one, by mIoU over the whole first split."""
+        """Train to the last epoch and keep the weights of the best one, by mIoU over `validation_images` of val."""
         bar = progress.add_task(str(self.run), total=self.total_steps, completed=self.step)
         started = saved = time.monotonic()
         before = self.seconds
@@ -169,7 +169,8 @@ class Trainer:
         self.unread.clear()
 
     def _end_epoch(self, epoch: int, losses: Losses, progress: Progress) -> None:
-        bar = progress.add_task(f"{self.run} validation", total=self.evaluator.cases([self.split], ["sentence"]))
+        cases = self.evaluator.cases(self.split, images=self.train.validation_images)
+        bar = progress.add_task(f"{self.run} validation", total=cases)
         with nullcontext() if self.average is None else self.average.in_place():
             score = self.evaluator.score(self.segmenter, self.split, lambda: progress.advance(bar))
             emphasis = {str(layer): alpha for layer, alpha in self.segmenter.emphasis().items()}
