@@ -20,7 +20,7 @@ STUDY = Study(
     title="Window size",
     question="Does the window of the scan matter, by how much, and which size is best?",
     paper="4x4 is the best window, 1.3 points of mIoU better than none on RefCOCO val (Table 3a).",
-    note="A window as large as the grid is no window; windows of one token are asked of small grids alone. "
+    note="A window as large as the grid is no window. Windows of 1x1 are trained on small grids only. "
     "Without a window the alignment loss has a window of 4.",
     rows=(
         Row("1x1", "window_1", block=PAPERS, grids=SMALL),

@@ -153,7 +153,9 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 def window(evidence: Evidence) -> str:
     """Return the one answer to "Does the window matter?"."""
-    return "\n".join(_wrapped(window_answer(evidence.verdicts())))
+    return "\n".join(
+        _wrapped(window_answer(evidence.verdicts(), evidence.comparisons(evidence.params.settings().folder.name)))
+    )
 
 
 def scales(evidence: Evidence) -> str:
