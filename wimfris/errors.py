@@ -1,4 +1,7 @@
-"""The exceptions that end a command with one line."""
+"""The exceptions that end a command with one line, and the words they share."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -11,6 +14,13 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number  # of the signal
+
+
+def suggestion(name: str, known: Iterable[str], what: str) -> str:
+    """Return which known names are close to an unknown one, or, where none is, all of them; what: their plural."""
+    known = list(known)
+    close = get_close_matches(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else f"the {what} are {', '.join(known)}"
 
 
 def one_line(error: Exception) -> str:

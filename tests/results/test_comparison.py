@@ -249,7 +249,7 @@ def test_natural_data_carry_no_caveat() -> None:
 def test_rows_that_mean_nothing_at_a_grid_are_left_out() -> None:
     study = Study("w", "W", "?", "!", (Row("4x4", "full"), Row("8x8", "window_8", grids=range(9, 100))))
     small = study.at_grid(8)
-    assert small.variants == ["full"] and small.note == "Left out at a grid of 8 x 8: 8x8."
+    assert small.variants == ["full"] and small.note == "A grid of 8 x 8 has no row 8x8."
     assert study.at_grid(16) is study
 
 

@@ -124,7 +124,7 @@ def test_a_changed_number_or_verdict_is_found(committed: Path, known: set[Quote]
 def test_one_answer_on_the_window_stands_everywhere(committed: Path, files: dict[str, Comparisons]) -> None:
     params, reports = read_params(committed / "params.yaml"), committed / "reports"
     plan = read_plan(reports / "claims.yaml")
-    answer = window_answer(judge_place(params, plan, files["scenes-tiny"], reports))
+    answer = window_answer(judge_place(params, plan, files["scenes-tiny"], reports), files["scenes-tiny"])
     for page in ("README.md", "docs/results.md", "docs/faq.md", "reports/claims.md"):
         assert answer in " ".join((committed / page).read_text(encoding="utf-8").split()), page
     for page in ("README.md", "docs/results.md", "docs/statistics.md", "reports/claims.md", "reports/index.html"):

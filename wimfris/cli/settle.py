@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from wimfris.errors import UserError
+from wimfris.errors import UserError, suggestion
 from wimfris.files import write_text
 from wimfris.results.evidence import Evidence
 from wimfris.results.plan import Plan
@@ -42,7 +42,7 @@ def settle(
     names = [one.name for one in plan.claims]
     for name in wanted:
         if name not in names:
-            raise UserError(f"settle {name}: must be one of {', '.join(names)}")
+            raise UserError(f"settle {name}: no such claim; {suggestion(name, names, 'claims')}")
     minutes = None if budget is None else parse_budget(budget)
     open_claims, best = _plan(params, plan, wanted, minutes)
     _print(plan, open_claims, best, _base_hours(params) if base else None)

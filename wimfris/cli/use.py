@@ -109,6 +109,10 @@ def _predict(predictor: "Predictor", image: Path, text: str, out: Path) -> None:
         print(f"the sentence is too long for the model; not read: {unread}", file=sys.stderr)
     write_prediction(picture, mask, *paths)
     print(f"{mask.mean():.1%} of the picture: {paths[0]}, {paths[1]} (the prediction is outlined)")
+    if not mask.any():
+        print(
+            "the mask is empty: the model finds nothing that the sentence names; try another sentence", file=sys.stderr
+        )
 
 
 def _segment_scenes(predictor: "Predictor", out: Path) -> None:

@@ -3,7 +3,6 @@
 The padding id is always 0.
 """
 
-import difflib
 import gzip
 import hashlib
 import html
@@ -16,7 +15,7 @@ import ftfy
 import numpy as np
 from numpy.typing import NDArray
 
-from wimfris.errors import UserError, one_line
+from wimfris.errors import UserError, one_line, suggestion
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, PreTrainedTokenizerBase
@@ -116,9 +115,7 @@ class WordTokenizer:
     def _id(self, word: str, sentence: str) -> int:
         if word in self._ids:
             return self._ids[word]
-        close = difflib.get_close_matches(word, self._ids, n=3)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        hint += f"the words are {', '.join(sorted(self._ids))}"
+        hint = suggestion(word, sorted(self._ids), "words")
         raise UserError(f"word {word!r} of the sentence {sentence!r} is not in the vocabulary; {hint}")
 
 

@@ -22,6 +22,8 @@ from wimfris.results.verdicts import Decision
 NOTHING = "Nothing here says that the method works at the paper's scale."
 WINDOW = "window_helps"
 """The claim that answers whether the window matters."""
+OTHER_WINDOWS = {"window_1": "1x1", "window_2": "2x2", "window_8": "8x8"}
+"""Variant -> its window, for those that the answer on the window names beside 4x4."""
 
 METRICS = {"miou": "mIoU", "oiou": "oIoU", "pr70": "Pr@0.7", "right": "right object", "iou_right": "IoU if right"}
 """Metric -> its name in the columns of `details`."""
@@ -82,7 +84,7 @@ def _sentence(verdict: Verdict, plan: Plan) -> str:
     return f"{text} {names[0].upper()}{names[1:]}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
-def window_answer(verdicts: Sequence[Verdict]) -> str:
+def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
     """Return the one answer to "Does the window matter?": a number with its interval, a verdict, and their limits."""
     verdict = next(one for one in verdicts if one.claim.name == WINDOW)
     scale = f"scale {verdict.scale} (data set {verdict.dataset})"
@@ -96,9 +98,20 @@ def window_answer(verdicts: Sequence[Verdict]) -> str:
         f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window. The interval of the "
         f"difference is {ends} at level {100 * (1 - row['error']):.2f}%, from seeds {row['seeds'].replace(' ', ', ')}. "
         f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
-        f"{verdict.reason}). This compares two systems on drawn scenes. It says nothing about other window sizes. "
-        f"{NOTHING}"
+        f"{verdict.reason}). {_other_windows(comparisons)}These are systems trained on drawn scenes. {NOTHING}"
     )
+
+
+def _other_windows(comparisons: Comparisons) -> str:
+    """Return how other windows compare with 4x4, each with its verdict; empty without runs of them."""
+    parts = []
+    for variant, size in OTHER_WINDOWS.items():
+        row = comparisons.quote(variant, "full")
+        if row is not None and row["verdict"]:
+            points = 100 * row["difference"]
+            word = "above" if points > 0 else "below"
+            parts.append(f"{size} is {abs(points):.1f} points {word} it ({row['verdict']}, {row['tier']} tier)")
+    return f"Other windows, beside 4x4: {'; '.join(parts)}. " if parts else ""
 
 
 def details(verdict: Verdict, plan: Plan, comparisons: Comparisons) -> pd.DataFrame:
@@ -193,7 +206,7 @@ def write_claims(
             f"paper's own results, which are at scale {PAPER[1]} on {PAPER[0]} (last column). {NOTHING}"
         )
     parts.append(_markdown(summary(verdicts)))
-    parts += ["## Does the window matter?", window_answer(verdicts)]
+    parts += ["## Does the window matter?", window_answer(verdicts, comparisons)]
     for verdict in verdicts:
         decision = verdict.at_scale[:1].upper() + verdict.at_scale[1:]
         parts.append(f"## {verdict.claim.claim}")

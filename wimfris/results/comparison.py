@@ -88,7 +88,7 @@ class Study:
         if len(rows) == len(self.rows):
             return self
         omitted = ", ".join(dict.fromkeys(row.label for row in self.rows if side not in row.grids))
-        return replace(self, rows=rows, note=f"{self.note} Left out at a grid of {side} x {side}: {omitted}.".strip())
+        return replace(self, rows=rows, note=f"{self.note} A grid of {side} x {side} has no row {omitted}.".strip())
 
     def table(
         self, records: pd.DataFrame, comparisons: Comparisons, split: str = "val", published: Published | None = None

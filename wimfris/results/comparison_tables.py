@@ -3,7 +3,7 @@
 Percent and points with one decimal, a dash for an unknown value, `?` after a figure of low trust.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         names: dict[str, str] = {}
         for variant, label in zip(table["variant"], table["label"] + blocks, strict=True):
             names.setdefault(variant, label)
-        foot = " ".join(filter(None, [_levels(table), origin.note(names)]))
+        foot = " ".join(filter(None, [_levels(table), origin.note(names), _variants(names)]))
         shown.append(Section(title, note + caveat, _cells(table), foot, _LEFT, guide=True))
         if first["family"] == study.title and study.grid:
             title = f"{study.title}, mIoU by block: {place}"
@@ -51,6 +51,12 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         if table["published"].notna().any():
             shown.append(_beside_paper(table, place, caveat))
     return shown
+
+
+def _variants(labels: Mapping[str, str]) -> str:
+    """Return the variants behind the rows that are named otherwise; labels: variant -> its name in the table."""
+    renamed = "; ".join(f"{label}: `{variant}`" for variant, label in labels.items() if label != variant)
+    return f"Variants of the rows: {renamed}." if renamed else ""
 
 
 def _levels(table: pd.DataFrame) -> str:
@@ -110,16 +116,16 @@ def answer(table: pd.DataFrame) -> str:
     """Return the verdicts of a table of `Study.table` in words; empty if it compares nothing."""
     names = table["label"] + [f" ({block})" if block else "" for block in table["block"]]
     names += np.where(table["tier"] == PRIMARY, " [primary]", "")
-    listed = {verdict: ", ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
+    listed = {verdict: "; ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
     listed = {verdict: rows for verdict, rows in listed.items() if rows}
     if not listed:
         return ""
     baselines = sorted(set(table["baseline"]))
     other = baselines[0] if len(baselines) == 1 else "the baseline of its row"
-    text = "; ".join(f"{verdict}: {rows}" for verdict, rows in listed.items())
+    text = " ".join(f"{verdict.capitalize()}: {rows}." for verdict, rows in listed.items())
     first = table.iloc[0]
     where = f"At scale {first['scale']}, mIoU on {first['split']} compared with {other}"
-    return f"{where}; exploratory unless marked primary. {text[0].upper()}{text[1:]}."
+    return f"{where}; exploratory unless marked primary. {text}"
 
 
 def _intervals(low: pd.Series, high: pd.Series) -> list[str]:

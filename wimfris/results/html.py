@@ -93,9 +93,7 @@ def missing_html(runs: Sequence[Run]) -> str:
     missing = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
     if not runs:
         return ""
-    return notice(
-        f"Not in the evidence: {missing}. A row below rests on the runs that are there; without any it is empty."
-    )
+    return notice(f"Not in the evidence: {missing}. A row uses the seeds that are there, and is empty without any.")
 
 
 def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> str:

@@ -79,7 +79,7 @@ class Results:
 
     def window(self) -> None:
         """Display the answer to "Does the window matter?", with its picture."""
-        display(Markdown(window_answer(self._verdicts(self.place))))
+        display(Markdown(window_answer(self._verdicts(self.place), self.comparisons[self.place])))
         path = _REPORTS / "figures" / self.place / f"{WINDOW_STUDY}.png"
         if path.is_file():
             _picture(

@@ -38,8 +38,8 @@ class Origin:
                 elsewhere.setdefault(place, []).append(label)
         if not elsewhere:
             return ""
-        others = "; ".join(f"at {place}: {', '.join(names)}" for place, names in elsewhere.items())
-        return f"Trained at commit {self.usual}, but {others}."
+        others = "; ".join(f"at {place}: {'; '.join(names)}" for place, names in elsewhere.items())
+        return f"Most rows were trained at commit {self.usual}. Exceptions, {others}."
 
 
 def origin_of(name: str, runs: pd.DataFrame, reports: Path = REPORTS) -> Origin:

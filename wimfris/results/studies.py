@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from wimfris.errors import UserError
+from wimfris.errors import UserError, suggestion
 from wimfris.results.comparison import Study
 from wimfris.results.differences import Pair
 from wimfris.results.measured import Measured
@@ -20,7 +20,7 @@ def load_study(name: str, folder: Path = STUDIES) -> Study | Measured:
     path = folder / f"{name}.py"
     known = [study.stem for study in sorted(folder.glob("*.py"))]
     if not path.is_file():
-        raise UserError(f"{path}: no such study; the studies are {', '.join(known)}")
+        raise UserError(f"{path}: no such study; {suggestion(name, known, 'studies')}")
     spec = importlib.util.spec_from_file_location(f"studies_{name}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from wimfris.errors import UserError
+from wimfris.errors import UserError, suggestion
 from wimfris.settings.function import function, plain
 from wimfris.settings.lines import Lines, line_of, read_yaml
 from wimfris.settings.messages import require, validated
@@ -245,7 +245,7 @@ class Params(Section):
             base, changes = self.tuned[variant]
             return self.resolve(variant, merge(known[base], changes), group=GROUP)
         if variant not in known:
-            raise UserError(f"params.yaml: no variant '{variant}'; the variants are {', '.join(known)}")
+            raise UserError(f"params.yaml: no variant '{variant}'; {suggestion(variant, known, 'variants')}")
         overrides = known[variant]
         in_scale = variant in self._of_scale()
         section = next(name for name in ("variants", "controls", "extended") if variant in getattr(self, name))
