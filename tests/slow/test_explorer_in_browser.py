@@ -128,7 +128,9 @@ def test_every_stratum_gives_the_numbers_of_its_sentences(page: Any, choice: dic
 
 
 def test_systems_splits_and_swapping(page: Any) -> None:
-    assert "over seeds 0, 1, 2: +5.0, interval [−1.2, +8.1] at level 99.55%, undecided (primary tier)" in page.run(TEXT)
+    text = page.run(TEXT)
+    assert "averages over seeds 0, 1, 2 and all sentences of val: +5.0, interval [−1.2, +8.1] at level" in text
+    assert "99.55%, undecided (primary tier)" in text
     page.run("document.getElementById('swap').click()")
     assert page.run(TEXT).startswith("none minus full: ") and words(*expected(1, 0)) in page.run(TEXT)
     page.run(CHOOSE, "split", "testA")
@@ -145,6 +147,32 @@ def test_systems_splits_and_swapping(page: Any) -> None:
     assert label.startswith("Object of other (not in these records)")
     assert page.run("return document.getElementById('missing').textContent").startswith("No masks of other")
     assert page.messages() == []
+
+
+PARTS = "return [...document.querySelectorAll('#parts tr')].map(r => [...r.cells].map(c => c.textContent))"
+
+
+def test_a_table_says_where_the_difference_comes_from(page: Any) -> None:
+    one, other = DATA["systems"][:2]
+    keep = np.array(DATA["sentences"]["split"]) == "val"
+    difference = (np.array(one["iou"]) - np.array(other["iou"]))[keep] / UNIT
+    switched = (np.array(one["right"]) != np.array(other["right"]))[keep]
+    table, title = {}, ""
+    for first, *numbers in page.run(PARTS):
+        title = title if numbers else first
+        table[title, first] = numbers
+
+    def cells(rows: np.ndarray) -> list[str]:
+        parts = difference[rows].sum(), difference[rows & switched].sum(), difference[rows & ~switched].sum()
+        return [str(rows.sum()), *(f"{100 * part / rows.sum():+.1f}".replace("-", "−") for part in parts)]
+
+    assert table["", "this selection"] == cells(np.ones_like(switched))
+    for name, stratum in LEVELS.items():
+        for number, level in enumerate(stratum.levels):
+            rows = np.array(DATA["sentences"][name])[keep] == number
+            assert not rows.any() or table[stratum.title, level] == cells(rows), level
+    page.run(CHOOSE, "b", "other")
+    assert all(len(row) <= 3 for row in page.run(PARTS)) and page.messages() == []
 
 
 def test_an_address_of_another_page_is_harmless(page: Any, address: str) -> None:
@@ -185,7 +213,7 @@ def test_the_keyboard_is_enough_and_every_control_has_a_name(page: Any) -> None:
     assert page.run(NAMES) == []
     assert page.run("return document.getElementById('summary').ariaLive") == "polite"
     assert page.run("return document.getElementById('bars').ariaLabel").startswith("Histogram. Sentences by")
-    assert page.run("return document.querySelectorAll('h1, h2').length") == 3
+    assert page.run("return document.querySelectorAll('h1, h2').length") == 4
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

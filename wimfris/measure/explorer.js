@@ -118,7 +118,7 @@ function reportLine([a, b]) {
   const [system, , difference, low, high, level, verdict, tier, seeds] = comparison;
   const ends = system === a.name ? [difference, low, high] : [-difference, -high, -low];
   const word = system === a.name ? verdict : { higher: "lower", lower: "higher" }[verdict] ?? verdict;
-  return `The report compares them on all sentences of val over seeds ${seeds.replaceAll(" ", ", ")}: ${signed(ends[0])}, ` +
+  return `The report averages over seeds ${seeds.replaceAll(" ", ", ")} and all sentences of val: ${signed(ends[0])}, ` +
     `interval [${signed(ends[1])}, ${signed(ends[2])}] at level ${(100 * level).toFixed(2)}%, ${word} (${tier} tier).`;
 }
 
@@ -140,6 +140,43 @@ function showSummary(systems) {
   }
   if (fields.split.value === "val") lines.push(reportLine(systems));
   element("summary").replaceChildren(...lines.map((line) => paragraph(line)));
+}
+
+// --- where the difference comes from ----------------------------------------------------------------------------------
+
+/** Return the mean difference of rows, and its two parts: sentences whose object only one system has, and the others. */
+function splitDifference(rows, [a, b]) {
+  const total = (part) => part.reduce((sum, { d }) => sum + d, 0) / rows.length;
+  if (!a.right || !b.right) return [total(rows)];
+  const switched = rows.filter(({ i }) => a.right[i] !== b.right[i]);
+  return [total(rows), total(switched), total(rows.filter(({ i }) => a.right[i] === b.right[i]))];
+}
+
+function showParts(systems) {
+  const line = (title, part) => {
+    const row = document.createElement("tr"), cells = [part.length, ...splitDifference(part, systems).map(signed)];
+    row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: title }));
+    row.append(...cells.map((textContent) => Object.assign(document.createElement("td"), { textContent })));
+    return row;
+  };
+  const heading = (title) => {
+    const row = document.createElement("tr");
+    row.append(Object.assign(document.createElement("th"), { scope: "rowgroup", colSpan: 5, textContent: title }));
+    return row;
+  };
+  const body = element("parts");
+  body.replaceChildren(...(rows.length ? [line("this selection", rows)] : []));
+  for (const { name, title, levels } of data.strata) {
+    const parts = levels.map((level, number) => [level, rows.filter(({ i }) => data.sentences[name][i] === number)]);
+    const present = parts.filter(([, part]) => part.length);
+    if (present.length > 1) body.append(heading(title), ...present.map(([level, part]) => line(level, part)));
+  }
+  const known = systems.every(({ right }) => right);
+  document.querySelectorAll("#parts-table thead .object").forEach((cell) => (cell.hidden = !known));
+  element("parts-note").textContent = `${systems[0].name} minus ${systems[1].name}, in points of IoU. ` + (known
+    ? "The difference is the sum of two parts. “Object”: sentences where one system has the right object and the other " +
+      "a wrong one. “Mask”: all other sentences, where both have the right object, or both a wrong one."
+    : "These records do not say which object a mask is of.");
 }
 
 // --- histogram -------------------------------------------------------------------------------------------------------
@@ -274,6 +311,7 @@ function update() {
   Object.assign(shown, { more: STEP, less: STEP });
   for (const name of ["more", "less"]) element(name).replaceChildren();
   showSummary(systems);
+  showParts(systems);
   showHistogram(systems);
   showList("more", systems);
   showList("less", systems);

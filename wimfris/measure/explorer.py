@@ -107,12 +107,16 @@ def explorer_data(params: Params) -> dict[str, Any]:
     pictured = first[: masks["target"].max() + 1 if len(masks) else None]  # objects up to the last one with a mask
     images = source_images(settings)
     columns = ("image", "target", "text", *LEVELS)
+    side = settings.scan_window or settings.grid
+    titles = {"windows": f"windows of {side}x{side} that the target touches"}  # of the full model
     return {
         "title": f"{settings.data.name}, scale {settings.scale}, protocol {settings.evaluate.protocol}",
         "release": release_of(settings.folder.name),
         "unit": UNIT,
         "splits": settings.data.splits,
-        "strata": [{"name": name, "title": one.title, "levels": one.levels} for name, one in LEVELS.items()],
+        "strata": [
+            {"name": name, "title": titles.get(name, one.title), "levels": one.levels} for name, one in LEVELS.items()
+        ],
         "pictures": [_picture(images / name) for name in pictured["file_name"].unique()],
         "targets": targets[: len(pictured)],
         "sentences": {"split": list(sentences["split"])} | {name: sentences[name].tolist() for name in columns},
