@@ -129,7 +129,7 @@ def test_the_command_writes_both_files(photo: Any) -> None:
         ({"image": "params.yaml"}, r"params\.yaml: not a JPEG, PNG, WebP or BMP image"),
         ({"text": "the red dinosaur"}, "'dinosaur'"),
         ({"run": "full"}, r"run full: a run is named <variant>-<seed>"),
-        ({"run": "full-2"}, "full-2: no such run"),
+        ({"run": "full-2"}, "full-2 is not trained"),
         ({"run": "half-0"}, "no variant 'half'"),
         ({"text": "  "}, "the sentence is empty"),
         ({"out": "photo.png"}, r"--out photo\.png: not a folder"),

@@ -60,7 +60,7 @@ def test_the_study_shows_rates_where_there_is_something_to_fit(project: Any, tmp
 def test_trained_and_untrained_scans_are_measured(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decay, "VARIANTS", ("full",))
     project.edit(seeds=[0])
-    with pytest.raises(UserError, match="full-0: no such run"):
+    with pytest.raises(UserError, match="full-0 is not trained"):
         measure_decay(project.params())
     project.train()
     measure_decay(project.params())

@@ -140,7 +140,7 @@ def test_seeds_that_suggested_a_claim_decide_nothing() -> None:
     tested = [one for one in judged.values() if not isinstance(one.claim, Construction)]
     assert {one.decision for one in tested} == {"undecided"}
     assert judged["neck_matters"].rows[0]["low"] > 0, "its interval is shown"
-    assert judged["neck_matters"].reason == "0 of the 6 confirmatory seeds of the first look are trained"
+    assert judged["neck_matters"].reason == "no look yet: 0 of 6 confirmatory seeds are trained"
 
 
 @pytest.mark.slow

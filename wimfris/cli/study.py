@@ -134,7 +134,7 @@ def _reproduce(study: Study | Measured) -> int:
     if measured or (isinstance(study, Study) and study.scales):  # no stage of dvc.yaml's matrix writes it
         write_study(study.name, read_params())
     else:
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "compare", f"study@{study.name}"]
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", "compare", f"study@{study.name}"]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()

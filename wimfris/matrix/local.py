@@ -120,7 +120,7 @@ def prepare(params: Params, stop: Stop, variants: Sequence[str] = ()) -> None:
     in_file = read_params()
     if (in_file.scale, in_file.data["name"]) == (params.scale, params.data["name"]):
         repair(Path())
-        commands = [[sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *PARENTS]]
+        commands = [[sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *PARENTS]]
     else:
         verbs = (["data", "make"], ["data", "prepare"], ["encoders", "record"], ["code"])
         commands = [[*WIMFRIS, *verb, *options] for verb in verbs]

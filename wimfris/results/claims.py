@@ -103,7 +103,7 @@ def _reason(plan: Plan, claim: Claim, rows: tuple[Row, ...], decision: str, miss
         return f"not run: {', '.join(map(plan.label, missing))}"
     if not any(row["look"] for row in rows):
         ready = int(rows[0]["ready"])
-        return f"{ready} of the {plan.confirmatory.looks[0]} confirmatory seeds of the first look are trained"
+        return f"no look yet: {ready} of {plan.confirmatory.looks[0]} confirmatory seeds are trained"
     if isinstance(claim, Falls):
         return {"contradicted": "rises", "undecided": "not separated from no change"}.get(decision, "falls")
     apart: dict[str, list[str]] = {"higher": [], "lower": [], "undecided": []}

@@ -24,7 +24,10 @@ def own_files(settings: Settings, run: Run) -> RunFiles:
     """
     files = RunFiles(settings.outs / str(run))
     if not files.folder.is_dir():
-        raise UserError(f"{files.folder}: no such run; train it with `wimfris matrix`, or `dvc repro train@{run}`")
+        raise UserError(
+            f"{files.folder}: {run} is not trained at scale {settings.scale}; train it with `wimfris matrix --variants "
+            f"{run.variant} --seeds {run.seed}`, or set `scale` in params.yaml to that of the trained run"
+        )
     manifest = read_manifest(files.manifest)
     owners = {files.manifest: manifest.get("run")}
     owners |= {path: owner(path) for path in (files.weights, files.records) if path.is_file()}
