@@ -351,6 +351,14 @@ def coverage(evidence: Evidence) -> str:
     return f"In percent; Monte-Carlo error at most {table['error'].max():.1f}.\n\n{_table(header, rows)}"
 
 
+def recipes(evidence: Evidence) -> str:
+    """Return the scatter and the seeds that each claim needs, with the former recipe and with this one."""
+    table = pd.read_csv(evidence.root / "benchmarks" / "recipes.csv", dtype=str)
+    columns = [f"{name}_{when}" for name in ("seed_sd", "image_se", "seeds_needed") for when in ("before", "after")]
+    header = ("claim", "SD before", "SD now", "SE before", "SE now", "seeds before", "seeds now")
+    return _table(header, table[["claim", *columns]].itertuples(index=False, name=None))
+
+
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "glance": glance,
     "core": core,
@@ -368,4 +376,5 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "coverage": coverage,
     "scales": scales,
     "window": window,
+    "recipes": recipes,
 }
