@@ -23,7 +23,7 @@ are left out.
 from functools import partial
 
 from wimfris.cli.study import main
-from wimfris.results.failure_modes import failure_modes_report
+from wimfris.results.analyses.failure_modes import failure_modes_report
 from wimfris.results.measured import Measured
 
 ROWS = {"full": "full (window 4)", "window_2": "window 2", "no_window": "no window"}

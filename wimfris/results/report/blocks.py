@@ -16,13 +16,13 @@ from tabulate import tabulate
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.claims import Verdict, judge_place
-from wimfris.results.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import evidence_names
 from wimfris.results.formats import interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
+from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params

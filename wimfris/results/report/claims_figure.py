@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from wimfris.results.claims import Verdict
-from wimfris.results.claims_tables import METRICS
 from wimfris.results.comparisons import ALPHA
 from wimfris.results.figures import saved_figure
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.plan import Plan
+from wimfris.results.report.claims_tables import METRICS
 
 _PALETTE = sns.color_palette("colorblind")
 _COLOURS: dict[str, Any] = {

@@ -11,11 +11,11 @@ from tabulate import tabulate
 
 from wimfris.files import write_text
 from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
-from wimfris.results.comparison_tables import tier_levels
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, GUIDE, interval
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
+from wimfris.results.report.comparison_tables import tier_levels
 from wimfris.results.scores import COMPARED
 from wimfris.results.verdicts import Decision
 
