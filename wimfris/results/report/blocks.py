@@ -139,11 +139,15 @@ def glance(evidence: Evidence) -> str:
 def _in_words(evidence: Evidence) -> str:
     """Return the verdicts on the paper's claims as a list, an item for each kind of verdict."""
     scale = evidence.params.scale
-    lines = [f"The paper's claims, tested at scale {scale}:", ""]
+    lines = [f"The paper's claims at scale {scale}:", ""]
     for decision, claims in by_decision(evidence.verdicts()).items():
         if claims:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
-    note = f"*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md). {NOTHING}"
+    untested = not any(verdict.look for verdict in evidence.verdicts())
+    first, *_, last = evidence.plan.confirmatory.seeds
+    early = f"New seeds decide ({first} to {last}); none is trained yet. " if untested else ""
+    undecided = "*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md)."
+    note = f"{early}{undecided} {NOTHING}"
     return "\n".join([*lines, "", *_wrapped(note)])
 
 

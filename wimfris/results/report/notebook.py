@@ -101,7 +101,7 @@ class Results:
         for place in self.evidence:
             verdicts = self._verdicts(place)
             if place != self.place:
-                verdicts = [verdict for verdict in verdicts if verdict.rows]
+                verdicts = [verdict for verdict in verdicts if verdict.has_interval]
             if verdicts:
                 shown = summary(verdicts)  # the caption states the scale
                 shown["verdict"] = shown["verdict"].str.replace("^at scale .*: ", "", regex=True)
@@ -119,7 +119,9 @@ class Results:
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
         records, others = self._records(), read_ingested(self.params)
-        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond])))
+        _html(
+            missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond]), self.place)
+        )
         path = self._scratch / "main.png"
         draw_all_runs(records, path)
         _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
@@ -216,7 +218,7 @@ class Results:
         present = set(study.variants) & set(records["variant"].unique())
         if place != self.place and 2 * len(present) <= len(study.variants):
             return  # another scale, which lacks most of the study
-        _html(missing_html(missing_runs(records, params, study.variants)))
+        _html(missing_html(missing_runs(records, params, study.variants), place))
         try:
             comparisons = self.comparisons[place].with_pairs(records, study.pairs)
             tables = [one.table(records, comparisons, split, self.published) for one in (study, *study.further)]
