@@ -28,7 +28,7 @@ _COLOURS: dict[str, Any] = {
     "undecided": "0.45",
 }
 _ROW, _MARGINS = 0.27, 1.5  # inches
-_WIDTH = 46  # characters of a line of a claim's name, of which a row holds two
+_WIDTH = 42  # characters of a line of a claim's name, of which a row holds two
 
 
 def claim_rows(verdicts: Sequence[Verdict], plan: Plan) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def _draw_panel(axis: Axes, part: pd.DataFrame) -> None:
             (0.01, height),
             xycoords=("figure fraction", "data"),
             va="center",
-            fontsize=8,
+            fontsize=7.6,
             linespacing=0.95,
             fontweight="bold",
             zorder=6,
