@@ -14,7 +14,7 @@ from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
 from wimfris.results.formats import DASH, Section
 from wimfris.results.published import BUILT_IN, Published
-from wimfris.results.tables import main_table
+from wimfris.results.report.tables import main_table
 
 SYSTEMS = {"full": "WIMFRIS", "detris_adapters_detris_neck": "DETRIS", "etris_adapters_etris_neck": "ETRIS"}
 SIZES = {"base": "B", "large": "L"}

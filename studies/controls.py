@@ -13,7 +13,7 @@ Planted damage trains nothing. New seeds are drawn from the scatter of all runs 
 from functools import partial
 
 from wimfris.cli.study import main
-from wimfris.results.controls import controls_report
+from wimfris.results.analyses.controls import controls_report
 from wimfris.results.measured import Measured
 
 STUDY = Measured(

@@ -16,7 +16,7 @@ has too few positions for that. `untrained` is the model that a run of the same 
 from functools import partial
 
 from wimfris.cli.study import main
-from wimfris.results.decay import decay_report
+from wimfris.results.analyses.decay import decay_report
 from wimfris.results.measured import Measured
 
 ROWS = {

@@ -14,7 +14,7 @@ scale `base`, the paper's. Times there need a GPU (`wimfris measure efficiency -
 from functools import partial
 
 from wimfris.cli.study import main
-from wimfris.results.efficiency import efficiency_report
+from wimfris.results.analyses.efficiency import efficiency_report
 from wimfris.results.measured import Measured
 
 ROWS = {

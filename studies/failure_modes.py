@@ -23,14 +23,14 @@ are left out.
 from functools import partial
 
 from wimfris.cli.study import main
-from wimfris.results.failure_modes import failure_modes_report
+from wimfris.results.analyses.failure_modes import failure_modes_report
 from wimfris.results.measured import Measured
 
 ROWS = {"full": "full (window 4)", "window_2": "window 2", "no_window": "no window"}
 STUDY = Measured(
     name="failure_modes",
     title="Failure modes",
-    question="Is the window's gain another one for large targets, across windows, and where context is far?",
+    question="Does the window's gain differ for large targets, for targets across windows, and where context is far?",
     paper="Figure 7 shows large objects that fragment at window borders, ambiguous expressions that fire in several "
     "windows, and context out of reach in a far window; it counts none of them.",
     measures=("strata-labels.parquet",),

@@ -62,6 +62,14 @@ def test_a_module_imports_only_what_its_folder_may(name: str) -> None:
     assert {folder(other) for other in imports(modules()[name])} <= allowed
 
 
+def test_the_numbers_do_not_depend_on_their_report() -> None:
+    """In results/, only `analyses` and `report` import themselves: what they show is computed without them."""
+    for name, path in modules().items():
+        for part in ("wimfris.results.analyses", "wimfris.results.report"):
+            if name.startswith("wimfris.results.") and not name.startswith(part):
+                assert not any(other.startswith(part) for other in imports(path)), name
+
+
 @pytest.mark.slow
 def test_the_layers_and_the_modules_have_no_circle() -> None:
     list(TopologicalSorter({name: below - {name} for name, below in LAYERS.items()}).static_order())

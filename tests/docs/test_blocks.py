@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
-from wimfris.results.blocks import AT_A_GLANCE, BLOCKS, PAGES, Evidence, fill, write_blocks
-from wimfris.results.claims_tables import NOTHING
+from wimfris.results.report.blocks import AT_A_GLANCE, BLOCKS, PAGES, Evidence, fill, write_blocks
+from wimfris.results.report.claims_tables import NOTHING
 
 
 @pytest.fixture(scope="module")

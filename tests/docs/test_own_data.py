@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from wimfris.cli.app import app
 from wimfris.data.index import decode_mask, read_index
 from wimfris.metrics import summarise_generalised
-from wimfris.results.tables import main_table
+from wimfris.results.report.tables import main_table
 from wimfris.runs.records import read_records
 from wimfris.settings.params import merge
 

@@ -13,7 +13,7 @@ from wimfris.errors import UserError
 from wimfris.measure import decay
 from wimfris.measure.decay import block_inputs, measure_decay, measure_scan, reach_curve, untrained
 from wimfris.measure.text_reach import directions, text_reach
-from wimfris.results.decay import decay_report
+from wimfris.results.analyses.decay import decay_report
 from wimfris.results.measured import Inputs, read_measure
 from wimfris.settings.run import Run
 

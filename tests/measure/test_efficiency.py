@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from wimfris.cli.measure import measure_app
 from wimfris.measure import efficiency
 from wimfris.measure.timing import time_variant
-from wimfris.results.efficiency import efficiency_report
+from wimfris.results.analyses.efficiency import efficiency_report
 from wimfris.results.formats import markdown_text
 from wimfris.results.measured import Inputs, read_measure
 

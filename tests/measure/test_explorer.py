@@ -90,6 +90,18 @@ def test_evidence_without_masks_and_objects_is_shown(own: Any) -> None:
     assert half["masks"] and half["right"]
 
 
+def test_only_images_of_kept_masks_have_pictures(own: Any) -> None:
+    index = read_index(own.runs / "index" / "index.parquet").query("split == 'val'").sort_values("ref_id")
+    first = index[index["file_name"].isin(index["file_name"].unique()[:2])]
+    for part in (CORE, EvidenceFiles("scenes-smoke", added=True)):
+        masks = pd.read_parquet(part.masks)
+        masks[masks["ref_id"].isin(first["ref_id"])].to_parquet(part.masks)
+    data = explorer_data(own.params())
+    assert len(data["pictures"]) == 2 and len(data["targets"]) == len(first)
+    for system in data["systems"]:
+        assert len(system["masks"]) == first["sent_ids"].str.len().sum() < len(system["iou"])
+
+
 def test_the_page_holds_all_it_needs(own: Any) -> None:
     path = write_explorer(own.params())
     page = path.read_text(encoding="utf-8")

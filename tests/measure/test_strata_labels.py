@@ -20,8 +20,8 @@ from wimfris.measure.strata_labels import (
     strata_labels,
     touched_windows,
 )
+from wimfris.results.analyses.strata import STRATA
 from wimfris.results.measured import measure_path, read_measure
-from wimfris.results.strata import STRATA
 from wimfris.runs.records import CASE
 
 

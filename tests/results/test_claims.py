@@ -12,11 +12,11 @@ import yaml
 
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge
-from wimfris.results.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
 from wimfris.results.comparisons import Comparisons, read_comparisons, write_comparisons
 from wimfris.results.evidence import Evidence
 from wimfris.results.plan import CLAIMS, Better, Construction, Plan, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
+from wimfris.results.report.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
 from wimfris.results.settle import cheapest, needs
 from wimfris.results.tiers import compute_comparisons, moved
 from wimfris.results.verdicts import Ends, decide

@@ -8,14 +8,14 @@ import pytest
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
-from wimfris.results.comparison_figure import draw
-from wimfris.results.comparison_tables import sections
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.evidence import EMPHASIS_COLUMNS, Evidence
 from wimfris.results.formats import DASH
 from wimfris.results.plan import CLAIMS, read_plan
 from wimfris.results.published import Figure
-from wimfris.results.tables import main_table
+from wimfris.results.report.comparison_figure import draw
+from wimfris.results.report.comparison_tables import sections
+from wimfris.results.report.tables import main_table
 from wimfris.results.tiers import compute_comparisons
 
 PUBLISHED = {

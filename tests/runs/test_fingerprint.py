@@ -104,10 +104,10 @@ def test_a_property_of_the_settings_counts(edit: Edit) -> None:
 
 @pytest.mark.slow
 def test_imports_within_functions_count_and_those_for_types_do_not(edit: Edit) -> None:
-    lazy = edit(("training/batches.py", "", "\n\ndef f():\n    from wimfris.results import tables\n"))
-    assert "wimfris.results.tables" in run_code(FULL, lazy)
-    typed = edit(("training/batches.py", "", "\nif TYPE_CHECKING:\n    from wimfris.results import tables\n"))
-    assert "wimfris.results.tables" not in run_code(FULL, typed)
+    lazy = edit(("training/batches.py", "", "\n\ndef f():\n    from wimfris.results.report import tables\n"))
+    assert "wimfris.results.report.tables" in run_code(FULL, lazy)
+    typed = edit(("training/batches.py", "", "\nif TYPE_CHECKING:\n    from wimfris.results.report import tables\n"))
+    assert "wimfris.results.report.tables" not in run_code(FULL, typed)
 
 
 def test_settings_seed_data_and_encoders_decide(project: Any) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from wimfris.cli.search import main
 from wimfris.errors import UserError
 from wimfris.results.formats import csv_text, latex_text, markdown_text
-from wimfris.results.tables import METRICS
+from wimfris.results.report.tables import METRICS
 from wimfris.search import figure, report
 from wimfris.search.promote import promote, promoted
 from wimfris.settings.params import read_params

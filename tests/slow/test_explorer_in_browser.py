@@ -163,8 +163,9 @@ def test_a_table_says_where_the_difference_comes_from(page: Any) -> None:
         table[title, first] = numbers
 
     def cells(rows: np.ndarray) -> list[str]:
-        parts = difference[rows].sum(), difference[rows & switched].sum(), difference[rows & ~switched].sum()
-        return [str(rows.sum()), *(f"{100 * part / rows.sum():+.1f}".replace("-", "−") for part in parts)]
+        sums = [difference[part].sum() / rows.sum() for part in (rows, rows & switched, rows & ~switched)]
+        numbers = sums[0], sums[0] * rows.sum() / rows.size, *sums[1:]
+        return [str(rows.sum()), *(f"{100 * number:+.1f}".replace("-", "−") for number in numbers)]
 
     assert table["", "this selection"] == cells(np.ones_like(switched))
     for name, stratum in LEVELS.items():
@@ -172,7 +173,7 @@ def test_a_table_says_where_the_difference_comes_from(page: Any) -> None:
             rows = np.array(DATA["sentences"][name])[keep] == number
             assert not rows.any() or table[stratum.title, level] == cells(rows), level
     page.run(CHOOSE, "b", "other")
-    assert all(len(row) <= 3 for row in page.run(PARTS)) and page.messages() == []
+    assert all(len(row) <= 4 for row in page.run(PARTS)) and page.messages() == []
 
 
 def test_an_address_of_another_page_is_harmless(page: Any, address: str) -> None:

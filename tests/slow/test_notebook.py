@@ -21,9 +21,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from wimfris.cli.evidence import compare
 from wimfris.errors import UserError
 from wimfris.results.evidence import EMPHASIS_COLUMNS, EvidenceFiles
-from wimfris.results.page import NOTEBOOK, PAGE_PATH, execute, write_page
 from wimfris.results.plan import CLAIMS
 from wimfris.results.published import PUBLISHED
+from wimfris.results.report.page import NOTEBOOK, PAGE_PATH, execute, write_page
 from wimfris.runs.records import SCHEMA
 from wimfris.settings.params import read_params
 

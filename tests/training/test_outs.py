@@ -90,7 +90,8 @@ def test_other_encoders_are_refused(copied: Any) -> None:
 
 
 def test_a_run_that_was_not_trained_and_damaged_files(copied: Any) -> None:
-    assert "full-1 is not trained at scale smoke; train it with `wimfris matrix --variants full --seeds 1`" in refusal(copied, "full-1")
+    advice = "full-1 is not trained at scale smoke; train it with `wimfris matrix --variants full --seeds 1`"
+    assert advice in refusal(copied, "full-1")
     weights = copied.files().weights
     weights.write_bytes(weights.read_bytes()[:100])
     assert "weights.safetensors: damaged" in refusal(copied)

@@ -64,8 +64,8 @@ def study(name: Annotated[str, typer.Argument(help="A file of studies/, for exam
 
 def compare() -> None:
     """Compute all comparisons of the claims and the studies, for every data set and scale (reports/comparisons)."""
+    from wimfris.results.analyses.controls import control_pairs
     from wimfris.results.comparisons import comparisons_path, read_comparisons, write_comparisons
-    from wimfris.results.controls import control_pairs
     from wimfris.results.evidence import evidence_names, read_evidence
     from wimfris.results.plan import read_plan
     from wimfris.results.studies import load_studies, study_pairs
@@ -90,7 +90,7 @@ def tables() -> None:
 
     from wimfris.results.evidence import read_evidence
     from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
-    from wimfris.results.tables import main_table, write_table
+    from wimfris.results.report.tables import main_table, write_table
 
     params = read_params()
     core = read_evidence(params).require([str(run) for run in params.runs()])
@@ -127,12 +127,12 @@ def figures() -> None:
 def page() -> None:
     """Write the verdicts (reports/claims.md), the report (reports/index.html) and reports/paper.tex."""
     from wimfris.results.claims import judge_place
-    from wimfris.results.claims_tables import write_claims
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import evidence_names
-    from wimfris.results.page import write_page
     from wimfris.results.plan import read_plan
-    from wimfris.results.tables import write_paper_tables
+    from wimfris.results.report.claims_tables import write_claims
+    from wimfris.results.report.page import write_page
+    from wimfris.results.report.tables import write_paper_tables
 
     params, plan = read_params(), read_plan()
     own = params.settings().folder.name
@@ -159,7 +159,7 @@ def report(
 ) -> None:
     """Print the results table from the evidence."""
     from wimfris.results.evidence import read_evidence
-    from wimfris.results.tables import main_table, print_table
+    from wimfris.results.report.tables import main_table, print_table
 
     params = params_at(scale)
     wanted = names(variants) if variants else list(params.variants)
@@ -227,7 +227,7 @@ def promote(
 
 def docs() -> None:
     """Write the generated blocks of README.md and docs/ from the committed evidence."""
-    from wimfris.results.blocks import PAGES, write_blocks
+    from wimfris.results.report.blocks import PAGES, write_blocks
 
     changed = write_blocks()
     print(f"{len(PAGES)} pages, changed: {', '.join(map(str, changed)) or 'none'}")

@@ -18,8 +18,6 @@ from wimfris.cli.entry import run_command
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study
-from wimfris.results.comparison_figure import draw
-from wimfris.results.comparison_tables import sections
 from wimfris.results.comparisons import Comparisons, comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
@@ -27,6 +25,8 @@ from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, read_measure
 from wimfris.results.published import read_published
 from wimfris.results.releases import origin_of
+from wimfris.results.report.comparison_figure import draw
+from wimfris.results.report.comparison_tables import sections
 from wimfris.results.studies import load_study, variants_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run

@@ -97,7 +97,7 @@ def matrix(
     params = read_params()
 
     def show_full() -> None:
-        from wimfris.results.tables import main_table, print_table
+        from wimfris.results.report.tables import main_table, print_table
         from wimfris.runs.records import read_runs
 
         with contextlib.suppress(UserError):  # where not all runs of `full` were asked for, or one failed
@@ -168,7 +168,7 @@ def evaluate(
     from wimfris.data.source import source_images
     from wimfris.encoders.load import load_tokenizer
     from wimfris.inference.predict import Predictor
-    from wimfris.results.tables import main_table, print_table
+    from wimfris.results.report.tables import main_table, print_table
     from wimfris.runs.records import write_records
     from wimfris.training.build import build_device
     from wimfris.training.distributed import processes

@@ -9,10 +9,7 @@ from wimfris.cli.options import names
 from wimfris.cli.study import write_report
 from wimfris.errors import UserError
 from wimfris.matrix.local import train_runs
-from wimfris.results.evidence import REPORTS
-from wimfris.results.formats import print_section
-from wimfris.results.measured import Report
-from wimfris.results.tuning import (
+from wimfris.results.analyses.tuning import (
     add_rows,
     draw_tuning,
     families_section,
@@ -24,6 +21,9 @@ from wimfris.results.tuning import (
     trial_runs,
     tuning_file,
 )
+from wimfris.results.evidence import REPORTS
+from wimfris.results.formats import print_section
+from wimfris.results.measured import Report
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 

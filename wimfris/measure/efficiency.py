@@ -15,7 +15,7 @@ from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.flops import PARTS, count_flops
 from wimfris.measure.parameters import parameters
 from wimfris.measure.timing import BATCHES, TRAIN_BATCH, Timings, quartiles, time_apart
-from wimfris.results.efficiency import PAPERS_SCALE
+from wimfris.results.analyses.efficiency import PAPERS_SCALE
 from wimfris.results.measured import write_measure
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings

@@ -48,7 +48,9 @@ function makeControls() {
   for (const side of ["a", "b"]) addSelect(`right_${side}`, "", [["1", "right object"], ["0", "wrong object"]]);
   fields.b.selectedIndex = 1;
   const words = none ? "No masks are in this evidence" : `No masks of ${without.join(", ")}`;
-  if (without.length) element("missing").textContent = `${words}: the pictures show the target alone.`;
+  const advice = none ? " Runs that are trained now leave masks." : "";
+  if (without.length) element("missing").textContent = `${words}: the pictures show the target alone.${advice}`;
+  element("swatch").hidden = none;
   element("release").textContent = `Evidence: ${data.release}.`;
 }
 
@@ -154,14 +156,16 @@ function splitDifference(rows, [a, b]) {
 
 function showParts(systems) {
   const line = (title, part) => {
-    const row = document.createElement("tr"), cells = [part.length, ...splitDifference(part, systems).map(signed)];
+    const row = document.createElement("tr"), [difference, ...parts] = splitDifference(part, systems);
+    const share = (difference * part.length) / rows.length;
+    const cells = [part.length, ...[difference, share, ...parts].map(signed)];
     row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: title }));
     row.append(...cells.map((textContent) => Object.assign(document.createElement("td"), { textContent })));
     return row;
   };
   const heading = (title) => {
     const row = document.createElement("tr");
-    row.append(Object.assign(document.createElement("th"), { scope: "rowgroup", colSpan: 5, textContent: title }));
+    row.append(Object.assign(document.createElement("th"), { scope: "rowgroup", colSpan: 6, textContent: title }));
     return row;
   };
   const body = element("parts");
@@ -173,10 +177,11 @@ function showParts(systems) {
   }
   const known = systems.every(({ right }) => right);
   document.querySelectorAll("#parts-table thead .object").forEach((cell) => (cell.hidden = !known));
-  element("parts-note").textContent = `${systems[0].name} minus ${systems[1].name}, in points of IoU. ` + (known
-    ? "The difference is the sum of two parts. “Object”: sentences where one system has the right object and the other " +
-      "a wrong one. “Mask”: all other sentences, where both have the right object, or both a wrong one."
-    : "These records do not say which object a mask is of.");
+  element("parts-note").textContent = `${systems[0].name} minus ${systems[1].name}, in points of IoU. “Share”: what these ` +
+    "sentences add to the difference of the selection; the shares of a group add up to it. " + (known
+    ? "A difference is the sum of “object” and “mask”. “Object”: sentences where one system has the right object and the " +
+      "other a wrong one. “Mask”: all other sentences, where both have the right object, or both a wrong one."
+    : "Wrong object or bad mask cannot be told here: the records of these runs do not say which object a mask is of.");
 }
 
 // --- histogram -------------------------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.measure.strata_labels import strata_labels
 from wimfris.metrics import ious
+from wimfris.results.analyses.right_object import DISTRACTORS
+from wimfris.results.analyses.strata import STRATA
 from wimfris.results.comparisons import comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, EvidenceFiles, read_evidence, read_masks_of, read_part
 from wimfris.results.ingested import read_ingested
 from wimfris.results.plan import METRIC, SPLIT, read_plan
 from wimfris.results.releases import release_of
-from wimfris.results.right_object import DISTRACTORS
 from wimfris.results.scores import own_sentences
-from wimfris.results.strata import STRATA
 from wimfris.runs.records import CASE, holds_objects
 from wimfris.settings.params import Params
 from wimfris.settings.schema import Settings

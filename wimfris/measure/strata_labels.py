@@ -1,6 +1,6 @@
 """`wimfris measure failure_modes`: which strata a sentence is in, from its target's mask and its landmark's.
 
-`wimfris.results.strata` compares runs by these labels, without the images.
+`wimfris.results.analyses.strata` compares runs by these labels, without the images.
 """
 
 from collections.abc import Callable, Mapping

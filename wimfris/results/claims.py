@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wimfris.errors import UserError
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.plan import Better, Claim, Construction, Falls, Plan
@@ -53,6 +55,11 @@ class Verdict:
         if isinstance(self.claim, Construction) or (self.dataset, self.scale) == PAPER:
             return self.decision
         return NOT_TESTED
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether a row has an interval for any seed, which takes two seeds."""
+        return any(np.isfinite(row["low"]) for row in self.rows)
 
     @property
     def look(self) -> int:

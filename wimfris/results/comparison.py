@@ -1,8 +1,8 @@
 """Comparison tables: every row is a trained variant, compared with one baseline and set beside a published figure.
 
 `studies/*.py` declare the rows. `Study.table` computes their metrics from records, and quotes their differences from
-reports/comparisons. Each split has a table of its own. `wimfris.results.comparison_tables` formats the tables,
-`wimfris.results.comparison_figure` draws them.
+reports/comparisons. Each split has a table of its own. `wimfris.results.report.comparison_tables` formats the tables,
+`wimfris.results.report.comparison_figure` draws them.
 """
 
 from collections.abc import Callable, Mapping

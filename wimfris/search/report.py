@@ -15,10 +15,10 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
-from wimfris.results.comparison_tables import sections
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, Section
 from wimfris.results.published import built_in_note
+from wimfris.results.report.comparison_tables import sections
 from wimfris.results.scores import METRICS
 
 Evidence = dict[str, Any]

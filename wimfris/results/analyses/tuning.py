@@ -181,44 +181,31 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
 def recipe_section(params: Params, frame: pd.DataFrame) -> Section:
     """Return the table of the candidates for a recipe: what each costs to settle a comparison, beside the first one.
 
-    The cost is variance over seeds times training steps: so many steps give a mean of a fixed precision. Minutes would
-    depend on what else the machine did.
+    The cost is variance over seeds times training images: so many images give a mean of a fixed precision. Minutes
+    would depend on what else the machine did.
     """
     own, recipe = frame[frame["kind"] == RECIPE], params.tuning.recipe
     names = [f"{candidate}_{variant}" for candidate in recipe.candidates for variant in recipe.variants]
-    measures = {name: part for name, part in own.groupby("name") if len(part) > 1}
-    work = {name: _work(params, name) for name in names}
-    rows, first = [], measures.get(names[0])
-    for name in names:
-        part = measures.get(name)
-        if part is None or first is None:
-            rows.append({"candidate": name, "seeds": "0" if part is None else str(len(part))})
-            continue
-        low, high = deviation_interval(part["miou"].std(), len(part))
-        cost = part["miou"].var() * work[name] / (first["miou"].var() * work[names[0]])
-        known = min(len(part), len(first)) >= FEWEST
-        rows.append(
-            {
-                "candidate": name,
-                "seeds": str(len(part)),
-                "mIoU": percent(pd.Series([part["miou"].mean()]))[0],
-                "SD": percent(pd.Series([part["miou"].std()]))[0],
-                "SD, 95%": interval(100 * low, 100 * high, ".1f"),
-                "steps, of the first": f"{work[name] / work[names[0]]:.2f}",
-                "cost, of the first": f"{cost:.2f}" if known else DASH,
-            }
-        )
+    scores = {name: own.loc[own["name"] == name, "miou"] for name in names}
+    work = {name: params.settings(f"recipe_{name}").train.epochs for name in names}
+    rows, first = [], scores[names[0]]
+    for name, miou in scores.items():
+        row = {"candidate": name, "seeds": str(len(miou)), "images, of the first": f"{work[name] / work[names[0]]:.2f}"}
+        if len(miou):
+            row["mIoU"] = percent(pd.Series([miou.mean()]))[0]
+        if len(miou) > 1:
+            low, high = deviation_interval(miou.std(), len(miou))
+            row |= {"SD": percent(pd.Series([miou.std()]))[0], "SD, 95%": interval(100 * low, 100 * high, ".1f")}
+        if min(len(miou), len(first)) >= FEWEST:
+            row["cost, of the first"] = f"{miou.var() * work[name] / (first.var() * work[names[0]]):.2f}"
+        rows.append(row)
     note = (
-        f"Split {SPLIT}; {len(recipe.seeds)} seeds are planned. Cost: variance over seeds times training steps, stated "
-        f"from {FEWEST} seeds on."
+        f"Split {SPLIT}; {len(recipe.seeds)} seeds are planned. Cost: variance over seeds times training images, "
+        f"stated from {FEWEST} seeds on."
     )
-    return Section("Candidates for the recipe", note, pd.DataFrame(rows).fillna(DASH), left=("candidate",))
-
-
-def _work(params: Params, candidate: str) -> float:
-    """Return a number proportional to the training steps of a candidate."""
-    train = params.settings(f"recipe_{candidate}").train
-    return train.epochs / train.batch_size
+    columns = ["candidate", "seeds", "mIoU", "SD", "SD, 95%", "images, of the first", "cost, of the first"]
+    cells = pd.DataFrame(rows, columns=columns).fillna(DASH)
+    return Section("Candidates for the recipe", note, cells, left=("candidate",))
 
 
 def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from wimfris.results.analyses.strata import STRATA, Stratum
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import Section, interval, percent
 from wimfris.results.scores import own_sentences, read_scores
 from wimfris.results.statistics import resample
-from wimfris.results.strata import STRATA, Stratum
 from wimfris.runs.records import CASE, SPLITS, holds_objects
 
 DISTRACTORS = Stratum("distractors of the same class", "distractors", (0, 1), ("none", "one", "two or more"))

@@ -72,6 +72,8 @@ summary { cursor: pointer; padding: .2rem 0; }
   tbody th[scope=row] { max-width: 40vw; min-width: 0; white-space: normal; }
   .long { min-width: 9rem; }
   img { width: 36rem; max-width: none; }
+  .picture::after { content: "The picture scrolls sideways."; position: sticky; left: 0; }
+  .picture::after { font-size: .8rem; color: var(--soft); }
 }
 @media (min-width: 70rem) {
   body { display: grid; grid-template-columns: 13rem minmax(0, 1fr); column-gap: .5rem; }

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from wimfris.errors import UserError
+from wimfris.results.analyses.strata import sections, strata_table
 from wimfris.results.differences import compare
 from wimfris.results.formats import markdown_text
-from wimfris.results.strata import sections, strata_table
 from wimfris.runs.records import SCHEMA
 
 

@@ -60,7 +60,7 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
         left.set_ylim(max(heights) + 0.6, -0.6)
         left.set(title=f"mIoU, {table['split'].iloc[0]} (%)", xlabel="")
         baselines = sorted(set(table["baseline"]))
-        title = f"Difference from {baselines[0]}" if len(baselines) == 1 else "Difference"
+        title = f"Row minus {baselines[0]}" if len(baselines) == 1 else "Row minus its baseline"
         right.set(title=title, xlabel="points of mIoU")
         first = table.iloc[0]
         figure.suptitle(f"{first['family']}: {first['dataset']}, scale {first['scale']}", fontsize=10)
@@ -110,7 +110,7 @@ def _legend(table: pd.DataFrame) -> list[Artist]:
     if table["difference"].notna().any():
         handles.append(Line2D([], [], color="0.3", linewidth=3.5, label="95% interval, these seeds"))
     if table["low"].notna().any():
-        handles.append(Line2D([], [], color="0.3", linewidth=1, label="interval for any seed, which decides"))
+        handles.append(Line2D([], [], color="0.3", linewidth=1, label="interval for any seed"))
     for tier, marker in ((PRIMARY, "s"), (EXPLORATORY, "o")):
         if (table["tier"] == tier).any():
             handles.append(Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=4.5, label=tier))
@@ -123,5 +123,5 @@ def _legend(table: pd.DataFrame) -> list[Artist]:
     if table["published_gain"].notna().any():
         data_set = f" ({PAPERS_SET})" if (table["dataset"] == BUILT_IN).any() else ""
         style = {"marker": "D", "linestyle": "", "color": "white", "markeredgecolor": _PAPER, "markersize": 5}
-        handles.append(Line2D([], [], label=f"the paper's gain{data_set}", **style))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label=f"the paper's difference{data_set}", **style))  # type: ignore[arg-type]
     return handles

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from wimfris.results.claims import Verdict
-from wimfris.results.claims_tables import METRICS
 from wimfris.results.comparisons import ALPHA
 from wimfris.results.figures import saved_figure
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.plan import Plan
+from wimfris.results.report.claims_tables import METRICS
 
 _PALETTE = sns.color_palette("colorblind")
 _COLOURS: dict[str, Any] = {
@@ -27,6 +28,7 @@ _COLOURS: dict[str, Any] = {
     "undecided": "0.45",
 }
 _ROW, _MARGINS = 0.27, 1.5  # inches
+_WIDTH = 42  # characters of a line of a claim's name, of which a row holds two
 
 
 def claim_rows(verdicts: Sequence[Verdict], plan: Plan) -> pd.DataFrame:
@@ -65,7 +67,8 @@ def draw_claims(rows: pd.DataFrame, path: Path) -> None:
             points = f"points of {METRICS.get(metric, metric)}, the claim's system minus the rival"
             axis.set_xlabel("alpha" if metric == ALPHA else points)
         tiers = " and ".join(dict.fromkeys(rows["tier"]))
-        figure.suptitle(f"The paper's claims: {tiers} tier, the intervals that decide", fontsize=10)
+        decide = "the intervals that decide" if (rows["look"] > 0).all() else "intervals of the seeds so far"
+        figure.suptitle(f"The paper's claims: {tiers} tier, {decide}", fontsize=10)
         figure.legend(handles=_legend(rows), loc="outside lower center", ncols=2, fontsize=8, handlelength=1.6)
 
 
@@ -74,11 +77,12 @@ def _draw_panel(axis: Axes, part: pd.DataFrame) -> None:
     heights, names, height = [], [], 0
     for claim, rows in part.groupby("claim", sort=False):
         heading = axis.annotate(
-            str(claim).removesuffix("."),
+            fill(str(claim).removesuffix("."), _WIDTH),
             (0.01, height),
             xycoords=("figure fraction", "data"),
             va="center",
-            fontsize=8,
+            fontsize=7.6,
+            linespacing=0.95,
             fontweight="bold",
             zorder=6,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},

@@ -5,9 +5,9 @@ from functools import partial
 
 import pandas as pd
 
-from wimfris.results import right_object
+from wimfris.results.analyses import right_object
+from wimfris.results.analyses.strata import draw, sections, strata_table
 from wimfris.results.measured import Inputs, Report
-from wimfris.results.strata import draw, sections, strata_table
 
 LEFT_OUT = ("images", "gain these seeds", "change these seeds")
 

@@ -85,15 +85,17 @@ def folded(title: str, content: str) -> str:
     return f"<details><summary>{text_html(title)}</summary>\n{content}\n</details>"
 
 
-def missing_html(runs: Sequence[Run]) -> str:
-    """Return a notice that the evidence lacks these runs; empty if there are none."""
+def missing_html(runs: Sequence[Run], name: str) -> str:
+    """Return a notice that the evidence of a set and scale (`name`) lacks these runs; empty if there are none."""
     seeds: dict[str, list[str]] = {}
     for run in runs:
         seeds.setdefault(run.variant, []).append(str(run.seed))
     missing = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
     if not runs:
         return ""
-    return notice(f"Not in the evidence: {missing}. A row uses the seeds that are there, and is empty without any.")
+    return notice(
+        f"Not in the evidence of {name}: {missing}. A row uses the seeds that are there, and is empty without any."
+    )
 
 
 def runs_html(name: str, records: pd.DataFrame, variants: Collection[str]) -> str:

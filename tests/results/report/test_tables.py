@@ -15,7 +15,7 @@ from rich.console import Console
 
 from wimfris.errors import UserError
 from wimfris.results.formats import Section, latex_text, markdown_text, parse_markdown, print_section
-from wimfris.results.tables import main_table, print_table, write_table
+from wimfris.results.report.tables import main_table, print_table, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
 COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]

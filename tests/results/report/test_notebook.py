@@ -12,13 +12,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from wimfris.errors import UserError
 from wimfris.results.evidence import RUN_COLUMNS
 from wimfris.results.formats import Section
-from wimfris.results.html import missing_html, section_html, table_html
-from wimfris.results.notebook import missing_runs, provenance
-from wimfris.results.page import NOTEBOOK, execute, to_page
+from wimfris.results.report.html import missing_html, section_html, table_html
+from wimfris.results.report.notebook import missing_runs, provenance
+from wimfris.results.report.page import NOTEBOOK, execute, to_page
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUNS = [f"{variant}-{seed}" for variant in ("full", "no_window", "none") for seed in (0, 1)]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -61,8 +61,8 @@ def test_missing_runs_are_named_by_variant() -> None:
     params = read_params(ROOT / "params.yaml").model_copy(update={"seeds": [0, 1, 2]})
     missing = missing_runs(pd.DataFrame({"run": ["full-0", "mta-1"]}), params, ["full", "mta"])
     assert list(map(str, missing)) == ["full-1", "full-2", "mta-0", "mta-2"]
-    assert "full (seeds 1 2), mta (seeds 0 2)" in missing_html(missing)
-    assert missing_html([]) == ""
+    assert "full (seeds 1 2), mta (seeds 0 2)" in missing_html(missing, "scenes-tiny")
+    assert missing_html([], "scenes-tiny") == ""
 
 
 def test_provenance_has_commit_settings_and_cost() -> None:

@@ -11,24 +11,33 @@ from IPython.display import HTML, Image, Markdown, display
 
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge_place
-from wimfris.results.claims_figure import claim_rows, draw_claims
-from wimfris.results.claims_tables import SCALES, answer, details, footer, over_scales, own_rows, summary, window_answer
 from wimfris.results.comparison import Study
-from wimfris.results.comparison_figure import draw
-from wimfris.results.comparison_tables import answer as study_answer
-from wimfris.results.comparison_tables import sections
 from wimfris.results.comparisons import read_comparisons
 from wimfris.results.evidence import Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
-from wimfris.results.html import folded, missing_html, notice, runs_html, section_html, table_html
 from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
 from wimfris.results.measured import Measured
 from wimfris.results.plan import read_plan, registration_lines
 from wimfris.results.published import built_in_note, read_published
 from wimfris.results.releases import origin_of
+from wimfris.results.report.claims_figure import claim_rows, draw_claims
+from wimfris.results.report.claims_tables import (
+    SCALES,
+    answer,
+    details,
+    footer,
+    over_scales,
+    own_rows,
+    summary,
+    window_answer,
+)
+from wimfris.results.report.comparison_figure import draw
+from wimfris.results.report.comparison_tables import answer as study_answer
+from wimfris.results.report.comparison_tables import sections
+from wimfris.results.report.html import folded, missing_html, notice, runs_html, section_html, table_html
+from wimfris.results.report.tables import main_cells, main_table
 from wimfris.results.studies import load_study
-from wimfris.results.tables import main_cells, main_table
 from wimfris.runs.records import SPLITS
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
@@ -61,7 +70,7 @@ class Results:
         self._scratch = Path(tempfile.mkdtemp())
 
     def claim_rows(self) -> pd.DataFrame:
-        """Return the comparisons of the paper's claims, see `wimfris.results.claims_figure.claim_rows`."""
+        """Return the comparisons of the paper's claims, see `wimfris.results.report.claims_figure.claim_rows`."""
         return claim_rows(self._verdicts(self.place), self.plan)
 
     def forest(self, rows: pd.DataFrame) -> None:
@@ -92,7 +101,7 @@ class Results:
         for place in self.evidence:
             verdicts = self._verdicts(place)
             if place != self.place:
-                verdicts = [verdict for verdict in verdicts if verdict.rows]
+                verdicts = [verdict for verdict in verdicts if verdict.has_interval]
             if verdicts:
                 shown = summary(verdicts)  # the caption states the scale
                 shown["verdict"] = shown["verdict"].str.replace("^at scale .*: ", "", regex=True)
@@ -110,7 +119,9 @@ class Results:
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
         records, others = self._records(), read_ingested(self.params)
-        _html(missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond])))
+        _html(
+            missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond]), self.place)
+        )
         path = self._scratch / "main.png"
         draw_all_runs(records, path)
         _picture(path, "mIoU on val of every run, a row a variant, best first; the line is the mean of full.")
@@ -207,7 +218,7 @@ class Results:
         present = set(study.variants) & set(records["variant"].unique())
         if place != self.place and 2 * len(present) <= len(study.variants):
             return  # another scale, which lacks most of the study
-        _html(missing_html(missing_runs(records, params, study.variants)))
+        _html(missing_html(missing_runs(records, params, study.variants), place))
         try:
             comparisons = self.comparisons[place].with_pairs(records, study.pairs)
             tables = [one.table(records, comparisons, split, self.published) for one in (study, *study.further)]

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from wimfris.results.claims import Verdict, judge_place
-from wimfris.results.claims_figure import claim_rows, draw_claims
-from wimfris.results.claims_tables import answer
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.plan import Plan, read_plan
+from wimfris.results.report.claims_figure import claim_rows, draw_claims
+from wimfris.results.report.claims_tables import answer
 from wimfris.settings.params import read_params
 
 pytestmark = pytest.mark.slow

@@ -12,14 +12,14 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from wimfris.results.claims import judge_place
-from wimfris.results.claims_tables import NOTHING, window_answer
 from wimfris.results.comparison import Study
-from wimfris.results.comparison_figure import draw
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import read_evidence
 from wimfris.results.formats import DASH, interval, parse_markdown
 from wimfris.results.plan import read_plan
 from wimfris.results.published import read_published
+from wimfris.results.report.claims_tables import NOTHING, window_answer
+from wimfris.results.report.comparison_figure import draw
 from wimfris.results.studies import load_study
 from wimfris.settings.params import Params, read_params
 

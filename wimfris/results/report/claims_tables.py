@@ -11,11 +11,11 @@ from tabulate import tabulate
 
 from wimfris.files import write_text
 from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
-from wimfris.results.comparison_tables import tier_levels
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, GUIDE, interval
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
+from wimfris.results.report.comparison_tables import tier_levels
 from wimfris.results.scores import COMPARED
 from wimfris.results.verdicts import Decision
 
@@ -81,7 +81,8 @@ def _sentence(verdict: Verdict, plan: Plan) -> str:
     ends = interval(100 * row["low"], 100 * row["high"])
     names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
     unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
-    return f"{text} {names[0].upper()}{names[1:]}: {100 * row['difference']:+.1f} {unit} {ends}."
+    closest = f" (the closest of {len(verdict.rows)} rivals)" if len(verdict.rows) > 1 else ""
+    return f"{text} {names[0].upper()}{names[1:]}{closest}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
 def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
@@ -108,10 +109,10 @@ def _other_windows(comparisons: Comparisons) -> str:
     for variant, size in OTHER_WINDOWS.items():
         row = comparisons.quote(variant, "full")
         if row is not None and row["verdict"]:
-            points = 100 * row["difference"]
-            word = "above" if points > 0 else "below"
-            parts.append(f"{size} is {abs(points):.1f} points {word} it ({row['verdict']}, {row['tier']} tier)")
-    return f"Other windows, beside 4x4: {'; '.join(parts)}. " if parts else ""
+            ends = interval(100 * row["low"], 100 * row["high"])
+            parts.append(f"{size} {100 * row['difference']:+.1f} {ends} ({row['verdict']}, {row['tier']} tier)")
+    listed = f"Other windows minus 4x4: {'; '.join(parts)}. With them the alignment loss changes its window too. "
+    return listed if parts else ""
 
 
 def details(verdict: Verdict, plan: Plan, comparisons: Comparisons) -> pd.DataFrame:
@@ -224,8 +225,8 @@ def write_claims(
 
 
 SCALES = (
-    "Points of mIoU, with each scale's interval for *any seed*; one seed has none. The last columns are the change of "
-    "the effect."
+    "Points of mIoU, with each scale's interval for any seed; one seed has none. The change of the effect from scale "
+    "to scale is computed before rounding."
 )
 
 

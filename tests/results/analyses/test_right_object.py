@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wimfris.results.analyses.right_object import draw, objects_table, sections
 from wimfris.results.differences import compare
-from wimfris.results.right_object import draw, objects_table, sections
+from wimfris.results.report.tables import main_cells, main_table
 from wimfris.results.scores import of_objects
-from wimfris.results.tables import main_cells, main_table
 from wimfris.runs.records import NO_SEED, OBJECT_COLUMNS
 
 IMAGES = 40

@@ -25,7 +25,9 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
     origin: where the runs came from; titles name its release, and the foot what was trained elsewhere than most rows.
     """
     shown: list[Section] = []
-    for table in tables:
+    for number, table in enumerate(tables):
+        if number and table["miou"].isna().all():
+            continue  # a further part of the study, of which nothing is trained yet
         first = table.iloc[0]
         lists = set(table["seed_list"].str.replace(" ", ", ")) - {""}
         most, *fewer = sorted(lists, key=lambda seeds: (-len(seeds), seeds))
@@ -82,9 +84,10 @@ def tier_levels(rows: pd.DataFrame) -> str:
     points = 100 * rows.loc[rows["detectable"] < 1, "detectable"]
     text = f"level {low}" if low == high else f"levels {low} to {high}"
     if points.empty:
-        return text
+        return f"{text}, which separate no difference in {_POWER} of experiments"
     span = f"{points.min():.1f}" if len(points) == 1 else f"{points.min():.1f} to {points.max():.1f}"
-    return f"{text}, which separate a true difference of {span} points in {_POWER} of experiments"
+    some = "which" if len(points) == len(rows) else f"of which {len(points)} of {len(rows)}"
+    return f"{text}, {some} separate a true difference of {span} points in {_POWER} of experiments"
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wimfris.results.comparisons import Comparisons, rows_frame
-from wimfris.results.controls import (
+from wimfris.results.analyses.controls import (
     HALVES,
     NETWORKS,
     SEEDS,
@@ -18,11 +17,12 @@ from wimfris.results.controls import (
     rates_table,
     same_function_table,
 )
+from wimfris.results.comparisons import Comparisons, rows_frame
 from wimfris.results.plan import CLAIMS, read_plan
 from wimfris.results.scores import Scores
 from wimfris.settings.params import read_params
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLAN = read_plan(ROOT / CLAIMS)
 IMAGES, SENTENCES = 60, 3
 

@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from wimfris.cli.tuning import main
-from wimfris.results import tuning as measured
+from wimfris.results.analyses import tuning as measured
 from wimfris.settings.params import Params, merge, read_params
 from wimfris.settings.tuning import flat, nested
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.results.page_template import PAGE
+from wimfris.results.report.page_template import PAGE
 
 NOTEBOOK = Path("reports/results.ipynb")
 PAGE_PATH = Path("reports/index.html")

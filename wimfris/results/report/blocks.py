@@ -16,13 +16,13 @@ from tabulate import tabulate
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.claims import Verdict, judge_place
-from wimfris.results.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import evidence_names
 from wimfris.results.formats import interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
+from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
@@ -140,11 +140,15 @@ def glance(evidence: Evidence) -> str:
 def _in_words(evidence: Evidence) -> str:
     """Return the verdicts on the paper's claims as a list, an item for each kind of verdict."""
     scale = evidence.params.scale
-    lines = [f"The paper's claims, tested at scale {scale}:", ""]
+    lines = [f"The paper's claims at scale {scale}:", ""]
     for decision, claims in by_decision(evidence.verdicts()).items():
         if claims:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
-    note = f"*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md). {NOTHING}"
+    untested = not any(verdict.look for verdict in evidence.verdicts())
+    first, *_, last = evidence.plan.confirmatory.seeds
+    early = f"New seeds decide ({first} to {last}); none is trained yet. " if untested else ""
+    undecided = "*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md)."
+    note = f"{early}{undecided} {NOTHING}"
     return "\n".join([*lines, "", *_wrapped(note)])
 
 
