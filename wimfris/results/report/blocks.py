@@ -28,7 +28,7 @@ from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
 
 PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md", "docs/faq.md")
-AT_A_GLANCE = ("full", "none", "msa", "no_neck", "window_1")
+AT_A_GLANCE = ("full", "no_window", "window_1", "no_neck", "none")
 EXAMPLE = "neck_matters"  # the claim of the example in docs/statistics.md
 IN_USE = "two apart"  # the variance of benchmarks/coverage.csv that `wimfris.results.statistics` uses
 METRICS = {
