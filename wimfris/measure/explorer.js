@@ -157,8 +157,8 @@ function splitDifference(rows, [a, b]) {
 function showParts(systems) {
   const line = (title, part) => {
     const row = document.createElement("tr"), [difference, ...parts] = splitDifference(part, systems);
-    const share = (difference * part.length) / rows.length;
-    const cells = [part.length, ...[difference, share, ...parts].map(signed)];
+    const added = (difference * part.length) / rows.length; // to the difference of the selection
+    const cells = [part.length, ...[difference, added, ...parts].map(signed)];
     row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: title }));
     row.append(...cells.map((textContent) => Object.assign(document.createElement("td"), { textContent })));
     return row;

@@ -70,11 +70,11 @@ class Evidence:
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdicts on the paper's claims at the data set and scale of params.yaml."""
-        return judge_place(self.params, self.plan, self.comparisons(self.params.settings().folder.name), self.reports)
+        return judge_place(self.params, self.plan, self.comparisons(), self.reports)
 
-    def comparisons(self, name: str) -> Comparisons:
-        """Return the comparisons of a data set and scale (`name`)."""
-        return read_comparisons(name, self.reports)
+    def comparisons(self, name: str | None = None) -> Comparisons:
+        """Return the comparisons of a data set and scale (`name`), by default those of params.yaml."""
+        return read_comparisons(name or self.params.settings().folder.name, self.reports)
 
 
 def fill(text: str, evidence: Evidence) -> str:
@@ -139,14 +139,14 @@ def glance(evidence: Evidence) -> str:
 
 def _in_words(evidence: Evidence) -> str:
     """Return the verdicts on the paper's claims as a list, an item for each kind of verdict."""
-    scale = evidence.params.scale
-    lines = [f"The paper's claims at scale {scale}:", ""]
-    for decision, claims in by_decision(evidence.verdicts()).items():
+    judged = evidence.verdicts()
+    lines = [f"The paper's claims at scale {evidence.params.scale}:", ""]
+    for decision, claims in by_decision(judged).items():
         if claims:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
-    untested = not any(verdict.look for verdict in evidence.verdicts())
     first, *_, last = evidence.plan.confirmatory.seeds
-    early = f"New seeds decide ({first} to {last}); none is trained yet. " if untested else ""
+    looked = any(verdict.look for verdict in judged)
+    early = "" if looked else f"New seeds decide ({first} to {last}); no look at them has been taken yet. "
     undecided = "*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md)."
     note = f"{early}{undecided} {NOTHING}"
     return "\n".join([*lines, "", *_wrapped(note)])
@@ -158,9 +158,7 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 def window(evidence: Evidence) -> str:
     """Return the one answer to "Does the window matter?"."""
-    return "\n".join(
-        _wrapped(window_answer(evidence.verdicts(), evidence.comparisons(evidence.params.settings().folder.name)))
-    )
+    return "\n".join(_wrapped(window_answer(evidence.verdicts(), evidence.comparisons())))
 
 
 def scales(evidence: Evidence) -> str:

@@ -81,8 +81,8 @@ def _sentence(verdict: Verdict, plan: Plan) -> str:
     ends = interval(100 * row["low"], 100 * row["high"])
     names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
     unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
-    closest = f" (the closest of {len(verdict.rows)} rivals)" if len(verdict.rows) > 1 else ""
-    return f"{text} {names[0].upper()}{names[1:]}{closest}: {100 * row['difference']:+.1f} {unit} {ends}."
+    strongest = f" (the strongest of {len(verdict.rows)} rivals)" if len(verdict.rows) > 1 else ""
+    return f"{text} {names[0].upper()}{names[1:]}{strongest}: {100 * row['difference']:+.1f} {unit} {ends}."
 
 
 def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
