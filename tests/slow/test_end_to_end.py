@@ -295,6 +295,10 @@ def test_the_paper_s_command_on_official_files(reproduced: Path, tmp_path: Path,
     table = pd.read_csv(folder / "reports" / "tables" / "refcoco-base" / "main.csv")
     assert set(table["scale"]) == {"base"} and set(table["dataset"]) == {"refcoco"}
     assert "refcoco" in (folder / "reports" / "index.html").read_text()
+    explorer = (folder / "runs" / "refcoco-base" / "explorer.html").read_text()
+    assert "refcoco, scale base" in explorer and "data:image/webp;base64," in explorer
+    shipped = (folder / "reports" / "explorer.html").read_text()
+    assert "runs/refcoco-base/explorer.html" in shipped and "base64" not in shipped
     assert "up to date" in done(folder, "dvc", "repro"), "the experiment's params stay in the folder"
 
 

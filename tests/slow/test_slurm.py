@@ -147,6 +147,7 @@ def test_an_interrupt_cancels_the_job(cluster: Any) -> None:
     assert re.search(r"^wimfris: Slurm job \d+: cancelled$", output, re.M)
 
 
+@pytest.mark.long
 def test_a_requeued_trainer_ends_with_the_bits_of_an_uninterrupted_one(cluster: Any, project: Any) -> None:
     """Here the task starts the real trainer: nothing replaces it on the node."""
     project.edit(scales__smoke__train__epochs=6, scales__smoke__train__checkpoint_seconds=1e-9)

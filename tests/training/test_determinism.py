@@ -94,7 +94,11 @@ def test_every_operator_of_a_step_has_a_deterministic_kernel(variant: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["full", "finetune", "cross", "text_words", "mixing_ssd", "pwam", "etris_adapters_etris_neck"]
+    "variant",
+    [
+        *("full", "finetune", "mixing_ssd", "pwam"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("cross", "text_words", "etris_adapters_etris_neck")),
+    ],
 )
 def test_at_the_papers_scale_finetuning_alone_has_an_operator_without_one(variant: str) -> None:
     """DINOv2's positions are interpolated in every pass there, and `finetune` trains them."""

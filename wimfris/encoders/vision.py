@@ -57,11 +57,36 @@ def recolouring(colours: tuple[Channels, Channels]) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def _autocast_type(x: Tensor) -> torch.dtype:
+    """Return the type to which autocast casts on the tensor's device; that of the tensor where autocast is off."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
 def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Cast a norm's output to autocast's type once. Each of its readers, all of them linear, would cast it again."""
-    device = output.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return output.to(torch.get_autocast_dtype(device)) if autocast else output
+    return output.to(_autocast_type(output))
+
+
+def _narrow_stream(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cast the first block's tokens to bf16 where autocast does. fp16 has too small a range for their sum."""
+    tokens, *others = inputs
+    return (tokens.bfloat16() if _autocast_type(tokens) is torch.bfloat16 else tokens, *others)
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Take the norm of bf16 tokens without a copy of them in float32. Its sums are in float32 all the same."""
+    if x.dtype is not torch.bfloat16:
+        return nn.LayerNorm.forward(norm, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _scale(layer_scale: Any, x: Tensor) -> Tensor:
+    """Return a layer scale of tokens in their type."""
+    scaled: Tensor = x * layer_scale.lambda1.to(x.dtype)
+    return scaled
 
 
 @dataclass(frozen=True)
@@ -80,8 +105,9 @@ class VisionEncoder(nn.Module):
 
     An adapter reads n = norm2(h), tokens (B, P + H W, D), of which the first P are class and register tokens, and a
     `Guidance`. Its output is added to MLP(n) before the layer scale, if there is one, so the block returns
-    h + layer_scale(MLP(n) + adapter(n)). Code and state-dict names of the backbone stay the same. With `checkpointing`,
-    training computes the blocks from the first adapter on again in backward.
+    h + layer_scale(MLP(n) + adapter(n)). Under autocast to bf16, h is bf16 too. Code and state-dict names of the
+    backbone stay the same. With `checkpointing`, training computes the blocks from the first adapter on again in
+    backward.
     """
 
     scale: Tensor  # of the family's colours, as `shift`
@@ -107,8 +133,14 @@ class VisionEncoder(nn.Module):
         blocks = blocks_of(backbone)
         for layer, adapter in adapters.items():
             blocks[layer].get_submodule("mlp").register_forward_hook(partial(self._add_adapter, adapter))
-        for norm in (part for block in blocks for part in block.children() if isinstance(part, nn.LayerNorm)):
-            norm.register_forward_hook(_narrow)
+        blocks[0].register_forward_pre_hook(_narrow_stream)
+        parts: list[Any] = [part for block in blocks for part in block.children()]
+        for part in parts:
+            if isinstance(part, nn.LayerNorm):
+                part.forward = partial(_norm, part)  # type: ignore[method-assign]
+                part.register_forward_hook(_narrow)
+            elif hasattr(part, "lambda1"):  # DINOv2's and DINOv3's layer scale
+                part.forward = partial(_scale, part)
         for layer in taps:
             blocks[layer].register_forward_hook(self._tap)
         if checkpointing:
