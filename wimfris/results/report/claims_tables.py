@@ -104,13 +104,18 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
 
 
 def _other_windows(comparisons: Comparisons) -> str:
-    """Return how other windows compare with 4x4, each with its verdict; empty without runs of them."""
+    """Return how other windows compare with 4x4, each with its verdict unless it has one seed; empty without runs."""
     parts = []
     for variant, size in OTHER_WINDOWS.items():
         row = comparisons.quote(variant, "full")
-        if row is not None and row["verdict"]:
+        if row is None:
+            continue
+        part = f"{size} {100 * row['difference']:+.1f}"
+        if row["verdict"]:
             ends = interval(100 * row["low"], 100 * row["high"])
-            parts.append(f"{size} {100 * row['difference']:+.1f} {ends} ({row['verdict']}, {row['tier']} tier)")
+            parts.append(f"{part} {ends} ({row['verdict']}, {row['tier']} tier)")
+        else:
+            parts.append(f"{part} (one seed, no interval and no verdict)")
     listed = f"Other windows minus 4x4: {'; '.join(parts)}. With them the alignment loss changes its window too. "
     return listed if parts else ""
 
