@@ -35,7 +35,9 @@ def table_2(records: pd.DataFrame, published: Published) -> Section:
     for system in SYSTEMS.values():
         for size in SIZES.values():
             cells.setdefault((f"{system}-{size}", "ours"), {})
-    natural = records[(records["dataset"] != BUILT_IN) & records["scale"].isin(SIZES)]
+    natural = records[
+        (records["dataset"] != BUILT_IN) & records["scale"].isin(SIZES) & records["variant"].isin(SYSTEMS)
+    ]
     for row in main_table(natural).to_dict("records") if len(natural) else ():
         own = cells[f"{SYSTEMS[row['system']]}-{SIZES[row['scale']]}", "ours"]
         own[row["dataset"], row["split"]] = {name: 100 * row[name] for name in ("miou", "oiou")}

@@ -285,7 +285,7 @@ def test_the_paper_s_command_on_official_files(reproduced: Path, tmp_path: Path,
         base["encoders"]["text"]["source"] = "data/weights/ViT.pt"
         base["encoders"]["vision"]["source"] = "data/weights/dino.pth"
         base["train"]["epochs"] = 2
-        params["variants"]["none"] = yaml.safe_load((ROOT / "params.yaml").read_text())["variants"]["none"]
+        params["variants"] = yaml.safe_load((ROOT / "params.yaml").read_text())["variants"]
         params["explorer"] = ["full", "none"]
 
     edit(folder, small)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from wimfris.metrics import ious
 from wimfris.results.comparison import Study
+from wimfris.results.evidence import read_evidence
+from wimfris.results.formats import DASH
 from wimfris.results.published import read_published
 from wimfris.search.promote import promoted
 from wimfris.search.report import load_evidence
@@ -76,6 +79,18 @@ def test_the_encoders_are_compared_at_their_own_scale() -> None:
         assert variant == "both_siglip2" or changed == {variant.split("_")[0]}
         assert (settings.model, settings.loss, settings.train) == (full.model, full.loss, full.train)
     assert not full.own_encoders and full.encoders_record == full.folder / "encoders.json"
+
+
+def test_table_2_has_the_named_systems_of_a_data_set_with_more(committed: Path) -> None:
+    records = read_evidence(read_params(committed / "params.yaml"), committed / "reports").records
+    ours = records[records["variant"].isin(["full", "none"])]
+    section = study("comparison").extra(
+        ours.assign(dataset="refcoco", scale="base"), read_published(committed / "reports" / "published.csv")
+    )
+    cells = section.cells.set_index(["system", "figures"])["refcoco val"]
+    full = ours[(ours["variant"] == "full") & (ours["split"] == "val") & (ours["condition"] == "sentence")]
+    miou = 100 * ious(full["intersection"], full["union"]).mean()
+    assert cells["WIMFRIS-B", "ours"].startswith(f"{miou:.1f} / ") and cells["DETRIS-B", "ours"] == DASH
 
 
 def test_windows_as_large_as_the_grid_are_left_out() -> None:
