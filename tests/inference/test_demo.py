@@ -60,8 +60,18 @@ def test_the_demo_says_what_it_did_and_what_comes_next(tmp_path: Path, monkeypat
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert result.output.count("-overlay.png") == 3 and len(list(tmp_path.glob("*.png"))) == 3
-    assert "shipped model, scored here" in result.output and "872" in result.output
+    assert "shipped model, scored here" in result.output
     assert "evidence release" in result.output and "`make repro` trains the core's" in result.output
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_commands_outside_the_project_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in ("_segment_scenes", "_score_val"):
+        monkeypatch.setattr(f"wimfris.cli.use.{step}", lambda *_: None)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 0, result.output
+    assert "wimfris demo --serve" in result.output and "make repro" not in result.output
 
 
 def test_image_and_text_go_together() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from wimfris.inference.predict import Predictor
+    from wimfris.settings.params import Params
 
 PORT = 8000
 COLUMNS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
@@ -179,6 +180,17 @@ def _committed(predictor: "Predictor") -> "tuple[str, pd.DataFrame] | None":
 
 
 def _next_steps(predictor: "Predictor") -> None:
+    try:
+        params = read_params().at_scale(predictor.settings.scale)
+    except UserError:  # outside the project
+        print()
+    else:
+        _estimate_repro(predictor, params)
+    print('Your own picture: wimfris predict --image photo.jpg --text "the red circle"')
+    print("In a browser: wimfris demo --serve")
+
+
+def _estimate_repro(predictor: "Predictor", params: "Params") -> None:
     from wimfris.matrix.costs import default_jobs, duration
     from wimfris.measure.run_cost import Volume, cost, time_steps
 
@@ -189,17 +201,11 @@ def _next_steps(predictor: "Predictor") -> None:
     seconds = cost(
         predictor.settings, time_steps(predictor.settings), Volume(objects, val, evaluated, objects, "the card")
     ).seconds
-    try:
-        params = read_params().at_scale(predictor.settings.scale)
-    except UserError:
-        return
     runs, jobs = len(params.runs()), default_jobs(params)
     print(
         f"Next: `make repro` trains the core's {runs} runs, {jobs} at once, and makes the report: about "
         f"{duration(seconds * runs / jobs)} here, if the machine stays as busy as it is now."
     )
-    print('Your own picture: wimfris predict --image photo.jpg --text "the red circle"')
-    print("In a browser: wimfris demo --serve")
 
 
 def _serve(predictor: "Predictor", port: int) -> None:
