@@ -4,7 +4,7 @@ One choice at a time, the others as in `full`: which gate, layer norm before the
 sentence, one scan or two, and what mixes the tokens of a window. A second family goes past the paper; its rows are an
 exploratory smoke test from one seed.
 
-    python studies/fusion.py --dry-run          # 24 runs at scale tiny beyond the core: an hour on 2 cores
+    python studies/fusion.py --dry-run          # 39 runs at scale tiny, 36 of them beyond the core: 2 hours on 2 cores
     wimfris matrix --variants cross --seeds 0   # one row of the second family, then `wimfris gather --variants cross`
 
 With a raster scan, a text token behind the visual tokens changes nothing: `text_both` is `full`, and `text_last` is

@@ -57,7 +57,7 @@ def test_a_scale_has_variants_of_its_own(tmp_path: Path) -> None:
     assert resolved.own_encoders and resolved.group == "extended" and not params.settings().own_encoders
     assert resolved.encoders_record == resolved.folder / "encoders" / "other.json"
     assert list(params.extended) == ["other"] and "other" not in params.at_scale("tiny").extended
-    assert [str(run) for run in params.runs_of("other")] == ["other-0", "other-1"]
+    assert [str(run) for run in params.runs_of("other")] == [f"other-{seed}" for seed in params.extended_seeds]
 
 
 @pytest.mark.parametrize(

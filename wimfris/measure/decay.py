@@ -41,7 +41,7 @@ BATCH = 32  # images at a time
 def measure_decay(params: Params) -> None:
     """Write reports/measures/<set>-<scale>/decay.csv and decay-curves.csv.
 
-    Those of `BEYOND` are left out where a run has no weights. Raises UserError where one of `VARIANTS` has none.
+    Runs without weights are left out; the rows name their seeds. Raises UserError where one of `VARIANTS` has no run.
     """
     settings = params.settings()
     index = read_index(settings.folder / "index" / "index.parquet")
@@ -51,9 +51,9 @@ def measure_decay(params: Params) -> None:
         if variant in BEYOND and variant not in params.variants | params.beyond:
             continue
         settings = params.settings(variant)
-        for run in params.runs_of(variant):
-            if variant in BEYOND and not RunFiles(settings.outs / str(run)).weights.is_file():
-                continue
+        runs = params.runs_of(variant)
+        trained_runs = [run for run in runs if RunFiles(settings.outs / str(run)).weights.is_file()]
+        for run in trained_runs or (runs[:1] if variant in VARIANTS else ()):  # loading says which run is missing
             trained = Predictor.load(settings, str(run)).segmenter
             for scan, segmenter in (("untrained", untrained(settings, run.seed)), ("trained", trained)):
                 x = block_inputs(segmenter, settings, rows, images, IMAGES, SEQUENCES)

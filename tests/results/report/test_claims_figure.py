@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -38,9 +39,10 @@ def test_rows_are_the_primary_comparisons(verdicts: list[Verdict], plan: Plan, c
     of_miou = rows[rows["metric"] == "miou"]
     expected = primary[primary["metric"] == "miou"]
     for name in ("difference", "low", "high"):
-        assert sorted(of_miou[name]) == pytest.approx(sorted(100 * expected[name])), "in points"
+        ours, theirs = np.sort(of_miou[name]), np.sort(100 * expected[name])  # one seed has no interval: NaN, last
+        assert ours == pytest.approx(theirs, nan_ok=True), "in points"
     assert list(dict.fromkeys(rows["claim"])) == [one.claim.claim for one in verdicts if one.rows]
-    assert (rows["margin"] > 0).all() and (rows["low"] <= rows["difference"]).all()
+    assert (rows["margin"] > 0).all() and not (rows["low"] > rows["difference"]).any()
 
 
 def test_a_part_of_the_rows_can_be_drawn(verdicts: list[Verdict], plan: Plan, tmp_path: Path) -> None:
