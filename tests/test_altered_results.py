@@ -42,6 +42,7 @@ def alter(reports: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tests_pass_with_altered_results(tmp_path: Path) -> None:
     folder = tmp_path / "altered"
     command = ["git", "clone", "--quiet", "--no-local", "--depth", "1", f"file://{ROOT}", str(folder)]

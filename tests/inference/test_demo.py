@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from wimfris.cli.app import app
 from wimfris.data.images import read_image
-from wimfris.data.scenes import draw_scene
+from wimfris.data.scenes import draw_scene, write_scenes
 from wimfris.inference.demo import score_val, segment_scenes, shipped_scenes, val_evaluator
 from wimfris.inference.overlay import DIMMED, OUTLINE, enlarged
 from wimfris.inference.predict import Predictor
@@ -55,8 +55,13 @@ def test_the_shipped_model_finds_the_objects() -> None:
 
 @pytest.mark.slow
 def test_the_demo_says_what_it_did_and_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parents[2]
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+    def write_few(folder: Path, counts: dict[str, int], size: int) -> None:
+        assert counts["val"] >= 250 and not counts["train"]
+        write_scenes(folder, counts | {"val": 20}, size)
+
+    monkeypatch.setattr("wimfris.inference.demo.write_scenes", write_few)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert result.output.count("-overlay.png") == 3 and len(list(tmp_path.glob("*.png"))) == 3

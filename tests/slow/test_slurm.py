@@ -125,6 +125,7 @@ def test_an_array_trains_what_is_missing_and_reports_failures(cluster: Any) -> N
     assert sorted(cluster.trained("end")) == ["full-0", "none-0", "none-1"]
 
 
+@pytest.mark.long
 def test_a_requeued_task_goes_on(cluster: Any) -> None:
     cluster.take(300)
     process = cluster.start(1, "full-0", launcher="slurm")

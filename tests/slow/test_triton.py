@@ -251,7 +251,7 @@ def test_windows_cut_inside_the_kernels_are_those_cut_before(
         # two chunks, and windows of which one is padding
         pytest.param((7, 6), 6, {"direction": "bidirectional"}, marks=LONG),
         pytest.param((5, 7), None, {"norm": False}, marks=LONG),
-        ((3, 3), 2, {"passes": 2, "direction": "cross"}),
+        pytest.param((3, 3), 2, {"passes": 2, "direction": "cross"}, marks=LONG),
     ],
 )
 def test_the_fusion_cuts_its_windows_inside_the_kernels(

@@ -25,7 +25,7 @@ def study(name: str) -> Measured:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param(NAMES[-1], marks=pytest.mark.long)])
 def test_the_committed_tables_follow_from_what_is_committed(
     name: str, committed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_ten_steps_equal_those_of_one_process(project: Any, torchrun: Any) -> No
             torch.testing.assert_close(two[variant][name], value, rtol=0, atol=1e-10, msg=f"{variant}: {name}")
 
 
+@pytest.mark.long
 def test_records_equal_those_of_one_process(trained: Any, torchrun: Any, tmp_path: Path) -> None:
     """The last batches are uneven. Each sentence has one record under each condition."""
     path = tmp_path / "records.parquet"
