@@ -1,5 +1,6 @@
 """Verdicts on the paper's claims (`wimfris.results.claims`) as they are shown, and the page `reports/claims.md`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -78,7 +79,8 @@ def _sentence(verdict: Verdict, plan: Plan) -> str:
     row = min(verdict.rows, key=lambda row: row["difference"])
     if isinstance(verdict.claim, Falls):
         return f"{text} First minus last layer: {row['difference']:+.2f} {interval(row['low'], row['high'], '+.2f')}."
-    ends = interval(100 * row["low"], 100 * row["high"])
+    known = not math.isnan(row["low"])
+    ends = interval(100 * row["low"], 100 * row["high"]) if known else "(one seed of a system has no interval)"
     names = f"{plan.label(row['system'])} minus {plan.label(row['rival'])}".replace("_", "\\_")
     unit = "points" if row["metric"] == METRIC else f"points of {METRICS[row['metric']]}"
     strongest = f" (the strongest of {len(verdict.rows)} rivals)" if len(verdict.rows) > 1 else ""
