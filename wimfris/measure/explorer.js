@@ -134,10 +134,10 @@ function showSummary(systems) {
     lines.push(`${a.name} minus ${b.name}: ${signed(centre)} points of IoU${ends} on ${rows.length} sentences of ` +
       `${images} images. The interval (95%) is over images, for these two runs.`);
     lines.push(`Mean IoU ${systems.map(({ name }, k) => `${points(mean(rows.map((row) => row.ious[k])))} (${name})`).join(" and ")}; ` +
-      `${a.name} is better on ${count((d) => d > 0)}, worse on ${count((d) => d < 0)}.`);
+      `${a.name} is better on ${count((d) => d > 0)}, worse on ${count((d) => d < 0)}, equal on the rest.`);
     if (a.right && b.right) {
       const rates = systems.map(({ name, right }) => `${share(rows.filter(({ i }) => right[i] === 1).length)} (${name})`);
-      lines.push(`The right object: ${rates.join(" and ")}.`);
+      lines.push(`The mask overlaps the right object (the one that the sentence names) more than any other: ${rates.join(" and ")}.`);
     }
   }
   if (fields.split.value === "val") lines.push(reportLine(systems));
@@ -178,9 +178,10 @@ function showParts(systems) {
   const known = systems.every(({ right }) => right);
   document.querySelectorAll("#parts-table thead .object").forEach((cell) => (cell.hidden = !known));
   element("parts-note").textContent = `${systems[0].name} minus ${systems[1].name}, in points of IoU. “Share”: what these ` +
-    "sentences add to the difference of the selection; the shares of a group add up to it. " + (known
+    "sentences add, in points, to the difference of the selection. Numbers are added before they are rounded. " + (known
     ? "A difference is the sum of “object” and “mask”. “Object”: sentences where one system has the right object and the " +
-      "other a wrong one. “Mask”: all other sentences, where both have the right object, or both a wrong one."
+      "other a wrong one. “Mask”: all other sentences, where both have the right object, or both a wrong one. To see bad " +
+      "masks alone, set both “Object of …” to “right object”."
     : "Wrong object or bad mask cannot be told here: the records of these runs do not say which object a mask is of.");
 }
 

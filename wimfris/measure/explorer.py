@@ -33,7 +33,7 @@ from wimfris.results.analyses.strata import STRATA
 from wimfris.results.comparisons import comparisons_path, read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, EvidenceFiles, read_evidence, read_masks_of, read_part
 from wimfris.results.ingested import read_ingested
-from wimfris.results.plan import METRIC, SPLIT, read_plan
+from wimfris.results.plan import METRIC, SPLIT, Plan, read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.scores import own_sentences
 from wimfris.runs.records import CASE, holds_objects
@@ -101,8 +101,7 @@ def explorer_data(params: Params) -> dict[str, Any]:
     _check_masks(masks, targets, evidence.records)
     plan, own = read_plan(), own_sentences(evidence.records)
     systems = [
-        _system(name, plan.label(name.rpartition("-")[0] or name), own, masks[masks["run"] == name], sentences)
-        for name in names
+        _system(name, _label(plan, settings, name), own, masks[masks["run"] == name], sentences) for name in names
     ]
     pictured = first[: masks["target"].max() + 1 if len(masks) else None]  # objects up to the last one with a mask
     images = source_images(settings)
@@ -189,6 +188,13 @@ def _check_masks(masks: pd.DataFrame, targets: Sequence[Sequence[Any]], records:
                 f"reports/masks: the mask of {row['run']} for sentence {row['sent_id']} does not give its record; "
                 "restore reports with `git checkout`, or prepare the data again with `dvc repro prepare`"
             )
+
+
+def _label(plan: Plan, settings: Settings, run: str) -> str:
+    """Return the name of a run's system in sentences, that of the full model with its window."""
+    variant = run.rpartition("-")[0] or run
+    side = settings.scan_window
+    return plan.label(variant) + (f", windows of {side}x{side}" if variant == "full" and side else "")
 
 
 def _system(
