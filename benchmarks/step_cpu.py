@@ -31,9 +31,9 @@ WARM_UP = 3
 
 
 def unpack(revision: str, folder: Path) -> None:
-    """Write the package of a git revision into `folder`, under the name `THEIRS`."""
+    """Write the package of a git revision into `folder`, under the name `THEIRS`, and its params.yaml."""
     archive = subprocess.run(
-        ["git", "archive", revision, OURS], capture_output=True, check=True, cwd=HERE.parent
+        ["git", "archive", revision, OURS, "params.yaml"], capture_output=True, check=True, cwd=HERE.parent
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
@@ -44,10 +44,11 @@ def unpack(revision: str, folder: Path) -> None:
         path.write_text(name.sub(THEIRS, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def step_of(package: str, variant: str, threads: int) -> Callable[[], None]:
-    """Return a training step of scale tiny by one of the packages."""
-    settings = import_module(f"{package}.settings.params").read_params().at_scale("tiny").settings(variant)
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"threads": threads})})
+def step_of(package: str, params: Path, variant: str, threads: int) -> Callable[[], None]:
+    """Return a training step of scale tiny by one of the packages, each with its own params.yaml."""
+    settings = import_module(f"{package}.settings.params").read_params(params).at_scale("tiny").settings(variant)
+    train = settings.train.model_copy(update={"threads": threads})
+    settings = settings.model_copy(update={"train": train, "model": settings.model.model_copy(update={"scan": "cpu"})})
     import_module(f"{package}.training.determinism").be_deterministic(settings)
     torch.manual_seed(0)
     segmenter = import_module(f"{package}.measure.blank_model").blank_segmenter(settings, "cpu")
@@ -81,11 +82,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         unpack(options.against, Path(folder))
         sys.path.insert(0, folder)
+        packages = {THEIRS: Path(folder) / "params.yaml", OURS: HERE.parent / "params.yaml"}
         for variant in options.variants:
             for threads in options.threads:
                 clock = time.process_time if threads == 1 else time.perf_counter
                 before, now = paired(
-                    [step_of(package, variant, threads) for package in (THEIRS, OURS)], options.pairs, clock
+                    [step_of(package, params, variant, threads) for package, params in packages.items()],
+                    options.pairs,
+                    clock,
                 )
                 row: dict[str, object] = {
                     "variant": variant,

@@ -86,7 +86,7 @@ def test_interval_for_any_seed_covers_the_truth(seeds: int, spread: float) -> No
     [((1.3, 1.3), (6, 6)), ((2.4, 0.6), (6, 6)), ((0.6, 3.0), (3, 2)), ((0.6, 3.0), (3, 3)), ((0.0, 0.0), (3, 3))],
 )
 def test_no_system_needs_to_scatter_as_another_does(spreads: tuple[float, float], seeds: tuple[int, int]) -> None:
-    """A small part of benchmarks/coverage.py, which simulates whole claims."""
+    """A small part of benchmarks/intervals.py, which simulates whole claims."""
     rng = np.random.default_rng(0)
     covered = []
     for _ in range(1500):

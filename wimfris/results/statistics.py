@@ -31,7 +31,7 @@ Banerjee's interval (1960, Sankhya 22: 357) gives each component its own quantil
 and covers at least its level whatever the true variances are, if each component's own interval does. Proof: let F be
 the distribution function of chi^2_1, which is concave, u_k independent chi^2 over their degrees of freedom, and w_k
 each component's share of the variance. Then F(sum_k w_k t_k^2 u_k) >= sum_k w_k F(t_k^2 u_k), and the mean of every
-F(t_k^2 u_k) is the level. benchmarks/coverage.py compares this V_seed with pooled and moderated ones: it is the
+F(t_k^2 u_k) is the level. benchmarks/intervals.py compares this V_seed with pooled and moderated ones: it is the
 narrowest that covers 93% in all its normal settings.
 """
 

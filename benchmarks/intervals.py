@@ -1,6 +1,6 @@
 """Which variance over seeds gives intervals that cover the truth? Simulates whole claims with known effects.
 
-    python benchmarks/coverage.py     # 9 settings x 7 variances x 4 numbers of seeds: ten minutes on one core
+    python benchmarks/intervals.py     # 9 settings x 7 variances x 4 numbers of seeds: ten minutes on one core
 
 The systems and comparisons are those of reports/claims.yaml. A run's score on an image is the sum of effects of its
 system, its seed, system x image and seed x image, in points of mIoU. Each difference gets the interval of
