@@ -9,6 +9,12 @@ import pandas as pd
 import torch
 
 from wimfris.runs.manifest import code_revision, platform_of
+from wimfris.settings.schema import Settings
+
+
+def with_scan(settings: Settings, backend: str) -> Settings:
+    """Return the settings with this scan backend."""
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
 
 
 def write(rows: list[dict[str, object]], path: Path, options: argparse.Namespace) -> None:

@@ -11,25 +11,23 @@ random weights on noise.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from measured import write
-from step_operators import Traffic
+from measured import with_scan, write
+from step_operators import count_step
 from torch import Tensor
 
-from wimfris.encoders.backbones import blocks_of
+from wimfris.encoders import vision
 from wimfris.inference.demo import val_evaluator
 from wimfris.inference.predict import Predictor
-from wimfris.measure import fake_step
 from wimfris.measure.blank_model import blank_segmenter, example
 from wimfris.metrics import summarise
 from wimfris.model.segmenter import Segmenter
 from wimfris.settings.params import read_params
-from wimfris.training.determinism import be_deterministic
 from wimfris.training.evaluate import precision_context
 
 HERE = Path(__file__).parent
@@ -37,16 +35,9 @@ WAYS = ("float32", "bf16")  # the stream under autocast
 Logits = Callable[[str], Tensor]  # of a precision, as in the settings
 
 
-@contextmanager
-def wide_stream(segmenter: Segmenter) -> Iterator[None]:
+def wide_stream() -> AbstractContextManager[object]:
     """Leave the residual stream to autocast."""
-    hooks = blocks_of(segmenter.vision.backbone)[0]._forward_pre_hooks
-    removed = hooks.copy()
-    hooks.clear()
-    try:
-        yield
-    finally:
-        hooks.update(removed)
+    return patch.object(vision, "_in_bf16", lambda _: False)
 
 
 def errors_of(segmenter: Segmenter, logits: Logits) -> list[dict[str, object]]:
@@ -60,7 +51,7 @@ def errors_of(segmenter: Segmenter, logits: Logits) -> list[dict[str, object]]:
         return result, torch.cat(features)
 
     exact = outputs("fp32")
-    with wide_stream(segmenter):
+    with wide_stream():
         ways = [outputs("bf16")]
     ways.append(outputs("bf16"))
     hook.remove()
@@ -99,8 +90,7 @@ def shipped(images: int) -> list[dict[str, object]]:
 
 def untrained(batch: int) -> list[dict[str, object]]:
     """Compare the logits of scale base with random weights, and count the step of `full` with Triton."""
-    settings = read_params().at_scale("base").settings()
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"scan": "reference"})})
+    settings = with_scan(read_params().at_scale("base").settings(), "reference")
     torch.manual_seed(0)
     segmenter = blank_segmenter(settings, "cpu").eval()
     inputs = example(segmenter, settings, batch, "cpu")
@@ -113,33 +103,20 @@ def untrained(batch: int) -> list[dict[str, object]]:
 
     rows: list[dict[str, object]] = []
     for way, error in zip(WAYS, errors_of(segmenter, logits), strict=True):
-        watcher = count(wide=way == "float32")
-        seconds = sum(values[3] for values in watcher.sums.values())
+        with wide_stream() if way == "float32" else nullcontext():
+            watcher = count_step(with_scan(settings, "triton"), settings.train.batch_size)
+        _, moved, _, seconds = watcher.total
         rows.append(
             {
                 "model": f"base, random weights, {batch} noise images",
                 "stream": way,
                 **error,
                 "step_milliseconds": f"{1e3 * seconds:.1f}",
-                "step_gigabytes_moved": f"{sum(values[1] for values in watcher.sums.values()) / 1e9:.0f}",
+                "step_gigabytes_moved": f"{moved / 1e9:.0f}",
                 "step_peak_gigabytes": f"{watcher.peak / 1e9:.1f}",
             }
         )
     return rows
-
-
-def count(*, wide: bool) -> Traffic:
-    """Count a training step of `full` at scale base, a batch of 32, with Triton, as on CUDA."""
-    settings = read_params().at_scale("base").settings()
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"scan": "triton"})})
-    be_deterministic(settings)
-    segmenter, watcher = blank_segmenter(settings), Traffic()
-    with (
-        wide_stream(segmenter) if wide else nullcontext(),
-        patch.object(fake_step, "blank_segmenter", lambda _: segmenter),
-    ):
-        fake_step.watch_step(settings, settings.train.batch_size, watcher, as_on_cuda=True)
-    return watcher
 
 
 def main() -> None:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measured import write
+from measured import with_scan, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from wimfris.measure.fake_step import watch_step
 from wimfris.settings.params import read_params
+from wimfris.settings.schema import Settings
 from wimfris.training.determinism import be_deterministic
 
 HERE = Path(__file__).parent
@@ -69,6 +70,11 @@ class Traffic(TorchDispatchMode):
             sums[place] += value
         return out
 
+    @property
+    def total(self) -> list[float]:
+        """Calls, bytes, operations and least seconds of all operators."""
+        return [sum(values) for values in zip(*self.sums.values(), strict=True)]
+
     def _note(self, storage: torch.UntypedStorage) -> None:
         """Count a storage from its first use until it is freed."""
         key = storage._cdata
@@ -83,6 +89,14 @@ class Traffic(TorchDispatchMode):
         self.live -= size
 
 
+def count_step(settings: Settings, batch: int) -> Traffic:
+    """Count a training step as on CUDA."""
+    be_deterministic(settings)  # as in training
+    watcher = Traffic()
+    watch_step(settings, batch, watcher, as_on_cuda=True)
+    return watcher
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="base")
@@ -93,13 +107,8 @@ def main() -> None:
     params = read_params().at_scale(options.scale)
     rows: list[dict[str, object]] = []
     for variant, backend in [(name, "triton") for name in options.variants] + [("full", "reference")]:
-        settings = params.settings(variant)
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
-        be_deterministic(settings)  # as in training
-        watcher = Traffic()
-        watch_step(settings, options.batch, watcher, as_on_cuda=True)
-        by_time = sorted(watcher.sums.items(), key=lambda item: -item[1][3])
-        total = [sum(values) for values in zip(*watcher.sums.values(), strict=True)]
+        watcher = count_step(with_scan(params.settings(variant), backend), options.batch)
+        by_time, total = sorted(watcher.sums.items(), key=lambda item: -item[1][3]), watcher.total
         for name, (calls, moved, operations, seconds) in [("total", total), *by_time]:
             if moved or operations:
                 rows.append(

@@ -69,10 +69,15 @@ def _narrow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return output.to(_autocast_type(output))
 
 
+def _in_bf16(x: Tensor) -> bool:
+    """Return whether the residual stream is bf16: where autocast casts to it. fp16 has too small a range for a sum."""
+    return _autocast_type(x) is torch.bfloat16
+
+
 def _narrow_stream(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cast the first block's tokens to bf16 where autocast does. fp16 has too small a range for their sum."""
+    """Cast the first block's tokens to the type of the residual stream."""
     tokens, *others = inputs
-    return (tokens.bfloat16() if _autocast_type(tokens) is torch.bfloat16 else tokens, *others)
+    return (tokens.bfloat16() if _in_bf16(tokens) else tokens, *others)
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -84,9 +89,9 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _scale(layer_scale: Any, x: Tensor) -> Tensor:
-    """Return a layer scale of tokens in their type."""
-    scaled: Tensor = x * layer_scale.lambda1.to(x.dtype)
-    return scaled
+    """Return a layer scale of tokens, in their type where the residual stream is bf16."""
+    weight: Tensor = layer_scale.lambda1
+    return x * (weight.to(x.dtype) if _in_bf16(x) else weight)
 
 
 @dataclass(frozen=True)
