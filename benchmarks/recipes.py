@@ -7,8 +7,8 @@ present plan and statistics, so that nothing but the evidence differs.
 """
 
 import argparse
-import io
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from measured import write
 from wimfris.results.claims import judge_place
 from wimfris.results.comparisons import Comparisons, comparisons_path, read_comparisons
 from wimfris.results.plan import Plan, read_plan
-from wimfris.results.settle import needs
+from wimfris.results.settle import BEYOND, needs
 from wimfris.settings.params import Params, read_params
 
 HERE = Path(__file__).parent
@@ -26,14 +26,14 @@ HERE = Path(__file__).parent
 
 def comparisons_at(revision: str, name: str) -> Comparisons:
     """Return the comparisons of a data set and scale (`name`) that a revision holds."""
-    path = comparisons_path(name, Path("reports"))
-    text = subprocess.run(
-        ["git", "show", f"{revision}:{path}"], capture_output=True, check=True, text=True, cwd=HERE.parent
-    ).stdout
-    words = ("tier", "claim", "split", "metric", "system", "rival", "verdict", "verdict_without_own")
-    words = (*words, "seeds", "rival_seeds")
-    frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(words, str))
-    return Comparisons(frame.fillna(dict.fromkeys(words, "")))
+    with tempfile.TemporaryDirectory() as folder:
+        path = comparisons_path(name, Path(folder))
+        path.parent.mkdir(parents=True)
+        address = f"{revision}:{comparisons_path(name, Path('reports'))}"
+        path.write_bytes(
+            subprocess.run(["git", "show", address], capture_output=True, check=True, cwd=HERE.parent).stdout
+        )
+        return read_comparisons(name, Path(folder))
 
 
 def claim_rows(params: Params, plan: Plan, comparisons: Comparisons) -> dict[str, dict[str, object]]:
@@ -48,7 +48,7 @@ def claim_rows(params: Params, plan: Plan, comparisons: Comparisons) -> dict[str
         each = [sum(1 / len(row[name].split()) for name in ("seeds", "rival_seeds")) for row in known]
         variances = [row["seed_variance"] / share for row, share in zip(known, each, strict=True)]
         need = wanted.get(verdict.claim.name)
-        seeds = "decided" if need is None else need.seeds or "more than 192"
+        seeds = "decided" if need is None else need.seeds or f"more than {BEYOND[-1]}"
         rows[verdict.claim.name] = {
             "seed_sd": round(100 * float(np.mean(variances)) ** 0.5, 2),
             "image_se": round(100 * float(np.mean([row["image_variance"] for row in known])) ** 0.5, 2),

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from measured import write
+from measured import with_scan, write
 
 HERE = Path(__file__).parent
 OURS, THEIRS = "wimfris", "wimfris_before"
@@ -47,8 +47,8 @@ def unpack(revision: str, folder: Path) -> None:
 def step_of(package: str, params: Path, variant: str, threads: int) -> Callable[[], None]:
     """Return a training step of scale tiny by one of the packages, each with its own params.yaml."""
     settings = import_module(f"{package}.settings.params").read_params(params).at_scale("tiny").settings(variant)
-    train = settings.train.model_copy(update={"threads": threads})
-    settings = settings.model_copy(update={"train": train, "model": settings.model.model_copy(update={"scan": "cpu"})})
+    settings = with_scan(settings, "cpu")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"threads": threads})})
     import_module(f"{package}.training.determinism").be_deterministic(settings)
     torch.manual_seed(0)
     segmenter = import_module(f"{package}.measure.blank_model").blank_segmenter(settings, "cpu")

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from measured import write
+from measured import with_scan, write
 
 from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
@@ -31,8 +31,7 @@ RUN = Path("run")  # where a run leaves its files, in its own folder
 
 def settings_of(backend: str) -> Settings:
     """Return the settings of the full model in params.yaml, with this backend."""
-    settings = read_params().settings()
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"scan": backend})})
+    return with_scan(read_params().settings(), backend)
 
 
 def train(backend: str, seed: int) -> dict[str, object]:
