@@ -96,8 +96,9 @@ def everything() -> dict[str, float]:
 
 def test_the_file_names_variants_that_exist_and_holds_the_papers_claims() -> None:
     params = read_params(ROOT / "params.yaml")
-    assert set(everything()) <= params.variants.keys() | params.extended.keys()
-    assert set(PLAN.labels) <= set(everything())
+    declared = params.variants.keys() | params.extended.keys()
+    assert set(everything()) <= declared
+    assert set(PLAN.labels) <= declared  # the answer on the window also names variants without a claim
     assert len(PLAN.claims) == 12 and PLAN.tested == 11
 
 
