@@ -1,10 +1,11 @@
 """The training step of scale tiny on this CPU, beside that of another revision of the code.
 
-    python benchmarks/step_cpu.py --against 54f79d9    # -> step_cpu.csv
+    python benchmarks/step_cpu.py --against 54f79d9    # -> step_cpu.csv, step_cpu_operators.csv
 
 The other revision's package is read with `git archive` and imported under another name, so that both run in one
 process. They take turns, with the same threads and the same batch of noise; a ratio is the median over pairs of
 steps. With one thread, times are processor time, which other processes lengthen little; otherwise they are wall time.
+The second file says where the time of a step of `full` goes, by torch's profiler with one thread.
 """
 
 import argparse
@@ -20,14 +21,26 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import torch
 from measured import with_scan, write
+from torch.profiler import ProfilerActivity, profile
 
 HERE = Path(__file__).parent
 OURS, THEIRS = "wimfris", "wimfris_before"
 VARIANTS = ("full", "detris_adapters_detris_neck", "etris_adapters_etris_neck", "no_window")
 BATCH = 32
 WARM_UP = 3
+PROFILED = 10
+OPERATORS = {  # a part of a step -> a pattern of its operators' names
+    "matrix products": r"mm$",
+    "convolutions": r"convolution",
+    "attention": r"scaled_dot_product",
+    "scan": r"wimfris",
+    "copies": r"copy_|cat$",
+    "norms": r"norm",
+}
+REST = "all other operators"
 
 
 def unpack(revision: str, folder: Path) -> None:
@@ -70,6 +83,26 @@ def paired(steps: list[Callable[[], None]], pairs: int, clock: Callable[[], floa
     return times
 
 
+def operators(step: Callable[[], None]) -> list[dict[str, object]]:
+    """Return the calls of a step and their percentage of its time, by part; a call's children are not in its time."""
+    for _ in range(WARM_UP):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED):
+            step()
+    table = pd.DataFrame(
+        {
+            "operators": next((part for part, names in OPERATORS.items() if re.search(names, event.key)), REST),
+            "calls": event.count / PROFILED,
+            "percent": event.self_cpu_time_total,
+        }
+        for event in profiler.key_averages()
+    )
+    sums = table.groupby("operators").sum().reindex([*OPERATORS, REST])
+    sums = sums.assign(calls=sums["calls"].round().astype(int), percent=100 * sums["percent"] / sums["percent"].sum())
+    return [dict(row) for row in sums.round(1).reset_index().to_dict("records")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", default="54f79d9", help="the other revision")
@@ -101,7 +134,9 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(row, flush=True)
-    write(rows, options.out, options)
+        write(rows, options.out, options)
+        profiled = operators(step_of(OURS, packages[OURS], "full", 1))
+        write(profiled, options.out.with_name(f"{options.out.stem}_operators.csv"), options)
 
 
 if __name__ == "__main__":

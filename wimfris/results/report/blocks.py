@@ -315,6 +315,12 @@ def step_cpu(evidence: Evidence) -> str:
     return _table(("variant", "threads", "ms before", "ms", "times faster"), rows)
 
 
+def step_cpu_operators(evidence: Evidence) -> str:
+    """Return the share of each part in the time of a training step of scale tiny."""
+    table = pd.read_csv(evidence.root / "benchmarks" / "step_cpu_operators.csv", dtype=str)
+    return _table(("operators", "calls", "% of the time"), table.itertuples(index=False, name=None))
+
+
 def example(evidence: Evidence) -> str:
     """Return the worked example of docs/statistics.md: the comparison of a claim, step by step."""
     plan, verdict = evidence.plan, next(one for one in evidence.verdicts() if one.claim.name == EXAMPLE)
@@ -374,6 +380,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "trained": trained,
     "step_gpu": step_gpu,
     "step_cpu": step_cpu,
+    "step_cpu_operators": step_cpu_operators,
     "example": example,
     "coverage": coverage,
     "scales": scales,
