@@ -6,12 +6,11 @@ those of reports/claims.md alone, so that a text never states two verdicts on on
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
@@ -22,7 +21,9 @@ from wimfris.results.evidence import evidence_names
 from wimfris.results.formats import interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
+from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
 from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
+from wimfris.results.report.markdown import METRICS, SHORT, numbers, pipe_table
 from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
@@ -30,20 +31,7 @@ from wimfris.settings.params import Params, read_params
 PAGES = ("README.md", "docs/results.md", "docs/statistics.md", "docs/search.md", "docs/gpu.md", "docs/faq.md")
 AT_A_GLANCE = ("full", "no_window", "no_neck", "none")
 EXAMPLE = "neck_matters"  # the claim of the example in docs/statistics.md
-REPLICATED = "results-1"  # whose core benchmarks/replication.csv trained again
-IN_USE = "two apart"  # the variance of benchmarks/coverage.csv that `wimfris.results.statistics` uses
-METRICS = {
-    "miou": "mIoU",
-    "miou_sd": "SD",
-    "oiou": "oIoU",
-    "pr50": "Pr@0.5",
-    "pr60": "Pr@0.6",
-    "pr70": "Pr@0.7",
-    "pr80": "Pr@0.8",
-    "pr90": "Pr@0.9",
-}
 WIDTH = 125  # of a line of text
-_SHORT = ("miou", "oiou", "pr50", "pr70", "pr90")
 _BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Frame = pd.DataFrame
@@ -100,17 +88,6 @@ def write_blocks(root: Path = Path()) -> list[Path]:
     return changed
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Return a Markdown table whose first columns are of words and whose others are of numbers."""
-    align = ["left" if column < words else "right" for column in range(len(header))]
-    text = tabulate(list(rows), headers=header, tablefmt="pipe", disable_numparse=True, colalign=align)
-    return re.sub(r" {2,}", " ", re.sub(r"-{4,}", "---", text))
-
-
-def _numbers(row: Mapping[Any, Any], metrics: Iterable[str]) -> list[str]:
-    return ["" if pd.isna(row[metric]) else f"{100 * row[metric]:.1f}" for metric in metrics]
-
-
 def _val_of_core(evidence: Evidence) -> dict[str, dict[str, Any]]:
     """Return the val rows of the table of the core, by variant."""
     table = evidence.table("core")
@@ -128,13 +105,13 @@ def _systems(evidence: Evidence, variants: Iterable[str], metrics: Sequence[str]
         "SD is the standard deviation of mIoU over the seeds."
     )
     header = ["system", "seeds", *(METRICS[metric] for metric in metrics)]
-    rows = [[core[name]["label"], str(core[name]["seeds"]), *_numbers(core[name], metrics)] for name in variants]
-    return f"{place}\n\n{_table(header, rows)}"
+    rows = [[core[name]["label"], str(core[name]["seeds"]), *numbers(core[name], metrics)] for name in variants]
+    return f"{place}\n\n{pipe_table(header, rows)}"
 
 
 def glance(evidence: Evidence) -> str:
-    """Return five systems of the core, and the verdicts on the paper's claims in words."""
-    return f"{_systems(evidence, AT_A_GLANCE, ('miou', 'miou_sd', *_SHORT[1:]))}\n\n{_in_words(evidence)}"
+    """Return four systems of the core, and the verdicts on the paper's claims in words."""
+    return f"{_systems(evidence, AT_A_GLANCE, ('miou', 'miou_sd', *SHORT[1:]))}\n\n{_in_words(evidence)}"
 
 
 def _in_words(evidence: Evidence) -> str:
@@ -168,7 +145,7 @@ def scales(evidence: Evidence) -> str:
     table = over_scales({name: evidence.comparisons(name) for name in names}, evidence.plan)
     if table.empty:
         return "No comparison stands at two scales yet."
-    return f"{SCALES}\n\n{_table(list(table.columns), table.to_numpy().tolist(), words=2)}"
+    return f"{SCALES}\n\n{pipe_table(list(table.columns), table.to_numpy().tolist(), words=2)}"
 
 
 def core(evidence: Evidence) -> str:
@@ -179,16 +156,18 @@ def core(evidence: Evidence) -> str:
 def verdicts(evidence: Evidence) -> str:
     """Return the verdict on each of the paper's claims, with its reason."""
     rows = [(one.claim.claim, one.decision, one.reason) for one in evidence.verdicts()]
-    return _table(("claim", "verdict", "reason"), rows, words=3)
+    return pipe_table(("claim", "verdict", "reason"), rows, words=3)
 
 
 def splits(evidence: Evidence) -> str:
     """Return the full model on every split, with its two controls."""
     table = evidence.table("main")
     table = table[table["system"] == "full"]
-    header = ["split", "sentences", *(METRICS[metric] for metric in _SHORT), "shuffled", "empty"]
-    metrics = (*_SHORT, "miou_shuffled", "miou_empty")
-    return _table(header, [[row["split"], str(row["n"]), *_numbers(row, metrics)] for row in table.to_dict("records")])
+    header = ["split", "sentences", *(METRICS[metric] for metric in SHORT), "shuffled", "empty"]
+    metrics = (*SHORT, "miou_shuffled", "miou_empty")
+    return pipe_table(
+        header, [[row["split"], str(row["n"]), *numbers(row, metrics)] for row in table.to_dict("records")]
+    )
 
 
 def studies(evidence: Evidence) -> str:
@@ -202,7 +181,7 @@ def studies(evidence: Evidence) -> str:
         here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
         runs = sum(len(params.runs_of(name)) for name in variants_of(here, params) if name in params.beyond)
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
-    return _table(("study", "question", "results", "runs beyond the core"), rows, words=3)
+    return pipe_table(("study", "question", "results", "runs beyond the core"), rows, words=3)
 
 
 def small(evidence: Evidence) -> str:
@@ -210,27 +189,12 @@ def small(evidence: Evidence) -> str:
     table = evidence.table("window_size", "scenes-small")
     table = table[(table["split"] == "val") & (table["family"] == table["family"].iloc[0])]
     table = table.drop_duplicates(["block", "label"])
-    header = ["alignment window", "window", "seeds", *(METRICS[metric] for metric in _SHORT)]
+    header = ["alignment window", "window", "seeds", *(METRICS[metric] for metric in SHORT)]
     rows = [
-        [row["block"].removeprefix("alignment window: "), row["label"], str(row["seeds"]), *_numbers(row, _SHORT)]
+        [row["block"].removeprefix("alignment window: "), row["label"], str(row["seeds"]), *numbers(row, SHORT)]
         for row in table.to_dict("records")
     ]
-    return _table(header, rows, words=2)
-
-
-def replication(evidence: Evidence) -> str:
-    """Return how far the core's runs, trained again on another machine, differ from the committed ones."""
-    runs = pd.read_csv(evidence.root / "benchmarks" / "replication.csv")
-    runs = runs[runs["split"] == "val"]
-    difference = runs["rerun_miou"] - runs["miou"]
-    seeds = runs.groupby("variant")["miou"].std(ddof=1)
-    return (
-        f"All {len(runs)} runs of the core of release {REPLICATED} were trained again on another processor. Their val "
-        f"mIoU differs from the committed one by {difference.mean():+.2f} points on average.\n"
-        f"The standard deviation of this difference is {difference.std(ddof=1):.1f} points. The standard "
-        f"deviation over seeds is {(seeds**2).mean() ** 0.5:.1f} "
-        "points (pooled over the systems)."
-    )
+    return pipe_table(header, rows, words=2)
 
 
 def search(evidence: Evidence) -> str:
@@ -247,78 +211,7 @@ def search(evidence: Evidence) -> str:
             link = f"[{space}](../reports/tables/{folder}/{path.stem}.md)"
             rows.append((link, str(sampler), str(len(trials) - 1), f"`{best['name']}`", *values))
     header = ("space", "sampler", "trials", "best trial", "val mIoU (full)", "testA mIoU (full)", "testB mIoU (full)")
-    return _table(header, rows, words=2)
-
-
-def scan(evidence: Evidence) -> str:
-    """Return the speed of the compiled CPU scan over a plain loop."""
-    runs = pd.read_csv(evidence.root / "benchmarks" / "scan_cpu.csv")
-    runs = runs[(runs["backend"] == "cpu") & (runs["what"] == "scan") & (runs["pass"] == "forward + backward")]
-    rows = [
-        [
-            str(dtype),
-            str(threads),
-            *(f"{part['loop_over_this'].agg(end):.1f}" for end in ("min", "max")),
-            f"{part['peak_over_io'].max():.1f}",
-        ]
-        for (dtype, threads), part in runs.groupby(["dtype", "threads"], sort=False)
-    ]
-    return _table(("type", "threads", "slowest case", "fastest case", "peak memory / inputs and outputs"), rows)
-
-
-def trained(evidence: Evidence) -> str:
-    """Return the results of the full model trained with two scan backends."""
-    runs = pd.read_csv(evidence.root / "benchmarks" / "trained_cpu.csv")
-    rows = [
-        [
-            str(backend),
-            *(f"{value:.1f}" for value in part.sort_values("seed")["val_miou"]),
-            *(f"{part[f'val_{metric}'].mean():.1f}" for metric in _SHORT),
-        ]
-        for backend, part in runs.groupby("scan")
-    ]
-    seeds = [f"mIoU, seed {seed}" for seed in sorted(runs["seed"].unique())]
-    return _table(("`model.scan`", *seeds, *(f"mean {METRICS[metric]}" for metric in _SHORT)), rows)
-
-
-def step_gpu(evidence: Evidence) -> str:
-    """Return the least time and memory of a training step on a GPU, by model and scan backend."""
-    runs = pd.read_csv(evidence.root / "benchmarks" / "step_operators.csv")
-    runs = runs[runs["operator"] == "total"]
-    rows = [
-        [
-            f"`{row['variant']}`",
-            f"`{row['backend']}`",
-            f"{row['milliseconds']:.0f}",
-            f"{row['megabytes'] / 1000:.0f}",
-            f"{row['gflop'] / 1000:.1f}",
-            f"{row['peak_gigabytes']:.1f}",
-        ]
-        for row in runs.to_dict("records")
-    ]
-    return _table(("variant", "`model.scan`", "ms", "GB moved", "TFLOP", "peak GB"), rows, words=2)
-
-
-def step_cpu(evidence: Evidence) -> str:
-    """Return how much faster a training step of scale tiny is than before the upsampling convolution."""
-    runs = pd.read_csv(evidence.root / "benchmarks" / "step_cpu.csv")
-    rows = [
-        [
-            f"`{row['variant']}`",
-            str(row["threads"]),
-            f"{row['milliseconds_before']:.0f}",
-            f"{row['milliseconds']:.0f}",
-            f"{row['times_faster']:.2f}",
-        ]
-        for row in runs.to_dict("records")
-    ]
-    return _table(("variant", "threads", "ms before", "ms", "times faster"), rows)
-
-
-def step_cpu_operators(evidence: Evidence) -> str:
-    """Return the share of each part in the time of a training step of scale tiny."""
-    table = pd.read_csv(evidence.root / "benchmarks" / "step_cpu_operators.csv", dtype=str)
-    return _table(("operators", "calls", "% of the time"), table.itertuples(index=False, name=None))
+    return pipe_table(header, rows, words=2)
 
 
 def example(evidence: Evidence) -> str:
@@ -344,27 +237,8 @@ def example(evidence: Evidence) -> str:
     return "\n".join([head, "", *(f"{number}. {step}" for number, step in enumerate(steps, start=1))])
 
 
-def coverage(evidence: Evidence) -> str:
-    """Return how often the interval in use covers the truth in simulations, and how often a verdict is false."""
-    table = pd.read_csv(evidence.root / "benchmarks" / "coverage.csv")
-    table = table[table["variance"] == IN_USE]
-    sizes = ("3 against 2", "3", "6", "12")
-    rows = []
-    for name in dict.fromkeys(table["setting"]):
-        part = table[table["setting"] == name]
-        covered = [part.loc[part["seeds"] == size, "worst"].iloc[0] for size in sizes]
-        false = part.loc[part["seeds"] == "6, 12", "false_null"].iloc[0]
-        rows.append((name, *(f"{value:.1f}" for value in (*covered, false))))
-    header = ("simulated runs", *(f"{size} seeds" for size in sizes), "a false verdict")
-    return f"In percent; Monte-Carlo error at most {table['error'].max():.1f}.\n\n{_table(header, rows)}"
-
-
-def recipes(evidence: Evidence) -> str:
-    """Return the scatter and the seeds that each claim needs, with the former recipe and with this one."""
-    table = pd.read_csv(evidence.root / "benchmarks" / "recipes.csv", dtype=str)
-    columns = [f"{name}_{when}" for name in ("seed_sd", "image_se", "seeds_needed") for when in ("before", "after")]
-    header = ("claim", "SD before", "SD now", "SE before", "SE now", "seeds before", "seeds now")
-    return _table(header, table[["claim", *columns]].itertuples(index=False, name=None))
+def _of_benchmarks(block: Callable[[Path], str]) -> Callable[[Evidence], str]:
+    return lambda evidence: block(evidence.root / "benchmarks")
 
 
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
@@ -374,16 +248,9 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "splits": splits,
     "studies": studies,
     "small": small,
-    "replication": replication,
     "search": search,
-    "scan": scan,
-    "trained": trained,
-    "step_gpu": step_gpu,
-    "step_cpu": step_cpu,
-    "step_cpu_operators": step_cpu_operators,
     "example": example,
-    "coverage": coverage,
     "scales": scales,
     "window": window,
-    "recipes": recipes,
+    **{name: _of_benchmarks(block) for name, block in BENCHMARK_BLOCKS.items()},
 }
