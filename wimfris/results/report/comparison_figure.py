@@ -28,7 +28,7 @@ def draw(table: pd.DataFrame, records: pd.DataFrame, path: Path) -> None:
     On the left are the mIoU of every run (dots) and their mean (a tick). On the right are the differences in mIoU, in
     points: a thick line is the 95% interval for these seeds, a thin line the interval for any seed that decides, and an
     arrow marks an interval that goes on beyond the axes. Primary comparisons are squares, others dots; decided ones are
-    coloured. A diamond is the paper's gain.
+    coloured, and hollow ones have no verdict (one seed has none). A diamond is the paper's gain.
     """
     heights, names, blocks = _places(table)
     with saved_figure(path, (7.2, _MARGINS + _ROW * (max(heights) + 1))) as figure:
@@ -96,7 +96,8 @@ def _draw_difference(axes: Axes, height: int, row: dict[Hashable, Any], ends: tu
             low, high = points[f"{name}low"], points[f"{name}high"]
             draw_interval(axes, height, low, high, ends, color=colour, linewidth=width, zorder=order)
         marker = "s" if row["tier"] == PRIMARY else "o"
-        axes.plot(points["difference"], height, marker=marker, color=colour, markersize=4.5, zorder=4)
+        face = colour if row["verdict"] else "white"
+        axes.plot(points["difference"], height, marker=marker, color=colour, mfc=face, markersize=4.5, zorder=4)
     gain = 100 * row["published_gain"]
     if np.isfinite(gain):
         axes.plot(gain, height, marker="D", markersize=5, color="white", markeredgecolor=_PAPER, zorder=5)
@@ -114,12 +115,16 @@ def _legend(table: pd.DataFrame) -> list[Artist]:
     for tier, marker in ((PRIMARY, "s"), (EXPLORATORY, "o")):
         if (table["tier"] == tier).any():
             handles.append(Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=4.5, label=tier))
-    for verdicts, colour, words in (
-        (("higher", "lower"), _SEPARATED, "higher or lower"),
-        (("undecided",), _OPEN, "undecided"),
+    compared = table.loc[table["difference"].notna(), "verdict"]
+    for verdicts, colour, face, words in (
+        (("higher", "lower"), _SEPARATED, _SEPARATED, "higher or lower"),
+        (("undecided",), _OPEN, _OPEN, "undecided"),
+        (("",), _OPEN, "white", "no verdict"),
     ):
-        if table["verdict"].isin(verdicts).any():
-            handles.append(Line2D([], [], color=colour, marker="o", linewidth=3.5, markersize=4.5, label=words))
+        if compared.isin(verdicts).any():
+            handle = Line2D([], [], color=colour, mfc=face, marker="o", linewidth=3.5, markersize=4.5)
+            handle.set_label(words)
+            handles.append(handle)
     if table["published_gain"].notna().any():
         data_set = f" ({PAPERS_SET})" if (table["dataset"] == BUILT_IN).any() else ""
         style = {"marker": "D", "linestyle": "", "color": "white", "markeredgecolor": _PAPER, "markersize": 5}
