@@ -18,7 +18,7 @@ from measured import write
 from wimfris.results.claims import judge_place
 from wimfris.results.comparisons import Comparisons, comparisons_path, read_comparisons
 from wimfris.results.plan import Plan, read_plan
-from wimfris.results.settle import BEYOND, needs
+from wimfris.results.settle import BEYOND, needs, without_estimate
 from wimfris.settings.params import Params, read_params
 
 HERE = Path(__file__).parent
@@ -37,22 +37,27 @@ def comparisons_at(revision: str, name: str) -> Comparisons:
 
 
 def claim_rows(params: Params, plan: Plan, comparisons: Comparisons) -> dict[str, dict[str, object]]:
-    """Return for each claim the SD over seeds of one system and the SE over images, in points, and the seeds needed."""
+    """Return for each claim the SD over seeds of one system and the SE over images, in points, and the seeds needed.
+
+    A claim whose systems have one seed has no SD of its own. The seeds that it needs then follow from the SD of others.
+    """
     verdicts = judge_place(params, plan, comparisons)
-    wanted = {need.verdict.claim.name: need for need in needs(plan, verdicts, params.settings().grid)}
+    grid = params.settings().grid
+    wanted = {need.verdict.claim.name: need for need in needs(plan, verdicts, grid)}
+    unknown = without_estimate(plan, verdicts, grid)
     rows: dict[str, dict[str, object]] = {}
     for verdict in verdicts:
-        known = [row for row in verdict.rows if row["metric"] == "miou" and np.isfinite(row["seed_variance"])]
-        if not known:
+        compared = [row for row in verdict.rows if row["metric"] == "miou"]
+        if not compared or verdict.claim.name in unknown:
             continue
+        known = [row for row in compared if np.isfinite(row["seed_variance"])]
         each = [sum(1 / len(row[name].split()) for name in ("seeds", "rival_seeds")) for row in known]
         variances = [row["seed_variance"] / share for row, share in zip(known, each, strict=True)]
         need = wanted.get(verdict.claim.name)
-        seeds = "decided" if need is None else need.seeds or f"more than {BEYOND[-1]}"
         rows[verdict.claim.name] = {
-            "seed_sd": round(100 * float(np.mean(variances)) ** 0.5, 2),
-            "image_se": round(100 * float(np.mean([row["image_variance"] for row in known])) ** 0.5, 2),
-            "seeds_needed": seeds,
+            "seed_sd": round(100 * float(np.mean(variances)) ** 0.5, 2) if known else None,
+            "image_se": round(100 * float(np.mean([row["image_variance"] for row in compared])) ** 0.5, 2),
+            "seeds_needed": "decided" if need is None else need.seeds or f"more than {BEYOND[-1]}",
         }
     return rows
 

@@ -17,7 +17,7 @@ from wimfris.results.evidence import Evidence
 from wimfris.results.plan import CLAIMS, Better, Construction, Plan, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
 from wimfris.results.report.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
-from wimfris.results.settle import cheapest, needs
+from wimfris.results.settle import cheapest, needs, without_estimate
 from wimfris.results.tiers import compute_comparisons, moved
 from wimfris.results.verdicts import Ends, decide
 from wimfris.settings.params import read_params
@@ -257,6 +257,7 @@ def test_a_metric_that_runs_lack_is_not_measured() -> None:
         assert judged[1].reason == "not measured: these runs lack the column right_object; train them again"
         assert len(summary(judged)) == 3 and details(judged[1], plan, comparisons).empty
         assert needs(plan, judged, SIDE) == []
+        assert without_estimate(plan, judged, SIDE) == ["iou", "right"]
 
 
 def test_the_metric_is_part_of_the_plan() -> None:
@@ -378,6 +379,22 @@ def test_more_seeds_settle_more_and_a_budget_is_kept() -> None:
         assert cheapest(PLAN, [], minutes, {}, budget).looks == {}, "nothing is open"
     again = cheapest(PLAN, open_claims, minutes, plans[3].seeds, 1e6)
     assert again.minutes == 0, "trained runs cost nothing"
+
+
+@pytest.mark.slow
+def test_one_seed_of_each_system_is_enough_for_a_plan() -> None:
+    """The scatter over seeds of the other claims stands in; without any scatter there is no plan."""
+    records = simulate(everything() | {"no_neck": -0.02}, seeds=(0, 1, 2))
+    single = records["variant"].isin(["msa_emphasis", "kernels_333"]) & (records["seed"] > 0)
+    absent = records["variant"] == "placement_late"
+    compared_once = compared(records[~single & ~absent], emphasis(0.0, (0, 1, 2)))
+    judged = judge(PLAN, compared_once, "scenes", "tiny", SIDE, figures=FIGURES)
+    planned = {need.verdict.claim.name for need in needs(PLAN, judged, SIDE)}
+    assert {"mta_helps", "kernels_best"} <= planned
+    assert without_estimate(PLAN, judged, SIDE) == ["spread_best"]
+    lone = compared(records[records["seed"] == 0], emphasis(0.0, (0, 1, 2)))
+    judged = judge(PLAN, lone, "scenes", "tiny", SIDE, figures=FIGURES)
+    assert {need.verdict.claim.name for need in needs(PLAN, judged, SIDE)} == {"emphasis_falls"}
 
 
 @pytest.mark.slow

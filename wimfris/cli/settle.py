@@ -11,6 +11,7 @@ from rich.table import Table
 
 from wimfris.errors import UserError, suggestion
 from wimfris.files import write_text
+from wimfris.results.claims import Verdict
 from wimfris.results.evidence import Evidence
 from wimfris.results.plan import Plan
 from wimfris.results.settle import Need, SettlePlan
@@ -36,6 +37,7 @@ def settle(
     for all of them, with its cost by the times of past runs. After a kill, `--run` continues.
     """
     from wimfris.results.plan import read_plan
+    from wimfris.results.settle import without_estimate
 
     params, plan = read_params(), read_plan()
     wanted = [*([claim] if claim else []), *(claims or [])]
@@ -44,8 +46,10 @@ def settle(
         if name not in names:
             raise UserError(f"settle {name}: no such claim; {suggestion(name, names, 'claims')}")
     minutes = None if budget is None else parse_budget(budget)
-    open_claims, best = _plan(params, plan, wanted, minutes)
-    _print(plan, open_claims, best, _base_hours(params) if base else None)
+    verdicts, open_claims, best = _plan(params, plan, wanted, minutes)
+    unknown = without_estimate(plan, verdicts, params.settings().grid)
+    left_out = [name for name in unknown if not wanted or name in wanted]
+    _print(plan, open_claims, best, left_out, _base_hours(params) if base else None)
     if not (run or dry_run) or not best.looks:
         return
     if dry_run:
@@ -88,7 +92,10 @@ def with_extra_seeds(params: Params, plan: Plan, seeds: Mapping[str, int]) -> Pa
     return params.model_copy(update={"extra_seeds": extra})
 
 
-def _plan(params: Params, plan: Plan, wanted: Sequence[str], budget: float | None) -> tuple[list[Need], SettlePlan]:
+def _plan(
+    params: Params, plan: Plan, wanted: Sequence[str], budget: float | None
+) -> tuple[list[Verdict], list[Need], SettlePlan]:
+    """Return all verdicts, what the open ones of the wanted claims need, and the cheapest plan for those."""
     from wimfris.results.claims import judge_place
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import read_evidence
@@ -97,9 +104,11 @@ def _plan(params: Params, plan: Plan, wanted: Sequence[str], budget: float | Non
     settings = params.settings()
     evidence = read_evidence(params)
     verdicts = judge_place(params, plan, read_comparisons(settings.folder.name))
-    best = [one for one in verdicts if not wanted or one.claim.name in wanted]
-    open_claims = needs(plan, best, settings.grid)
-    return open_claims, cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
+    open_claims = [
+        need for need in needs(plan, verdicts, settings.grid) if not wanted or need.verdict.claim.name in wanted
+    ]
+    best = cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
+    return [one for one in verdicts if not wanted or one.claim.name in wanted], open_claims, best
 
 
 class _Default(dict[str, float]):
@@ -157,7 +166,7 @@ def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) 
         params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
         _train(params, _runs(plan, best, look), jobs)
         compare()
-        still, _ = _plan(params, plan, wanted, None)
+        _, still, _ = _plan(params, plan, wanted, None)
         left = [need for need in still if best.looks.get(need.verdict.claim.name, 0) > look]
         if not left:
             break
@@ -175,9 +184,13 @@ def _base_hours(params: Params) -> float:
     return run_cost.cost(settings, timed, run_cost.volume(settings)).seconds / 3600
 
 
-def _print(plan: Plan, open_claims: Sequence[Need], best: SettlePlan, base_hours: float | None) -> None:
+def _print(
+    plan: Plan, open_claims: Sequence[Need], best: SettlePlan, left_out: Sequence[str], base_hours: float | None
+) -> None:
+    if left_out:
+        print(f"no estimate yet for {', '.join(left_out)}: each needs a run of every system that it compares")
     if not open_claims:
-        print("no claim is open: each one is decided, at its last look, or has no estimates yet (`wimfris matrix`)")
+        print("no claim with an estimate is open: each one is decided or at its last look")
         return
     first, final = plan.confirmatory.looks
     columns = ("claim", f"chance by {first} seeds", f"by {final}", "80% needs", "in the plan")

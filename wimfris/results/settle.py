@@ -2,7 +2,7 @@
 
 The chance of a decided verdict is predictive: the true effect is drawn around the present estimate with its present
 error, and new runs are simulated with it. For planning alone, the variance between seeds is pooled over the claims,
-because two or three seeds estimate it poorly. The verdicts themselves pool nothing.
+because one to three seeds estimate it poorly or not at all. The verdicts themselves pool nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,12 @@ from scipy import special
 
 from wimfris.results.claims import Verdict
 from wimfris.results.looks import information, nominal_levels
-from wimfris.results.plan import Falls, Plan
+from wimfris.results.plan import Construction, Falls, Plan
 from wimfris.results.statistics import POWER, Floats
 
 BEYOND = (24, 48, 96, 192)  # seeds that no look has, to state what a claim would need
 MORE_IMAGES = (2, 4, 8)  # times as many
+_WORTH = 0.05  # the smallest chance of a verdict that a budget is spent on
 _DRAWS = 4000
 
 
@@ -46,14 +47,13 @@ class SettlePlan:
 
 
 def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
-    """Return what every open claim with estimates needs, in order."""
+    """Return what every open claim with estimates needs, in order; one seed of each of its systems is enough."""
     open_claims = []
-    for verdict in verdicts:
-        known = [row for row in verdict.rows if np.isfinite(row["seed_variance"])]
+    for verdict in _open(plan, verdicts):
         systems = plan.systems_of(verdict.claim, side)
-        complete = known and len(known) == len(verdict.rows) == max(len(systems) - 1, 1)
-        if verdict.decision != "undecided" or not complete or verdict.look == len(plan.confirmatory.looks):
+        if not _estimated(plan, verdict, verdicts, side):
             continue
+        known = verdict.rows
         scatter = _pooled_scatter(verdicts, known[0]["metric"])
         chances = _chances(plan, verdict, known, scatter)
         enough = (n for n in plan.confirmatory.looks if chances[n] >= POWER)
@@ -72,6 +72,11 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
             )
         open_claims.append(Need(verdict, tuple(systems), chances, seeds, images))
     return open_claims
+
+
+def without_estimate(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[str]:
+    """Return the open claims that `needs` leaves out: they lack runs, or a scatter over seeds."""
+    return [one.claim.name for one in _open(plan, verdicts) if not _estimated(plan, one, verdicts, side)]
 
 
 def cheapest(
@@ -93,7 +98,8 @@ def cheapest(
     choices: list[tuple[int, ...]] = []
     for need in open_claims:
         enough = next((n for n in plan.confirmatory.looks if need.chances[n] >= POWER), 0)
-        choices.append((0, *plan.confirmatory.looks) if budget is not None else (enough,))
+        worth = (n for n in plan.confirmatory.looks if need.chances[n] >= _WORTH)
+        choices.append((0, *worth) if budget is not None else (enough,))
     levels = np.array(list(product(*choices)), dtype=int)  # without a claim: one empty combination
     gains = np.zeros(levels.shape)
     for column, need in enumerate(open_claims):
@@ -111,11 +117,28 @@ def cheapest(
     return SettlePlan(looks, {name: n for name, n in seeds.items() if n}, float(spent[best]), float(total[best]))
 
 
+def _open(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts that runs can still decide."""
+    last = len(plan.confirmatory.looks)
+    runs = [one for one in verdicts if not isinstance(one.claim, Construction)]
+    return [one for one in runs if one.decision == "undecided" and one.look < last]
+
+
+def _estimated(plan: Plan, verdict: Verdict, verdicts: Sequence[Verdict], side: int) -> bool:
+    """Say whether every comparison of a claim has an estimate, and something tells the scatter over seeds."""
+    rows, column = verdict.rows, "seed_variance" if isinstance(verdict.claim, Falls) else "image_variance"
+    complete = len(rows) == max(len(plan.systems_of(verdict.claim, side)) - 1, 1)
+    return complete and all(np.isfinite(row[column]) for row in rows) and bool(_scatters(verdicts, rows[0]["metric"]))
+
+
 def _pooled_scatter(verdicts: Sequence[Verdict], metric: str) -> float:
     """Return the variance between the seeds of one system, the mean over the claims' comparisons in this metric."""
+    return float(np.mean(_scatters(verdicts, metric)))
+
+
+def _scatters(verdicts: Sequence[Verdict], metric: str) -> list[float]:
     rows = [row for one in verdicts for row in one.rows if row["metric"] == metric]
-    known = [_one_system(row) for row in rows if np.isfinite(row["seed_variance"])]
-    return float(np.mean(known)) if known else 0.0
+    return [_one_system(row) for row in rows if np.isfinite(row["seed_variance"])]
 
 
 def _one_system(row: Mapping[str, Any]) -> float:

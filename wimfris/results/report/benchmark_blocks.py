@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from wimfris.results.formats import DASH
 from wimfris.results.report.markdown import METRICS, SHORT, pipe_table
 
 REPLICATED = "results-1"  # whose core benchmarks/replication.csv trained again
@@ -128,7 +129,7 @@ def coverage(benchmarks: Path) -> str:
 
 def recipes(benchmarks: Path) -> str:
     """Return the scatter and the seeds that each claim needs, with the former recipe and with this one."""
-    table = pd.read_csv(benchmarks / "recipes.csv", dtype=str)
+    table = pd.read_csv(benchmarks / "recipes.csv", dtype=str).fillna(DASH)
     columns = [f"{name}_{when}" for name in ("seed_sd", "image_se", "seeds_needed") for when in ("before", "after")]
     header = ("claim", "SD before", "SD now", "SE before", "SE now", "seeds before", "seeds now")
     return pipe_table(header, table[["claim", *columns]].itertuples(index=False, name=None))
