@@ -1,7 +1,7 @@
 """Does the trained result depend on the scan's backend? Trains the full model by backend and seed.
 
     dvc repro prepare encoders                 # makes what training reads
-    python benchmarks/trained.py --jobs 2      # 2 backends x 3 seeds, about 3 minutes of a core each -> trained_cpu.csv
+    python benchmarks/trained.py --jobs 2      # 2 backends x 3 seeds -> trained_cpu.csv
 
 A JSON file beside the CSV has the same rows, with the settings, device, versions and commit of the measurement. Every
 run is trained anew in its own folder, whatever runs the matrix has finished.

@@ -4,7 +4,7 @@ Trained here, on the same backbones and data: WIMFRIS, and DETRIS and ETRIS with
 we read it). The last table is the paper's: all published figures, and beside each system what our runs at the paper's
 scales gave. A dash is a gap: nobody has stated the figure, or we have not run it.
 
-    python studies/comparison.py                # 9 runs at scale tiny, 6 of them beyond the core: 20 minutes on 2 cores
+    python studies/comparison.py                # 9 runs at scale tiny, 6 of them beyond the core
     python studies/comparison.py --scale base   # the paper's scale: a GPU and COCO's images, see docs/paper_scale.md
 """
 

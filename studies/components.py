@@ -4,7 +4,7 @@ MSA is the adapter of the vision encoder, EP its learned emphasis (without it al
 encoder. The paper adds them one after the other; the rows no adapters, MTA and MSA+MTA are ours. Every row
 keeps the neck.
 
-    python studies/components.py      # 18 runs at scale tiny, 9 of them beyond the core: 30 minutes on 2 cores
+    python studies/components.py      # 18 runs at scale tiny, 12 of them beyond the core
 """
 
 from wimfris.cli.study import main

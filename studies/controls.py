@@ -4,7 +4,7 @@ Two controls of the comparisons themselves. A/A: two variants of one function di
 separate no more often than they may. Planted damage: a run of `full` in which a known share of the sentences fails is
 worse by a known amount, so the comparisons find it as often as their power says.
 
-    python studies/controls.py --dry-run    # 4 runs at scale tiny, of params.yaml's controls, and those of `text_none`
+    python studies/controls.py --dry-run    # 9 runs at scale tiny: params.yaml's controls and `text_none`
     python studies/controls.py              # table and picture, in seconds once the runs are in the evidence
 
 Planted damage trains nothing. New seeds are drawn from the scatter of all runs in the evidence.

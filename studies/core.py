@@ -2,7 +2,7 @@
 
 Every core variant is compared with the full model. A comparison has one verdict, whichever study shows it.
 
-    python studies/core.py      # 12 runs at scale tiny, all of the core: under an hour on 2 cores
+    python studies/core.py      # 12 runs at scale tiny, all of the core
 """
 
 from wimfris.cli.study import main

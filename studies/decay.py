@@ -1,6 +1,6 @@
 """How far does the text token reach inside a scan, and does a window keep it in reach?
 
-The paper argues (method.md, section 4) that in a stable state-space model the text's influence falls geometrically, by
+The paper argues that in a stable state-space model the text's influence falls geometrically, by
 at least lambda = max exp(Delta A) a token, and that a window is good because it bounds the distance. It measures
 nothing. A reviewer asked for the measured decay at each window size.
 

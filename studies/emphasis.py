@@ -4,7 +4,7 @@ f = x + alpha MSA(x), one alpha a layer. In the paper it falls with depth, from 
 0.2 - 0.4 in layers 9 to 11. Here the learned alpha stands beside two fixed ones: 1 (no emphasis) and DETRIS's 0.2. The
 second picture shows the alpha that the runs of `full` learned.
 
-    python studies/emphasis.py        # 9 runs at scale tiny, 6 of them beyond the core: 20 minutes on 2 cores
+    python studies/emphasis.py        # 9 runs at scale tiny, 6 of them beyond the core
 """
 
 from wimfris.cli.study import main

@@ -6,7 +6,7 @@ trained together. One side changes at a time. All are of base size, and every gr
 16 read images of 512 pixels. Adapters, neck and decoder keep the widths of `full`.
 
     wimfris encoders fetch --scale base --variant vision_dinov3    # likewise for the other variants
-    python studies/encoders.py --scale base --dry-run              # 15 runs, 12 of them beyond the core
+    python studies/encoders.py --scale base --dry-run              # 21 runs, 18 of them beyond the core
     wimfris estimate --scale base --data refcoco --variant vision_dinov3
 
 Its variants exist at scale base alone, so the report is written only if params.yaml has this scale. Meta gives DINOv3's

@@ -1,10 +1,10 @@
 """What matters inside the window-Mamba fusion? (the paper leaves it open)
 
 One choice at a time, the others as in `full`: which gate, layer norm before the scan, whether the scan sees the
-sentence, one scan or two, and what mixes the tokens of a window. A second family goes past the paper; its rows are an
-exploratory smoke test from one seed.
+sentence, one scan or two, and what mixes the tokens of a window. A second family goes past the paper. Its rows
+are an exploratory smoke test.
 
-    python studies/fusion.py --dry-run          # 39 runs at scale tiny, 36 of them beyond the core: 2 hours on 2 cores
+    python studies/fusion.py --dry-run          # 39 runs at scale tiny, 36 of them beyond the core
     wimfris matrix --variants cross --seeds 0   # one row of the second family, then `wimfris gather --variants cross`
 
 With a raster scan, a text token behind the visual tokens changes nothing: `text_both` is `full`, and `text_last` is
@@ -16,7 +16,7 @@ from wimfris.results.comparison import Row, Study
 
 PAST = Study(
     name="fusion",
-    title="Past the paper, an exploratory smoke test from one seed each",
+    title="Past the paper, an exploratory smoke test",
     question="",
     paper="",
     rows=(

@@ -3,7 +3,7 @@
 L = 0.5 contrast + 0.3 Dice + 0.2 alignment. Terms are left out by a weight of 0, the others keep theirs. The last row
 gives the alignment loss the share of target pixels in a window as its target, where `full` asks whether there is any.
 
-    python studies/losses.py          # 15 runs at scale tiny, 12 of them beyond the core: 40 minutes on 2 cores
+    python studies/losses.py          # 15 runs at scale tiny, 12 of them beyond the core
 """
 
 from wimfris.cli.study import main

@@ -5,7 +5,7 @@ at about equal trainable parameters of the adapters. WIMFRIS's own neck is HMF. 
 second table asks the paper's question, what the neck adds to the same adapters. ETRIS's bridger is our reading of its
 paper: there are no numbers of its own code to hold it to.
 
-    python studies/neck.py            # 24 runs at scale tiny, 18 of them beyond the core: 60 minutes on 2 cores
+    python studies/neck.py            # 24 runs at scale tiny, 18 of them beyond the core
 """
 
 from wimfris.cli.study import main

@@ -3,7 +3,7 @@
 Every row has the same number of adapters: in the first, the middle or the last layers, or spread over every second
 layer, as in `full`.
 
-    python studies/placement.py       # 12 runs at scale tiny, 9 of them beyond the core: 30 minutes on 2 cores
+    python studies/placement.py       # 12 runs at scale tiny, 9 of them beyond the core
 """
 
 from wimfris.cli.study import main

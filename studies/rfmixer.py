@@ -3,7 +3,7 @@
 RFMixer sums depthwise convolutions of three sizes. The paper: 3-5-7 is the best set of kernels. The plain rivals are
 ours: one depthwise 7x7, dilated 3x3 of the same reach, and no mixing.
 
-    python studies/rfmixer.py         # 24 runs at scale tiny, 21 of them beyond the core: 70 minutes on 2 cores
+    python studies/rfmixer.py         # 24 runs at scale tiny, 21 of them beyond the core
 """
 
 from wimfris.cli.study import main

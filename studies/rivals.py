@@ -4,7 +4,7 @@ Every row has the HMF neck and the same decoder, and its adapters have about the
 5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading), LAVT's
 pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned.
 
-    python studies/rivals.py          # 24 runs at scale tiny, 18 of them beyond the core: 60 minutes on 2 cores
+    python studies/rivals.py          # 24 runs at scale tiny, 18 of them beyond the core
 """
 
 from wimfris.cli.study import main

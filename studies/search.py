@@ -3,7 +3,7 @@
 The paper picks window, kernels, widths, placement and loss weights by hand; its reviewers asked for "a principled,
 possibly automated policy for placement" and whether "the optimal window size [is] truly dataset dependent".
 
-    python studies/search.py                                 # params.yaml's space and trials: eight minutes on 2 cores
+    python studies/search.py                                 # params.yaml's space and trials; --dry-run says how long
     python studies/search.py --space placement --trials 30   # the layers, at the trained parameters of `full`
     python studies/search.py --space planted --trials 30     # compare it with chance: --sampler random
     python studies/search.py --space all --against parameters

@@ -9,7 +9,7 @@ settings of `full`.
     python studies/tuning.py --families lora,finetune   # tune two families
     python studies/tuning.py --recipe                   # compare candidates for the recipe of scale tiny
 
-A recipe is judged by its cost to settle a comparison: the variance over seeds times the training images.
+A recipe is judged by the cost of a decided comparison: the variance over seeds times the training images.
 """
 
 from wimfris.cli.tuning import main

@@ -4,8 +4,8 @@ The scan of the neck sees one window at a time. The paper: 4x4 is the best of 2,
 1.3 points of mIoU on RefCOCO val. By default the alignment loss uses the scan's windows, so the rows differ in their
 loss too. The second block keeps the alignment window at 4 in every row.
 
-    python studies/window_size.py  # 18 runs at scale tiny, 12 of them beyond the core: 40 minutes on 2 cores
-    python studies/window_size.py --scale small  # grid 16x16, where 8x8 is a window too: ten minutes of a core a run
+    python studies/window_size.py  # 18 runs at scale tiny, 12 of them beyond the core
+    python studies/window_size.py --scale small  # grid 16x16, where 8x8 is a window too
 """
 
 from wimfris.cli.study import main

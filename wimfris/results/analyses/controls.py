@@ -245,7 +245,7 @@ def _rates_section(rates: pd.DataFrame, place: str) -> Section:
 
 def _damage_section(damage: pd.DataFrame, place: str) -> Section:
     cells = pd.DataFrame({"test": damage["test"], "seeds": damage["seeds"].astype(str)})
-    cells["level"] = [f"{100 * (1 - error):.2f}" for error in damage["error"]]
+    cells["level"] = [f"{100 * (1 - error):.6g}" for error in damage["error"]]
     cells["damage"] = percent(damage["size"])
     for name, column in (("detected", "detected"), ("± (Monte Carlo)", "monte_carlo"), ("should be", "expected")):
         cells[name] = percent(damage[column].astype(float))

@@ -121,11 +121,14 @@ def _in_words(evidence: Evidence) -> str:
     for decision, claims in by_decision(judged).items():
         if claims:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
-    first, *_, last = evidence.plan.confirmatory.seeds
+    confirmatory = evidence.plan.confirmatory
+    first, *_, last = confirmatory.seeds
     looked = any(verdict.look for verdict in judged)
-    early = "" if looked else f"New seeds decide ({first} to {last}); no look at them has been taken yet. "
+    early = (
+        f"Seeds {first} to {last} decide the claims. The first test of a claim needs {confirmatory.looks[0]} of them. "
+    )
     undecided = "*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md)."
-    note = f"{early}{undecided} {NOTHING}"
+    note = f"{'' if looked else early}{undecided} {NOTHING}"
     return "\n".join([*lines, "", *_wrapped(note)])
 
 

@@ -118,7 +118,9 @@ def _other_windows(comparisons: Comparisons) -> str:
             parts.append(f"{part} {ends} ({row['verdict']}, {row['tier']} tier)")
         else:
             parts.append(f"{part} (one seed, no interval and no verdict)")
-    listed = f"Other windows minus 4x4: {'; '.join(parts)}. With them the alignment loss changes its window too. "
+    listed = (
+        f"Other windows minus 4x4: {'; '.join(parts)}. In these rows the window of the alignment loss changes as well. "
+    )
     return listed if parts else ""
 
 
@@ -138,8 +140,9 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     elif isinstance(claim, Better) and claim.metric != METRIC:
         margin += f" of {METRICS[claim.metric]}"
     first, final = plan.confirmatory.looks
+    seeds = rows["seeds"].iloc[0]
     look = {
-        0: f"No look yet: the intervals are of seeds {rows['seeds'].iloc[0]}, which decide nothing",
+        0: f"No look yet: the estimates are of {'seeds' if ' ' in seeds else 'seed'} {seeds}, and decide nothing",
         1: f"First look, {first} seeds of each system",
         2: f"Second and last look, {final} seeds of each system",
     }[verdict.look]

@@ -79,6 +79,8 @@ def _levels(table: pd.DataFrame) -> str:
 
 def tier_levels(rows: pd.DataFrame) -> str:
     """Return the levels of intervals, and the differences that they separate from 0 in 80% of experiments."""
+    if rows["low"].isna().all():
+        return "none, because a system has one seed"
     levels = 100 * (1 - rows["error"])
     low, high = (f"{value:.2f}%" for value in (levels.min(), levels.max()))
     points = 100 * rows.loc[rows["detectable"] < 1, "detectable"]
