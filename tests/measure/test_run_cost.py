@@ -8,12 +8,23 @@ import pytest
 import torch
 
 from wimfris.cli.inspect import estimate as command
+from wimfris.data.counts import Counts
 from wimfris.data.index import read_index
 from wimfris.errors import UserError
 from wimfris.measure import run_cost
 from wimfris.measure.blank_model import blank_segmenter
 from wimfris.measure.parameters import count
-from wimfris.measure.run_cost import StepTimes, Volume, along, at_batch, cost, shared_bytes, time_steps, volume
+from wimfris.measure.run_cost import (
+    StepTimes,
+    Volume,
+    along,
+    at_batch,
+    cost,
+    shared_bytes,
+    time_steps,
+    volume,
+    volume_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +37,11 @@ def test_volume_is_that_of_the_index_or_the_declared_one(project: Any) -> None:
     counted = volume(settings)
     assert counted.train == (index["split"] == "train").sum() and counted.objects == len(index)
     sentences = index.loc[index["split"] == "val", "sentences"].map(len).sum()
-    assert counted.val == sentences < counted.evaluated
+    assert counted.validated == sentences < counted.evaluated
     project.edit(scale="base", data__name="refcoco")
     published = volume(project.params().settings())
-    assert (published.train, published.val) == (42404, 10834)
-    assert published.evaluated == 10834 + 5657 + 5095
+    assert (published.train, published.validated) == (42404, 10834)
+    assert published.evaluated == 3 * (10834 + 5657 + 5095)
     project.edit(data__name="mixed_strict")
     mixed = volume(project.params().settings())
     assert mixed.train == 42404 + 42278 + 42226
@@ -40,13 +51,25 @@ def test_volume_is_that_of_the_index_or_the_declared_one(project: Any) -> None:
         volume(project.params().settings())
 
 
+def test_limits_of_images_count(project: Any) -> None:
+    settings = project.params().settings()
+    train = settings.train.model_copy(update={"validation_images": 5})
+    limited = settings.model_copy(
+        update={"train": train, "evaluate": settings.evaluate.model_copy(update={"control_images": 10})}
+    )
+    counts = {"train": Counts(25, 50, 20), "val": Counts(10, 40, 20), "testA": Counts(10, 30, 5)}
+    whole, part = (volume_of(one, counts, "") for one in (settings, limited))
+    assert (whole.validated, whole.evaluated) == (40, 3 * (40 + 30))
+    assert (part.validated, part.evaluated) == (10, 40 + 2 * 20 + 3 * 30)
+
+
 def test_cost_adds_up(project: Any) -> None:
     settings = project.params().settings()  # three epochs of batches of eight, no workers
     times = StepTimes("a device", step=2.0, case=0.5, image=0.25, memory=7.0)
-    size = Volume(train=25, val=10, evaluated=30, objects=60, source="")
+    size = Volume(train=25, validated=10, evaluated=30, objects=60, source="")
     run = cost(settings, times, size)
     assert run.steps == 3 * (25 // 8)
-    assert run.evaluation == pytest.approx(0.75 * (3 * 10 + 3 * 30))
+    assert run.evaluation == pytest.approx(0.75 * (3 * 10 + 30))
     assert run.seconds == pytest.approx(9 * (2.0 + 8 * 0.25) + run.evaluation)
     assert run.memory == 7.0 and run.loader == pytest.approx(4.0)
     fed = settings.model_copy(update={"train": settings.train.model_copy(update={"workers": 4})})

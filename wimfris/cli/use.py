@@ -191,16 +191,16 @@ def _next_steps(predictor: "Predictor") -> None:
 
 
 def _estimate_repro(predictor: "Predictor", params: "Params") -> None:
+    from wimfris.data.counts import Counts
     from wimfris.matrix.costs import default_jobs, duration
-    from wimfris.measure.run_cost import Volume, cost, time_steps
+    from wimfris.measure.run_cost import cost, time_steps, volume_of
 
     print("\nTiming a training step on this machine ...", flush=True)
-    scores = predictor.facts["scores"]
-    val, evaluated = int(scores["val"]["n"]), sum(int(split["n"]) for split in scores.values())
-    objects = predictor.facts["train_objects"]
-    seconds = cost(
-        predictor.settings, time_steps(predictor.settings), Volume(objects, val, evaluated, objects, "the card")
-    ).seconds
+    settings, objects = predictor.settings, predictor.facts["train_objects"]
+    images = settings.data.scenes.model_dump()
+    counts = {split: Counts(0, int(one["n"]), images[split]) for split, one in predictor.facts["scores"].items()}
+    counts["train"] = Counts(objects, 0, images["train"])
+    seconds = cost(settings, time_steps(settings), volume_of(settings, counts, "the card")).seconds
     runs, jobs = len(params.runs()), default_jobs(params)
     print(
         f"Next: `make repro` trains the core's {runs} runs, {jobs} at once, and makes the report: about "

@@ -6,7 +6,7 @@ estimate says so.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -40,16 +40,19 @@ ROW_BYTES = 8  # of a record in its Parquet file: 58 kB for 7,848 rows at scale 
 INDEX_BYTES = 300  # of an object in the index and its share of the table of images, about
 CLIP_IMAGE_BYTES = 3.5e8  # of the image encoder in the hub's file of CLIP, which is fetched whole
 REPETITIONS = 2
+_IMAGE = ["dataset", "image_id"]
 SMALL = (2, 4)  # batches that stand for larger ones on a CPU
 FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Volume:
-    """The size of a data set: objects to train on, sentences of val, sentences of all evaluation splits, objects."""
+    """The size of a data set: objects to train on, sentences scored after an epoch, sentences evaluated at the end
+    (those of the controls count too), and objects.
+    """
 
     train: int
-    val: int
+    validated: int
     evaluated: int
     objects: int
     source: str
@@ -86,21 +89,38 @@ def volume(settings: Settings) -> Volume:
     path = settings.folder / "index" / "index.parquet"
     if path.is_file():
         index = read_index(path)
-        sentences = index["sentences"].map(len).groupby(index["split"]).sum()
-        evaluated = int(sum(sentences.get(split, 0) for split in settings.data.splits))
-        train = int((index["split"] == "train").sum())
-        return Volume(train, int(sentences["val"]), evaluated, len(index), "the index")
-    parts = [(split, Counts(*n)) for files in settings.data.files.values() for split, n in files.counts.items()]
-    if not parts or not all(files.counts for files in settings.data.files.values()):
+        counts = {
+            str(split): Counts(len(part), int(part["sentences"].map(len).sum()), len(part.drop_duplicates(_IMAGE)))
+            for split, part in index.groupby("split")
+        }
+        return volume_of(settings, counts, "the index")
+    declared = [files.counts for files in settings.data.files.values()]
+    if not declared or not all(declared):
         raise UserError(
             f"{path}: missing, and params.yaml declares no counts of {settings.data.name}; write the index with "
             "`dvc repro prepare`"
         )
-    train = sum(counts.objects for split, counts in parts if split == "train")
-    val = sum(counts.sentences for split, counts in parts if split == "val")
-    evaluated = sum(counts.sentences for split, counts in parts if split != "train")
+    parts = {
+        split: [one[split] for one in declared if split in one] for split in {key for one in declared for key in one}
+    }
+    sums = {split: Counts(*map(sum, zip(*own, strict=True))) for split, own in parts.items()}
     source = "the declared counts" + (", shared images included" if settings.data.drop_shared else "")
-    return Volume(train, val, evaluated, sum(counts.objects for _, counts in parts), source)
+    return volume_of(settings, sums, source)
+
+
+def volume_of(settings: Settings, counts: Mapping[str, Counts], source: str) -> Volume:
+    """Return the volume of a data set with these counts of its splits."""
+
+    def sentences(split: str, images: int | None) -> float:
+        part = counts[split]
+        return part.sentences * (1.0 if images is None else min(images / part.images, 1.0))
+
+    controls = settings.evaluate.control_images
+    splits = [split for split in settings.data.splits if split in counts]
+    evaluated = sum(sentences(split, None) + (len(CONDITIONS) - 1) * sentences(split, controls) for split in splits)
+    validated = sentences("val", settings.train.validation_images)
+    objects = sum(part.objects for part in counts.values())
+    return Volume(counts["train"].objects, round(validated), round(evaluated), objects, source)
 
 
 def time_steps(settings: Settings) -> StepTimes:
@@ -185,9 +205,9 @@ def cost(settings: Settings, times: StepTimes, size: Volume) -> Cost:
         step, case = max(times.step, train.batch_size * reading), max(times.case, reading)
     else:
         step, case = times.step + train.batch_size * reading, times.case + reading
-    evaluation = case * (train.epochs * size.val + len(CONDITIONS) * size.evaluated)
+    evaluation = case * (train.epochs * size.validated + size.evaluated)
     trained = FLOAT * count(blank_segmenter(settings))
-    records = ROW_BYTES * len(CONDITIONS) * size.evaluated
+    records = ROW_BYTES * size.evaluated
     return Cost(
         steps=train.epochs * steps,
         seconds=train.epochs * steps * step + evaluation,
