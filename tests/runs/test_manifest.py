@@ -11,7 +11,7 @@ import torch
 from wimfris.errors import UserError
 from wimfris.files import file_hash
 from wimfris.runs.files import RunFiles
-from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.fingerprint import DATA, decisive, digest
 from wimfris.runs.manifest import PACKAGES, code_revision, is_finished, read_manifest
 
 
@@ -28,7 +28,7 @@ def test_manifest_of_a_run(trained: Any) -> None:
     assert manifest["fingerprint"] == digest(content)
     assert manifest["code"]["modules"] == content["code"]
     assert manifest["data"] == {
-        f"{name}_sha256": file_hash(trained.runs / "index" / f"{name}.parquet") for name in ("index", "images")
+        f"{name}_sha256": file_hash(trained.runs / "index" / f"{name}.parquet") for name in DATA
     }
     assert manifest["encoders"] == content["encoders"]
     assert manifest["packages"]["torch"] == torch.__version__

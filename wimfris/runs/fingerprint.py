@@ -34,6 +34,10 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+DATA = ("index", "images", "objects")
+"""The tables of a data set that decide a run's records."""
+
+
 class _Settings(Protocol):
     """What the fingerprint needs of `wimfris.settings.schema.Settings`."""
 
@@ -62,7 +66,7 @@ def decisive(settings: _Settings, seed: int) -> dict[str, Any]:
     """
     return variant_content(settings) | {
         "seed": seed,
-        "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in ("index", "images")},
+        "data": {name: file_hash(settings.folder / "index" / f"{name}.parquet") for name in DATA},
         "encoders": json.loads(settings.encoders_record.read_text(encoding="utf-8")),
     }
 
