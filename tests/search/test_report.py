@@ -62,6 +62,7 @@ def evidence(trials: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         "reference": {"metrics": metrics(0.5), "trained": 1000, "adapters": 10, "seconds": 100.0},
         "trials": trials,
         "importances": {"model.hmf.window": 0.75, "train.learning_rate": 0.25},
+        "code": {"commit": "0123456789", "dirty": False},
         "device": "a machine",
     } | more
 

@@ -142,7 +142,8 @@ def report_sections(searches: Sequence[Evidence], confirmed: Sequence[Section] =
     length = f"{first['train']['epochs']} epochs of {first['train']['epoch_steps'] or 'all'} steps"
     note = (
         f"A trial is trained for {length} from seed {first['seed']}; percent. The reference is full, trained as "
-        f"long. The search selects by mIoU on val only." + built_in_note(first["dataset"], first["scale"])
+        f"long. The search selects by mIoU on val only. {_trained_at(searches)}"
+        + built_in_note(first["dataset"], first["scale"])
     )
     metrics = [*_percents(first["reference"])]
     reference = {"trial": "full (reference)", "settings": "as params.yaml"} | _percents(first["reference"])
@@ -185,6 +186,13 @@ _IMPORTANCE = (
     "Share of the variance of mIoU among the better trials that a setting explains (PED-ANOVA); summed over layers."
 )
 _FRONT = "Trials that no other trial beats in both objectives."
+
+
+def _trained_at(searches: Sequence[Evidence]) -> str:
+    """Return at which commits the trials were trained, and how many sentences val had then."""
+    commits = dict.fromkeys((search["code"]["commit"] or "unknown")[:7] for search in searches)
+    sentences = dict.fromkeys(str(search["reference"]["metrics"]["val"]["n"]) for search in searches)
+    return f"Trained at commit {' and '.join(commits)}; val had {' and '.join(sentences)} sentences. "
 
 
 def _table(rows: Iterable[dict[str, str]], columns: list[str] | None = None) -> pd.DataFrame:
