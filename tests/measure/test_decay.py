@@ -64,7 +64,10 @@ def test_trained_and_untrained_scans_are_measured(project: Any, monkeypatch: pyt
         measure_decay(project.params())
     project.train()
     measure_decay(project.params())
-    summary, curves = read_measure("scenes-smoke", "decay.csv"), read_measure("scenes-smoke", "decay-curves.csv")
+    summary, curves = (
+        read_measure(project.params().settings(), "decay.csv"),
+        read_measure(project.params().settings(), "decay-curves.csv"),
+    )
     assert list(summary["scan"]) == ["untrained", "trained"] and list(summary["tokens"]) == [16, 16]
     assert list(curves["t"]) == [*range(1, 17)] * 2
     last = curves[curves["t"] == 16]

@@ -33,7 +33,7 @@ def small(project: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_study_shows_what_is_measured(small: Any, repetitions: int, tmp_path: Path) -> None:
     params = small.params()
     efficiency.measure_efficiency(params, repetitions)
-    frame = read_measure("scenes-smoke", "efficiency.csv")
+    frame = read_measure(params.settings(), "efficiency.csv")
     assert list(frame["variant"]) == ["full", "no_neck"], "params.yaml does not have `unknown`"
     columns = {"gflops_scan", "base_gflops_total", "trained_neck"}
     columns |= {"latency_ms_1", "latency_ms_1_q1", "repetitions", "machine"} if repetitions else set()

@@ -140,7 +140,7 @@ def test_every_evaluated_sentence_is_labelled(project: Any) -> None:
     params = project.params()
     measure_strata_labels(params)
     path = measure_path("scenes-smoke", "strata-labels.parquet")
-    labels, first = read_measure("scenes-smoke", path.name), path.read_bytes()
+    labels, first = read_measure(params.settings(), path.name), path.read_bytes()
     index = read_index(Path("runs/scenes-smoke/index/index.parquet")).explode(["sent_ids", "kinds"])
     index = index[index["split"].isin(params.settings().data.splits)]
     assert sorted(map(tuple, labels[CASE].to_numpy())) == sorted(

@@ -271,3 +271,15 @@ def test_the_figure_is_drawn_for_any_number_of_runs(runs: dict[str, int], tmp_pa
         draw(table_of(frame), frame, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_comparisons_of_other_runs_are_refused() -> None:
+    """A study never shows the difference of other seeds, or of runs trained again, beside its mIoU."""
+    frame, pairs, seeds = records(RUNS, SHIFTS), STUDY.pairs, (0, 1, 2)
+    comparisons = quoted(frame)
+    assert comparisons.for_study(frame, pairs, seeds).frame.equals(comparisons.frame)
+    later = frame.assign(seed=frame["seed"] + 10, run="later")
+    assert comparisons.for_study(pd.concat([frame, later]), pairs, seeds).frame.equals(comparisons.frame)
+    for other in (frame[frame["run"] != "part-2"], records(RUNS, {"part": 0.1})):
+        with pytest.raises(UserError, match="other runs of part than the evidence holds now; run `wimfris compare`"):
+            comparisons.for_study(other, pairs, seeds)

@@ -181,3 +181,13 @@ def test_no_evidence_at_all_is_one_line(project: Any) -> None:
     with pytest.raises(UserError, match=r"^reports/records/scenes-smoke.parquet: no such evidence; restore"):
         read_evidence(project.params())
     assert EvidenceFiles(NAME, added=True).runs == Path("reports/records/scenes-smoke-added-runs.csv")
+
+
+def test_extra_seeds_enter_no_table(finished: Any) -> None:
+    write_core(finished.params())
+    finished.edit(seeds=[0], extra_seeds={"full": [1]})
+    params = finished.params()
+    evidence = read_evidence(params)
+    assert set(evidence.runs["run"]) == {"full-0", "full-1"}
+    assert set(evidence.declared(params).runs["run"]) == {"full-0"}
+    assert set(evidence.declared(params).records["run"]) == {"full-0"}

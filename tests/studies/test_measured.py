@@ -3,12 +3,13 @@
 import importlib.util
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from wimfris.cli.study import write_study
 from wimfris.errors import UserError
 from wimfris.measure import decay, efficiency
-from wimfris.results.measured import Measured, read_measure, write_measure
+from wimfris.results.measured import Measured, origin_note, read_measure, write_measure
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,17 @@ def test_every_variant_that_is_measured_has_a_label(name: str) -> None:
 
 def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"decay\.csv: no such measurement; .*`wimfris measure`"):
-        read_measure("scenes-tiny", "decay.csv", tmp_path)
+        read_measure(read_params(ROOT / "params.yaml").settings(), "decay.csv", tmp_path)
+
+
+def test_a_measurement_of_other_settings_is_refused(tmp_path: Path) -> None:
+    settings = read_params(ROOT / "params.yaml").settings()
+    write_measure(pd.DataFrame({"a": [1]}), settings, "decay.csv", tmp_path)
+    assert list(read_measure(settings, "decay.csv", tmp_path)["a"]) == [1]
+    assert origin_note(settings, ["decay.csv"], tmp_path).startswith("Measured at commit ")
+    model = settings.model.model_copy(update={"hmf": settings.model.hmf.model_copy(update={"window": 2})})
+    with pytest.raises(UserError, match=r"decay\.csv: of other settings \(model\.hmf\.window was 4 and is 2\)"):
+        read_measure(settings.model_copy(update={"model": model}), "decay.csv", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["decay.csv", "strata-labels.parquet"])
@@ -53,6 +64,7 @@ def test_a_measurement_is_read_as_it_was_written(
 ) -> None:
     monkeypatch.chdir(committed)
     written = committed / "reports" / "measures"
-    name = read_params().settings().folder.name
-    write_measure(read_measure(name, file), name, file, tmp_path)
+    settings = read_params().settings()
+    name = settings.folder.name
+    write_measure(read_measure(settings, file), settings, file, tmp_path)
     assert (tmp_path / "measures" / name / file).read_bytes() == (written / name / file).read_bytes()

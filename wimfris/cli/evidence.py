@@ -117,7 +117,9 @@ def figures() -> None:
     runs = [str(run) for run in params.runs_of("full")]
     files = {run: own_files(settings, Run.parse(run)) for run in runs}
     emphasis(read_evidence(params).require(runs).emphasis, folder / "learned-emphasis.png", settings.scale)
-    learning_curves({run: read_log(files[run].log) for run in runs}, folder / "curves.png")
+    learning_curves(
+        {run: read_log(files[run].log) for run in runs}, folder / "curves.png", settings.train.validation_images
+    )
     index = read_index(settings.folder / "index" / "index.parquet")
     records = read_records(files[runs[0]].records)
     examples = gallery_examples(settings, runs[0], records, index, source_images(settings), "val", count=4)
@@ -163,7 +165,7 @@ def report(
 
     params = params_at(scale)
     wanted = names(variants) if variants else list(params.variants)
-    evidence = read_evidence(params)
+    evidence = read_evidence(params).declared(params)
     if variants:
         evidence.require([str(run) for name in wanted for run in params.runs_of(name)])
     records = evidence.records[evidence.records["variant"].isin(wanted)]

@@ -15,6 +15,7 @@ from typing import NoReturn
 import pandas as pd
 
 from wimfris.cli.entry import run_command
+from wimfris.cli.evidence import compare
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study
@@ -22,7 +23,8 @@ from wimfris.results.comparisons import Comparisons, comparisons_path, read_comp
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, gather, read_evidence
 from wimfris.results.formats import Section, csv_text, latex_text, markdown_text, print_section
 from wimfris.results.ingested import read_ingested
-from wimfris.results.measured import Inputs, Measured, Report, read_measure
+from wimfris.results.measured import Inputs, Measured, Report, origin_note, read_measure
+from wimfris.results.plan import read_plan
 from wimfris.results.published import read_published
 from wimfris.results.releases import origin_of
 from wimfris.results.report.comparison_figure import draw
@@ -63,12 +65,14 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     if missing and options.no_train and not options.gaps:
         raise UserError(f"{study.name}: no current evidence of {_listed(missing)}; train them, without --no-train")
     failed = 0 if options.no_train else _train(params, missing, options.jobs)
+    if missing and options.scale and not options.no_train:  # the study prints comparisons, and no stage computes these
+        compare()
     if failed:
         print(f"wimfris: {failed} runs of {study.name} failed; the same command tries them again", file=sys.stderr)
         return 1
     if not (options.scale or options.seeds or options.no_train):
         return _reproduce(study)
-    _print(_report(study, params, runs))
+    _print(_report(study, params, runs, alone=options.seeds is not None))
     return 0
 
 
@@ -191,14 +195,17 @@ def write_report(name: str, title: str, folder: str, report: Report, further: Se
     return paths
 
 
-def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Shown:
+def _report(study: Study | Measured, params: Params, runs: Sequence[Run], *, alone: bool = False) -> _Shown:
+    """Return the report on these runs; alone: compare them by themselves, without the committed comparisons."""
     everything = read_evidence(params)
     evidence = everything.select([str(run) for run in runs])
     if isinstance(study, Measured):
         report = study.report(_inputs(study, params, everything if study.controls else evidence))
-        return _Shown(replace(report, intro=f"{_intro(study)}\n\n{report.intro}".strip()), report.sections)
+        note = origin_note(params.settings(), study.measures) if study.measures else ""
+        intro = "\n\n".join(filter(None, [_intro(study), note, report.intro]))
+        return _Shown(replace(report, intro=intro), report.sections)
     published = read_published(REPORTS / "published.csv")
-    tables = study.tables(evidence.records, _comparisons(study, params, evidence), published)
+    tables = study.tables(evidence.records, _comparisons(study, params, evidence, alone), published)
     if study.parameters:
         counts = evidence.runs.drop_duplicates("variant").set_index("variant")["trained_parameters"]
         tables = [table.assign(parameters=table["variant"].map(counts).astype("Int64")) for table in tables]
@@ -222,12 +229,12 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run]) -> _Sh
     return _Shown(Report(shown, frame, picture, _intro(study)), terminal)
 
 
-def _comparisons(study: Study, params: Params, evidence: Evidence) -> Comparisons:
+def _comparisons(study: Study, params: Params, evidence: Evidence, alone: bool) -> Comparisons:
     """Return the committed comparisons, and without a verdict those pairs of the study that they lack."""
     name = params.settings().folder.name
-    if not comparisons_path(name).is_file():
+    if alone or not comparisons_path(name).is_file():
         return Comparisons.of_pairs(evidence.records, study.pairs)
-    return read_comparisons(name).with_pairs(evidence.records, study.pairs)
+    return read_comparisons(name).for_study(evidence.records, study.pairs, read_plan().exploratory.seeds)
 
 
 def _intro(study: Study | Measured) -> str:
@@ -236,7 +243,7 @@ def _intro(study: Study | Measured) -> str:
 
 def _inputs(study: Measured, params: Params, evidence: Evidence) -> Inputs:
     name = params.settings().folder.name
-    measures = {file: read_measure(name, file) for file in study.measures}
+    measures = {file: read_measure(params.settings(), file) for file in study.measures}
     comparisons = read_comparisons(name) if study.controls else None
     return Inputs(params, params.settings(), evidence.records, measures, read_ingested(params), comparisons)
 
@@ -245,6 +252,7 @@ def _everything(params: Params, variants: Sequence[str]) -> pd.DataFrame:
     """Return the current records of these variants at every data set and scale that has evidence."""
     parts = []
     for name in evidence_names():
-        records = read_evidence(params.at_name(name)).records
+        here = params.at_name(name)
+        records = read_evidence(here).declared(here).records
         parts.append(records[records["variant"].isin(variants)])
     return pd.concat(parts, ignore_index=True)

@@ -157,8 +157,8 @@ def evaluate(
         Path | None, typer.Option(help="Also write the predicted masks, as JSON Lines that `wimfris ingest` reads.")
     ] = None,
 ) -> None:
-    """Evaluate a trained run, or a released DETRIS model, on all splits and sentences and with both controls. Under
-    torchrun the processes share the batches.
+    """Evaluate a trained run, or a released DETRIS model, on all sentences of all splits, and with both controls on
+    `evaluate.control_images` of each split. Under torchrun the processes share the batches.
     """
     import torch
 

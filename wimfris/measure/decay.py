@@ -61,8 +61,8 @@ def measure_decay(params: Params) -> None:
                 row, curve = measure_scan(segmenter, x)
                 summaries.append(key | row)
                 curves.append(curve.assign(**key)[[*key, *curve.columns]])
-    write_measure(pd.DataFrame(summaries), settings.folder.name, "decay.csv")
-    write_measure(pd.concat(curves, ignore_index=True), settings.folder.name, "decay-curves.csv")
+    write_measure(pd.DataFrame(summaries), params.settings(), "decay.csv")
+    write_measure(pd.concat(curves, ignore_index=True), params.settings(), "decay-curves.csv")
 
 
 def measure_scan(segmenter: Segmenter, x: Tensor) -> tuple[dict[str, Any], pd.DataFrame]:

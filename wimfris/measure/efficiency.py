@@ -71,7 +71,7 @@ def measure_efficiency(params: Params, repetitions: int = REPETITIONS) -> None:
         row = {"variant": variant, "scale": params.scale, **counts(params.settings(variant))}
         row |= {f"base_{name}": value for name, value in counts(at_papers_scale.settings(variant)).items()}
         rows.append(row | (summary(timings[variant]) if repetitions else {}))
-    write_measure(pd.DataFrame(rows), params.settings().folder.name, "efficiency.csv")
+    write_measure(pd.DataFrame(rows), params.settings(), "efficiency.csv")
 
 
 def counts(settings: Settings) -> dict[str, Any]:

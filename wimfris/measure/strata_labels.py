@@ -33,7 +33,7 @@ def measure_strata_labels(params: Params) -> None:
     window = (settings.scan_window or settings.grid) * settings.encoders.vision.patch
     index = index.assign(dataset=[dataset_label(settings.data, name) for name in index["dataset"]])
     labels = strata_labels(index, partial(letterbox_mask, size=settings.data.image_size), window, landmarks)
-    write_measure(labels, settings.folder.name, "strata-labels.parquet")
+    write_measure(labels, settings, "strata-labels.parquet")
 
 
 def strata_labels(

@@ -24,10 +24,12 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
+from wimfris.metrics import ious
 from wimfris.results.csv_files import read_csv
 from wimfris.results.differences import Difference, Pair, compare
 from wimfris.results.evidence import REPORTS
 from wimfris.results.plan import METRIC, SPLIT
+from wimfris.results.scores import own_sentences
 from wimfris.runs.records import SPLITS
 
 PRIMARY, EXPLORATORY, CONTROL, NO_TIER = "primary", "exploratory", "control", ""
@@ -94,6 +96,28 @@ class Comparisons:
             for difference in compare(records, new, split)
         ]
         return Comparisons(pd.concat([self.frame, rows_frame(rows)], ignore_index=True)) if rows else self
+
+    def for_study(self, records: pd.DataFrame, pairs: Sequence[Pair], seeds: Sequence[int]) -> "Comparisons":
+        """Return `with_pairs`. Raises `UserError` where a comparison of the file rests on other runs than the records.
+
+        seeds: those of the exploratory tier. Comparisons after a look rest on confirmatory seeds and are not checked.
+        """
+        part = own_sentences(records[(records["split"] == SPLIT) & records["seed"].isin(seeds)])
+        part = part.assign(iou=ious(part["intersection"], part["union"]))
+        scores = part.groupby(["variant", "seed"], observed=True)["iou"].mean()
+        for pair in pairs:
+            row = self.quote(*pair)
+            if row is None or row["look"] > 0:
+                continue
+            for variant, names in zip(pair, (("seeds", "value"), ("rival_seeds", "rival_value")), strict=True):
+                own = scores[scores.index.get_level_values("variant") == variant].droplevel("variant")
+                same = " ".join(map(str, own.index)) == row[names[0]]
+                if not same or not np.isclose(own.mean(), row[names[1]], atol=1e-5, rtol=0):
+                    raise UserError(
+                        f"comparison of {' and '.join(pair)}: computed from other runs of {variant} than the evidence "
+                        "holds now; run `wimfris compare`"
+                    )
+        return self.with_pairs(records, pairs)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, ...], Row]:

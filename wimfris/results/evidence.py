@@ -114,6 +114,11 @@ class Evidence:
         frames = (frame[frame["run"].isin(list(names))] for frame in (self.records, self.runs, self.emphasis))
         return Evidence(*(frame.reset_index(drop=True) for frame in frames))
 
+    def declared(self, params: Params) -> "Evidence":
+        """Return the evidence without extra seeds, which decide claims and enter no table of results."""
+        variants = (*params.variants, *params.beyond)
+        return self.select([str(run) for variant in variants for run in params.runs_of(variant)])
+
     def require(self, names: Sequence[str]) -> "Evidence":
         """Return the evidence of these runs alone. Raises UserError where one of them is not current evidence."""
         missing = [name for name in names if name not in set(self.runs["run"])]

@@ -72,8 +72,10 @@ class Example:
     label: str  # one of QUANTILES
 
 
-def learning_curves(logs: Logs, path: Path) -> None:
+def learning_curves(logs: Logs, path: Path, images: int | None = None) -> None:
     """Draw the losses by step and the validation mIoU by epoch to a PNG, one line per run.
+
+    images: `train.validation_images` of the runs.
 
     Colours distinguish variants, or the seeds of a single variant. Losses are means over at most 200 stretches of
     steps, or those of the epochs if a run logged no step. A dot marks the best epoch of a run. Raises `UserError` if
@@ -108,7 +110,8 @@ def learning_curves(logs: Logs, path: Path) -> None:
         sns.scatterplot(
             best, x="epoch", y="percent", hue=hue, palette=colours, legend=False, s=34, zorder=3, ax=axes["b"]
         )
-        axes["b"].set(title="Validation mIoU (%)", xlabel="epoch", ylabel="")
+        of = "val" if images is None else f"the first {images} images of val"
+        axes["b"].set(title=f"mIoU on {of} (%)", xlabel="epoch", ylabel="")
         axes["b"].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
         handles.append(Line2D([], [], color="0.3", marker="o", linestyle="", markersize=5, label="best epoch"))

@@ -38,6 +38,12 @@ def interval(low: float, high: float, form: str = "+.1f") -> str:
     return DASH if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
+def seeds_text(seeds: str, rival_seeds: str) -> str:
+    """Return the seeds of a comparison in words; seeds, rival_seeds: numbers with a space between."""
+    words = [f"seed{'s' if ' ' in one else ''} {one.replace(' ', ', ')}" for one in (seeds, rival_seeds)]
+    return words[0] if seeds == rival_seeds else f"{words[0]} against {words[1]}"
+
+
 @dataclass(frozen=True)
 class Section:
     """A table as it is shown: cells of text under a title, with a note before them and one after."""

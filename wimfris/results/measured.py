@@ -1,12 +1,14 @@
 """Studies made of measurements: the files of `wimfris measure`, what such a study reads, and what it shows.
 
 The measurements lie at reports/measures/<set>-<scale>/ and are committed, so that their studies need neither weights
-nor torch.
+nor torch. Beside them, origin.json records for each file the commit, the settings of `full` and the code of its model.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,7 +19,10 @@ from wimfris.files import replacing, write_text
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import Section
+from wimfris.runs.fingerprint import digest, run_code
+from wimfris.runs.manifest import code_revision
 from wimfris.settings.params import Params
+from wimfris.settings.same import differences
 from wimfris.settings.schema import Settings
 
 REPORTS = Path("reports")
@@ -66,25 +71,55 @@ class Measured:
         return [*self.variants, *names]
 
 
+ORIGIN = "origin.json"
+
+
 def measure_path(name: str, file: str, reports: Path = REPORTS) -> Path:
     """Return the path of a measurement's file of a set and scale (`name`, for example scenes-tiny)."""
     return reports / "measures" / name / file
 
 
-def write_measure(frame: pd.DataFrame, name: str, file: str, reports: Path = REPORTS) -> None:
-    """Write a measurement as CSV (nine significant digits) or Parquet. The bytes depend on the frame alone."""
-    path = measure_path(name, file, reports)
+def write_measure(frame: pd.DataFrame, settings: Settings, file: str, reports: Path = REPORTS) -> None:
+    """Write a measurement as CSV (nine significant digits) or Parquet, and its origin.
+
+    settings: of `full`. The bytes of the measurement depend on the frame alone.
+    """
+    path = measure_path(settings.folder.name, file, reports)
     if path.suffix == ".csv":
         write_text(path, frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
-        return
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=19)
+    else:
+        table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", compression_level=19)
+    origins = _origins(settings, reports)
+    origins[file] = {**code_revision(), "code": _code(settings), "settings": settings.model_dump(mode="json")}
+    write_text(path.with_name(ORIGIN), json.dumps(dict(sorted(origins.items())), indent=1) + "\n")
 
 
-def read_measure(name: str, file: str, reports: Path = REPORTS) -> pd.DataFrame:
-    """Read a measurement. Raises UserError where its file is missing."""
-    path = measure_path(name, file, reports)
+def read_measure(settings: Settings, file: str, reports: Path = REPORTS) -> pd.DataFrame:
+    """Read a measurement. Raises UserError where its file is missing, or was measured with other settings of `full`."""
+    path = measure_path(settings.folder.name, file, reports)
     if not path.is_file():
         raise UserError(f"{path}: no such measurement; restore it with git, or make it with `wimfris measure`")
+    origin = _origins(settings, reports).get(file)
+    changed = ["nothing records its settings"] if origin is None else differences(settings, origin["settings"])
+    if changed:
+        raise UserError(f"{path}: of other settings ({changed[0]}); measure again with `wimfris measure`")
     return read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+
+
+def origin_note(settings: Settings, files: Sequence[str], reports: Path = REPORTS) -> str:
+    """Return where measurements come from, in a sentence: their commit, and whether the model's code has changed."""
+    origins = [_origins(settings, reports)[file] for file in files]
+    commits = dict.fromkeys(f"{(one['commit'] or 'unknown')[:7]}{'+' if one['dirty'] else ''}" for one in origins)
+    changed = any(one["code"] != _code(settings) for one in origins)
+    return f"Measured at commit {' and '.join(commits)}." + " The code of the model has changed since." * changed
+
+
+def _origins(settings: Settings, reports: Path) -> dict[str, Any]:
+    path = measure_path(settings.folder.name, ORIGIN, reports)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _code(settings: Settings) -> str:
+    return digest(run_code(settings.model_dump(mode="json")["model"]))

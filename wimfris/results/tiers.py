@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from wimfris.results.comparisons import (
+    ALPHA,
     CONTROL,
+    DEPTH,
     EXPLORATORY,
     NO_TIER,
     PRIMARY,
@@ -27,9 +29,6 @@ from wimfris.results.looks import information, nominal_levels
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan
 from wimfris.results.statistics import Estimate, selected
 from wimfris.results.verdicts import Ends, decide
-
-ALPHA, DEPTH = "alpha", "last layer"
-"""Metric and rival in the row of the claim on the learned emphasis."""
 
 
 def compute_comparisons(

@@ -26,7 +26,7 @@ from wimfris.training.evaluate import Evaluator, precision_context
 
 LOG_EVERY = 10  # steps between two lines of the log
 AfterEpoch = Callable[[int, float], None]
-"""Called after each epoch is evaluated, with its number from 1 and mIoU over all sentences of the first split."""
+"""Called after each epoch is evaluated, with its number from 1 and the mIoU over `validation_images` of val."""
 
 
 def learning_rate_factor(train: Train, step: int, steps_per_epoch: int) -> float:

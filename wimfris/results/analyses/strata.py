@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from wimfris.errors import UserError
 from wimfris.results.differences import compare
 from wimfris.results.figures import saved_figure
-from wimfris.results.formats import Section, interval, percent
+from wimfris.results.formats import Section, interval, percent, seeds_text
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import built_in_note
 from wimfris.results.scores import COMPARED, METRICS, by_seed, own_sentences, read_scores
@@ -80,8 +80,9 @@ def strata_table(
     `labels` has the columns of `measure.strata_labels.strata_labels`, for at least the records' sentences. Columns, all
     values fractions:
 
-    * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences, seed_list;
-    * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, means over the common seeds;
+    * dataset, scale, protocol, split, stratum, level, system, baseline; seeds, images, sentences; seed_list and
+      baseline_seed_list;
+    * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, each a mean over its own seeds;
     * for each of `COMPARED` gain_<metric> with its 95% interval for these seeds (gain_<metric>_these_low, _these_high)
       and any seed (_any_low, _any_high), neither of them corrected: strata have no verdicts;
     * change_<metric> likewise: the gain minus that of the stratum's first level, NaN for the first level.
@@ -145,6 +146,7 @@ def _level_rows(
             "images": gains[0].images,
             "sentences": gains[0].sentences,
             "seed_list": gains[0].seeds,
+            "baseline_seed_list": gains[0].rival_seeds,
             **{name: means[0][name] for name in METRICS},
             **{f"baseline_{name}": means[1][name] for name in METRICS},
         }
@@ -208,7 +210,7 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
     shown: list[Section] = []
     for (split, system), part in table.groupby(["split", "system"], sort=False):
         first = part.iloc[0]
-        baseline, seeds = names[first["baseline"]], "seeds " + first["seed_list"].replace(" ", ", ")
+        baseline, seeds = names[first["baseline"]], seeds_text(first["seed_list"], first["baseline_seed_list"])
         title = f"{names[str(system)]} against {baseline}: {first['dataset']}, scale {first['scale']}, "
         title += f"protocol {first['protocol']}, split {split}, {seeds}"
         note = "Windows are those of full." + built_in_note(str(first["dataset"]), str(first["scale"]))

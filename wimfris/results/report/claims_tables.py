@@ -13,7 +13,7 @@ from tabulate import tabulate
 from wimfris.files import write_text
 from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
 from wimfris.results.comparisons import Comparisons
-from wimfris.results.formats import DASH, GUIDE, interval
+from wimfris.results.formats import DASH, GUIDE, interval, seeds_text
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
 from wimfris.results.report.comparison_tables import tier_levels
@@ -140,9 +140,9 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     elif isinstance(claim, Better) and claim.metric != METRIC:
         margin += f" of {METRICS[claim.metric]}"
     first, final = plan.confirmatory.looks
-    seeds = rows["seeds"].iloc[0]
+    seeds = seeds_text(rows["seeds"].iloc[0], rows["rival_seeds"].iloc[0])
     look = {
-        0: f"No look yet: the estimates are of {'seeds' if ' ' in seeds else 'seed'} {seeds}, and decide nothing",
+        0: f"No look yet: the estimates are of {seeds}, and decide nothing",
         1: f"First look, {first} seeds of each system",
         2: f"Second and last look, {final} seeds of each system",
     }[verdict.look]

@@ -12,7 +12,7 @@ from IPython.display import HTML, Image, Markdown, display
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
-from wimfris.results.comparisons import read_comparisons
+from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
@@ -148,7 +148,8 @@ class Results:
         for place in self.evidence:
             self._study_at(one, place, split)
         if one.extra:
-            everything = pd.concat([part.records for _, part in self.evidence.values()], ignore_index=True)
+            declared = [part.declared(params).records for params, part in self.evidence.values()]
+            everything = pd.concat(declared, ignore_index=True)
             _html(section_html(one.extra(everything, self.published), fold=True))
 
     def tables(self, name: str, title: str) -> None:
@@ -177,14 +178,14 @@ class Results:
         """Display predictions, learning curves and the learned emphasis; the first two are the committed pictures."""
         for file, alt in {
             "gallery.png": "Predictions on val at four quantiles of IoU: sentence, outlined target, tinted prediction.",
-            "curves.png": "Learning curves of the full model: losses by step, mIoU on val by epoch.",
+            "curves.png": "Learning curves of the full model: losses by step, validation mIoU by epoch.",
         }.items():
             path = _REPORTS / "figures" / self.place / file
             if path.is_file():
                 _picture(path, alt)
             else:
                 _html(notice(f"{path} has not been drawn."))
-        learned = self.evidence[self.place][1].emphasis.query("variant == 'full'")
+        learned = self.evidence[self.place][1].declared(self.params).emphasis.query("variant == 'full'")
         if len(learned):
             path = self._scratch / "emphasis.png"
             emphasis(learned, path, self.params.settings().scale)
@@ -197,9 +198,8 @@ class Results:
             _html(folded(f"The {len(part.runs)} runs at {place}", table))
 
     def _records(self) -> pd.DataFrame:
-        """Return the records without those of extra seeds, which decide the claims and enter no other table."""
-        records, extra = self.evidence[self.place][1].records, set(map(str, self.params.extra_runs()))
-        return records[~records["run"].isin(extra)]
+        """Return the records without those of extra seeds."""
+        return self.evidence[self.place][1].declared(self.params).records
 
     def _verdicts(self, place: str) -> list[Verdict]:
         return judge_place(self.evidence[place][0], self.plan, self.comparisons[place])
@@ -220,7 +220,7 @@ class Results:
             return  # another scale, which lacks most of the study
         _html(missing_html(missing_runs(records, params, study.variants), place))
         try:
-            comparisons = self.comparisons[place].with_pairs(records, study.pairs)
+            comparisons = self._comparisons_of(study, place)
             tables = [one.table(records, comparisons, split, self.published) for one in (study, *study.further)]
         except UserError as error:
             _html(notice(str(error)))
@@ -241,6 +241,12 @@ class Results:
                 continue  # the paper's figures stand beside the first place once
             _html(section_html(self._plain(section, place), fold=True))
         _html(runs_html(place, records, study.variants))
+
+    def _comparisons_of(self, study: Study, place: str) -> Comparisons:
+        """Return the comparisons of a study, checked against the evidence."""
+        params, evidence = self.evidence[place]
+        records = evidence.declared(params).records
+        return self.comparisons[place].for_study(records, study.pairs, self.plan.exploratory.seeds)
 
     def _plain(self, section: Section, place: str) -> Section:
         """Return the section without the sentence about the built-in data set, which the report states once."""

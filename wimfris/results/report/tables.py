@@ -50,9 +50,9 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
 
     Columns: dataset, scale, protocol, system, split, seeds (how many, 0 for a system without), n (sentences per seed);
     miou, oiou, pr50 .. pr90 (means over seeds, fractions); miou_sd (standard deviation over seeds, ddof 1, NaN for one
-    seed); miou_shuffled and miou_empty (mIoU of the controls, NaN unless every seed has them); `GENERALISED` if a
-    sentence names nothing; `OF_OBJECTS` if the records of a run have them. Rows are ordered by data set, scale, system
-    (`full` first) and split.
+    seed); miou_shuffled and miou_empty (mIoU of the controls, NaN unless every seed has them), n_controls (sentences of
+    each control per seed); `GENERALISED` if a sentence names nothing; `OF_OBJECTS` if the records of a run have them.
+    Rows are ordered by data set, scale, system (`full` first) and split.
 
     Raises `UserError` as `check_comparable` for the runs of one data set, scale and split.
     """
@@ -66,6 +66,7 @@ def main_table(records: pd.DataFrame) -> pd.DataFrame:
         row |= {metric: seeds[metric].mean(skipna=False) for metric in OF_OBJECTS if metric in seeds}
         row |= {"miou_sd": seeds["miou"].std(ddof=1)}
         row |= {f"miou_{control}": seeds[f"miou_{control}"].mean(skipna=False) for control in CONDITIONS[1:]}
+        row |= {"n_controls": int((part["condition"] == CONDITIONS[1]).sum() / len(seeds))}
         rows.append(row)
     table = pd.DataFrame(rows)
     order = pd.DataFrame(
@@ -113,7 +114,15 @@ def _sections(frame: pd.DataFrame) -> Iterator[Section]:
         title = f"{dataset}, scale {scale}, protocol {protocols}, {seeds}"
         cells = main_cells(part)
         cells = cells if part["seeds"].nunique() > 1 else cells.drop(columns="seeds")
-        yield Section(title, built_in_note(str(dataset), str(scale)), cells, guide=True)
+        note = f"{_controls_note(part)} {built_in_note(str(dataset), str(scale))}".strip()
+        yield Section(title, note, cells, guide=True)
+
+
+def _controls_note(part: pd.DataFrame) -> str:
+    """Return on how many sentences the controls were evaluated, where these are not all."""
+    fewer = part[(part["n_controls"] > 0) & (part["n_controls"] < part["n"])].drop_duplicates("split")
+    counts = ", ".join(f"{row.n_controls} of {row.n} on {row.split}" for row in fewer.itertuples())
+    return f"Shuffled and empty are of the first sentences of a split: {counts}." if counts else ""
 
 
 def write_paper_tables(name: str, reports: Path = Path("reports")) -> Path:
