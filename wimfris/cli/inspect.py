@@ -94,7 +94,7 @@ def ceiling() -> None:
     settings = read_params().settings()
     index = read_index(settings.folder / "index" / "index.parquet")
     title = f"{settings.folder.name}: targets drawn at {4 * settings.grid} x {4 * settings.grid}, percent"
-    table = Table("split", "n", "drawn by", "mIoU", "oIoU", "P@50", "P@70", "P@90", title=title)
+    table = Table("split", "n", "drawn by", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", title=title)
     for split in settings.data.splits:
         for way in WAYS:
             scores = score(settings, index[index["split"] == split], way)

@@ -36,7 +36,7 @@ from wimfris.settings.params import Params, read_params
 
 QUESTION = "Which settings does a search pick, and do they hold on data that it did not select by?"
 PAPER = "Window, kernels, widths, placement and loss weights are picked by hand; no search."
-ONLY_IN_FILES = ("P@70", "P@90", "seconds")  # columns that the terminal does not show
+ONLY_IN_FILES = ("Pr@0.7", "Pr@0.9", "seconds")  # columns that the terminal does not show
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wimfris.settings.params import Params
 
 PORT = 8000
-COLUMNS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
+COLUMNS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "Pr@0.5", "pr70": "Pr@0.7", "pr90": "Pr@0.9"}
 
 ImageOption = Annotated[Path | None, typer.Option(help="A picture of your own.")]
 TextOption = Annotated[str | None, typer.Option(help="The sentence: what to segment in it.")]

@@ -26,6 +26,26 @@ OF_OBJECTS = ("right", "iou_right")
 Both leave sentences out that name nothing.
 """
 
+LABELS = {
+    "miou": "mIoU",
+    "miou_sd": "SD",
+    "oiou": "oIoU",
+    "pr50": "Pr@0.5",
+    "pr60": "Pr@0.6",
+    "pr70": "Pr@0.7",
+    "pr80": "Pr@0.8",
+    "pr90": "Pr@0.9",
+    "miou_shuffled": "shuffled",
+    "miou_empty": "empty",
+    "giou": "gIoU",
+    "ciou": "cIoU",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
+    "right": "right object",
+    "iou_right": "IoU if right",
+}
+"""Metric -> its name in tables."""
+
 _HIT = 0.7  # the IoU threshold of pr70
 _MIXABLE = {
     "dataset": ("data sets", "select the records of one data set"),

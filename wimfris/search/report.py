@@ -19,7 +19,7 @@ from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, Section
 from wimfris.results.published import built_in_note
 from wimfris.results.report.comparison_tables import sections
-from wimfris.results.scores import METRICS
+from wimfris.results.scores import LABELS, METRICS
 
 Evidence = dict[str, Any]
 """A search, as `wimfris.search.evidence` writes it."""
@@ -29,7 +29,7 @@ Trial = dict[str, Any]
 
 FOLDER = Path("reports") / "search"
 SAMPLERS = {"tpe": "TPE", "random": "random"}
-_LABELS = {"miou": "mIoU", "oiou": "oIoU", "pr50": "P@50", "pr70": "P@70", "pr90": "P@90"}
+_LABELS = {name: LABELS[name] for name in ("miou", "oiou", "pr50", "pr70", "pr90")}
 _OBJECTIVES = {None: "", "parameters": ", against trained parameters", "latency": ", against latency"}
 _NUMBERS = (("trained", "trained parameters", ","), ("latency_ms", "ms", ".1f"), ("seconds", "seconds", ".0f"))
 _RATIO = "step / full's"

@@ -15,7 +15,7 @@ import seaborn as sns
 from wimfris.results.analyses.strata import STRATA, Stratum
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import Section, interval, percent
-from wimfris.results.scores import own_sentences, read_scores
+from wimfris.results.scores import LABELS, own_sentences, read_scores
 from wimfris.results.statistics import resample
 from wimfris.runs.records import CASE, SPLITS, holds_objects
 
@@ -23,7 +23,7 @@ DISTRACTORS = Stratum("distractors of the same class", "distractors", (0, 1), ("
 LEVELS: Mapping[str, Stratum] = {name: STRATA[name] for name in ("all", "kind", "size")} | {"distractors": DISTRACTORS}
 """The partitions by name."""
 
-METRICS = {"miou": "mIoU", "right": "right object", "iou_right": "IoU if right"}
+METRICS = {name: LABELS[name] for name in ("miou", "right", "iou_right")}
 
 
 def objects_table(

@@ -17,7 +17,7 @@ from wimfris.results.formats import DASH, GUIDE, interval, seeds_text
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
 from wimfris.results.report.comparison_tables import tier_levels
-from wimfris.results.scores import COMPARED
+from wimfris.results.scores import COMPARED, LABELS
 from wimfris.results.verdicts import Decision
 
 NOTHING = "Nothing here says that the method works at the paper's scale."
@@ -26,7 +26,7 @@ WINDOW = "window_helps"
 OTHER_WINDOWS = {"window_1": "1x1", "window_2": "2x2", "window_8": "8x8"}
 """Variant -> its window, for those that the answer on the window names beside 4x4."""
 
-METRICS = {"miou": "mIoU", "oiou": "oIoU", "pr70": "Pr@0.7", "right": "right object", "iou_right": "IoU if right"}
+METRICS = {name: LABELS[name] for name in ("miou", "oiou", "pr70", "right", "iou_right")}
 """Metric -> its name in the columns of `details`."""
 
 DECISIONS = (*get_args(Decision), CONSTRUCTION)

@@ -7,16 +7,9 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-METRICS = {
-    "miou": "mIoU",
-    "miou_sd": "SD",
-    "oiou": "oIoU",
-    "pr50": "Pr@0.5",
-    "pr60": "Pr@0.6",
-    "pr70": "Pr@0.7",
-    "pr80": "Pr@0.8",
-    "pr90": "Pr@0.9",
-}
+from wimfris.results.scores import LABELS
+
+METRICS = {name: LABELS[name] for name in ("miou", "miou_sd", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")}
 """The columns of a table of results, and their names."""
 
 SHORT = ("miou", "oiou", "pr50", "pr70", "pr90")

@@ -21,28 +21,10 @@ from wimfris.results.formats import (
     print_section,
 )
 from wimfris.results.published import built_in_note
-from wimfris.results.scores import GENERALISED, METRICS, OF_OBJECTS, by_seed, check_comparable
+from wimfris.results.scores import GENERALISED, LABELS, METRICS, OF_OBJECTS, by_seed, check_comparable
 from wimfris.runs.records import CONDITIONS, NO_SEED, SPLITS
 
 _ROW = ("dataset", "scale", "protocol", "system", "split")
-_PERCENT = {
-    "miou": "mIoU",
-    "miou_sd": "SD",
-    "oiou": "oIoU",
-    "pr50": "P@50",
-    "pr60": "P@60",
-    "pr70": "P@70",
-    "pr80": "P@80",
-    "pr90": "P@90",
-    "miou_shuffled": "shuffled",
-    "miou_empty": "empty",
-    "giou": "gIoU",
-    "ciou": "cIoU",
-    "n_acc": "N-acc",
-    "t_acc": "T-acc",
-    "right": "right object",
-    "iou_right": "IoU if right",
-}
 
 
 def main_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +67,7 @@ def main_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a main table's columns from `system` on as text, metrics in percent; empty where unknown."""
     cells = table[["system", "split", "seeds", "n"]].astype(str)
     cells["seeds"] = cells["seeds"].replace("0", "none")
-    for column, name in ((column, name) for column, name in _PERCENT.items() if column in table):
+    for column, name in ((column, name) for column, name in LABELS.items() if column in table):
         cells[name] = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in table[column]]
     return cells
 
@@ -100,9 +82,9 @@ def write_table(frame: pd.DataFrame, stem: Path, further: Sequence[Section] = ()
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print a main table to the terminal, a block for each data set and scale, without P@60 and P@80."""
+    """Print a main table to the terminal, a block for each data set and scale, without Pr@0.6 and Pr@0.8."""
     for section in _sections(frame):
-        print_section(section, ("P@60", "P@80"), console)
+        print_section(section, ("Pr@0.6", "Pr@0.8"), console)
 
 
 def _sections(frame: pd.DataFrame) -> Iterator[Section]:
@@ -114,7 +96,7 @@ def _sections(frame: pd.DataFrame) -> Iterator[Section]:
         title = f"{dataset}, scale {scale}, protocol {protocols}, {seeds}"
         cells = main_cells(part)
         cells = cells if part["seeds"].nunique() > 1 else cells.drop(columns="seeds")
-        note = f"{_controls_note(part)} {built_in_note(str(dataset), str(scale))}".strip()
+        note = (_controls_note(part) + built_in_note(str(dataset), str(scale))).strip()
         yield Section(title, note, cells, guide=True)
 
 
