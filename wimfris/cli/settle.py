@@ -190,7 +190,7 @@ def _print(
     if left_out:
         print(f"no estimate yet for {', '.join(left_out)}: each needs a run of every system that it compares")
     if not open_claims:
-        print("no claim with an estimate is open: each one is decided or at its last look")
+        print(f"no {'other ' if left_out else ''}claim is open: each one is decided, or at its last look")
         return
     first, final = plan.confirmatory.looks
     columns = ("claim", f"chance by {first} seeds", f"by {final}", "80% needs", "in the plan")

@@ -18,7 +18,19 @@ from wimfris.results.formats import Section, latex_text, markdown_text, parse_ma
 from wimfris.results.report.tables import main_table, print_table, write_table
 
 COLUMNS = ["dataset", "scale", "protocol", "system", "split", "seeds", "n"]
-COLUMNS += ["miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90", "miou_sd", "miou_shuffled", "miou_empty"]
+COLUMNS += [
+    "miou",
+    "oiou",
+    "pr50",
+    "pr60",
+    "pr70",
+    "pr80",
+    "pr90",
+    "miou_sd",
+    "miou_shuffled",
+    "miou_empty",
+    "n_controls",
+]
 
 
 def run(
