@@ -13,12 +13,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(prepare.data_app, name="data")
-app.add_typer(prepare.encoders_app, name="encoders")
-app.add_typer(measure.measure_app, name="measure")
-for module in (use, inspect, training, evidence, settle):
+DATA, USE, CHECK, TRAIN, RESULTS = (
+    "Data and encoders",
+    "Use a model",
+    "Check and measure",
+    "Train and evaluate",
+    "Results",
+)
+app.add_typer(prepare.data_app, name="data", rich_help_panel=DATA)
+app.add_typer(prepare.encoders_app, name="encoders", rich_help_panel=DATA)
+app.add_typer(measure.measure_app, name="measure", rich_help_panel=CHECK)
+for panel, module in ((USE, use), (CHECK, inspect), (TRAIN, training), (RESULTS, evidence), (RESULTS, settle)):
     for verb in module.VERBS:
-        app.command()(verb)
+        app.command(rich_help_panel=panel)(verb)
 
 
 def main() -> NoReturn:

@@ -17,8 +17,8 @@ from wimfris.files import write_text
 from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
-from wimfris.results.evidence import evidence_names
-from wimfris.results.formats import interval
+from wimfris.results.evidence import evidence_names, read_evidence
+from wimfris.results.formats import DASH, interval
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
@@ -174,17 +174,21 @@ def splits(evidence: Evidence) -> str:
 
 
 def studies(evidence: Evidence) -> str:
-    """Return the studies: the question, the runs beyond the core, and the table of the committed results."""
-    rows = []
+    """Return the studies: the question, the table of the committed results, and the trained runs beyond the core."""
+    rows, trained = [], set(read_evidence(evidence.params, evidence.reports).runs["run"])
     for study in load_studies(evidence.root / "studies"):
         params = evidence.params
         link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
-        if isinstance(study, Study) and not study.is_at(params.scale):
+        here_too = not isinstance(study, Study) or study.is_at(params.scale)
+        if isinstance(study, Study) and not here_too:
             params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
         here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
-        runs = sum(len(params.runs_of(name)) for name in variants_of(here, params) if name in params.beyond)
-        rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, str(runs)))
-    return pipe_table(("study", "question", "results", "runs beyond the core"), rows, words=3)
+        beyond = [name for name in variants_of(here, params) if name in params.beyond]
+        runs = [str(run) for name in beyond for run in params.runs_of(name)]
+        done = len(trained.intersection(runs)) if here_too else 0
+        cell = f"{done} of {len(runs)}" if runs else DASH
+        rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, cell))
+    return pipe_table(("study", "question", "results", "trained beyond the core"), rows, words=3)
 
 
 def small(evidence: Evidence) -> str:
