@@ -7,7 +7,6 @@ import typer
 from wimfris.errors import UserError
 from wimfris.settings.params import Params, read_params
 
-RunOption = Annotated[str, typer.Option(help="The run, <variant>-<seed>.")]
 ScaleOption = Annotated[str | None, typer.Option(help="The scale; by default params.yaml's.")]
 VariantOption = Annotated[str, typer.Option(help="The variant; at some scales variants have other encoders.")]
 DataOption = Annotated[str | None, typer.Option(help="The data set; by default params.yaml's.")]

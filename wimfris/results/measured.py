@@ -18,14 +18,13 @@ from wimfris.errors import UserError
 from wimfris.files import replacing, write_text
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.csv_files import read_csv
+from wimfris.results.evidence import REPORTS
 from wimfris.results.formats import Section
 from wimfris.runs.fingerprint import digest, run_code
 from wimfris.runs.manifest import code_revision
 from wimfris.settings.params import Params
 from wimfris.settings.same import differences
 from wimfris.settings.schema import Settings
-
-REPORTS = Path("reports")
 
 
 @dataclass(frozen=True)

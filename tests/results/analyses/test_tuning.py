@@ -30,7 +30,7 @@ def row(params: Params, run: str, miou: float, **others: Any) -> dict[str, Any]:
     kind, name = (
         ("recipe", variant.removeprefix("recipe_")) if variant.startswith("recipe") else ("trial", variant[5:-3])
     )
-    scores = dict.fromkeys(measured.SCORES, miou)
+    scores = dict.fromkeys(measured.METRICS, miou)
     base = {
         "run": run,
         "seed": int(seed),

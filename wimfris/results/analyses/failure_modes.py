@@ -18,7 +18,7 @@ def failure_modes_report(inputs: Inputs, labels: Mapping[str, str], baseline: st
     Where records say which object a prediction overlaps most, a further part shows how often it is the right one, also
     for the systems that were not trained here.
     """
-    settings = inputs.params.settings("full")
+    settings = inputs.settings
     systems = [variant for variant in labels if variant != baseline]
     table = strata_table(inputs.records, inputs.measures["strata-labels.parquet"], systems, baseline)
     intro = []

@@ -21,6 +21,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
 from wimfris.errors import UserError
+from wimfris.results.comparisons import UNADJUSTED
 from wimfris.results.differences import compare
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import Section, interval, percent, seeds_text
@@ -31,7 +32,6 @@ from wimfris.results.statistics import Estimate, estimate, linearise, resample
 from wimfris.runs.records import CASE, SPLITS
 
 FOOT = "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts."
-ERROR = 0.05
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 
 
@@ -157,7 +157,7 @@ def _level_rows(
 
 
 def _cells(name: str, any_seed: Estimate, these_low: float, these_high: float) -> dict[str, object]:
-    half = any_seed.half_width(ERROR)
+    half = any_seed.half_width(UNADJUSTED)
     return {
         name: any_seed.difference,
         f"{name}_these_low": these_low,

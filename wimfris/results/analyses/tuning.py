@@ -17,6 +17,7 @@ from wimfris.files import write_text
 from wimfris.results.csv_files import read_csv
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import digest
 from wimfris.runs.manifest import read_manifest
@@ -25,7 +26,6 @@ from wimfris.settings.run import Run
 from wimfris.settings.tuning import Tuning, flat
 
 SPLIT = "tune"
-SCORES = ("miou", "oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 COLUMNS = (
     "run",
     "seed",
@@ -33,7 +33,7 @@ COLUMNS = (
     "name",
     "values",
     "settings",
-    *SCORES,
+    *METRICS,
     "n",
     "minutes",
     "commit",
@@ -89,7 +89,7 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
         "name": families.get(run.variant, run.variant.removeprefix("recipe_")),
         "values": json.dumps(params.tuned[run.variant][1], sort_keys=True),
         "settings": settings_digest(params, run.variant),
-        **{name: round(scores[name], 6) for name in SCORES},
+        **{name: round(scores[name], 6) for name in METRICS},
         "n": scores["n"],
         "minutes": round(manifest["wall_seconds"] / 60, 2),
         "commit": manifest["code"]["commit"],

@@ -13,7 +13,7 @@ from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
-from wimfris.results.evidence import Evidence, evidence_names, read_evidence
+from wimfris.results.evidence import REPORTS, Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
 from wimfris.results.ingested import beside_ours, ingested_section, read_ingested
@@ -42,7 +42,6 @@ from wimfris.runs.records import SPLITS
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-_REPORTS = Path("reports")
 WINDOW_STUDY = "window_size"
 WINDOW_HEADING = "Does the window matter?"
 """The study whose picture stands with the answer on the window, and the heading of that part of the notebook."""
@@ -89,7 +88,7 @@ class Results:
     def window(self) -> None:
         """Display the answer to "Does the window matter?", with its picture."""
         display(Markdown(window_answer(self._verdicts(self.place), self.comparisons[self.place])))
-        path = _REPORTS / "figures" / self.place / f"{WINDOW_STUDY}.png"
+        path = REPORTS / "figures" / self.place / f"{WINDOW_STUDY}.png"
         if path.is_file():
             _picture(
                 path, f"Window size at {self.place}: mIoU of every run on val, and the differences with intervals."
@@ -155,7 +154,7 @@ class Results:
     def tables(self, name: str, title: str) -> None:
         """Display the committed tables and pictures of a study that needs more than records: `name` or `name`-*."""
         display(Markdown(f"### {title}"))
-        folder = _REPORTS / "tables" / self.place
+        folder = REPORTS / "tables" / self.place
         paths = [*folder.glob(f"{name}.md"), *sorted(folder.glob(f"{name}-*.md"))]
         if not paths:
             _html(notice(f"{folder} has no tables of {name}."))
@@ -166,7 +165,7 @@ class Results:
             part = path.stem.removeprefix(name).removeprefix("-").capitalize()
             if part:
                 display(Markdown(f"#### {part}"))
-            picture = _REPORTS / "figures" / self.place / f"{path.stem}.png"
+            picture = REPORTS / "figures" / self.place / f"{path.stem}.png"
             if picture.is_file():
                 _picture(picture, f"{title}: the picture of the tables {path.stem}.")
             for section in shown:
@@ -180,7 +179,7 @@ class Results:
             "gallery.png": "Predictions on val at four quantiles of IoU: sentence, outlined target, tinted prediction.",
             "curves.png": "Learning curves of the full model: losses by step, validation mIoU by epoch.",
         }.items():
-            path = _REPORTS / "figures" / self.place / file
+            path = REPORTS / "figures" / self.place / file
             if path.is_file():
                 _picture(path, alt)
             else:
@@ -254,7 +253,7 @@ class Results:
         return section.without(built_in_note(settings.data.name, settings.scale))
 
 
-def evidence_by_place(params: Params, reports: Path = _REPORTS) -> Mapping[str, tuple[Params, Evidence]]:
+def evidence_by_place(params: Params, reports: Path = REPORTS) -> Mapping[str, tuple[Params, Evidence]]:
     """Return the current evidence, that of params.yaml first: name of data set and scale -> params there, and evidence.
 
     Raises `UserError` if the evidence for the set and scale of params.yaml is missing.
