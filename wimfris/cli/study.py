@@ -26,7 +26,7 @@ from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, origin_note, read_measure
 from wimfris.results.plan import read_plan
 from wimfris.results.published import read_published
-from wimfris.results.releases import origin_of
+from wimfris.results.releases import origin_of, release_of
 from wimfris.results.report.comparison_figure import draw
 from wimfris.results.report.comparison_tables import sections
 from wimfris.results.studies import load_study, variants_of
@@ -201,8 +201,10 @@ def _report(study: Study | Measured, params: Params, runs: Sequence[Run], *, alo
     evidence = everything.select([str(run) for run in runs])
     if isinstance(study, Measured):
         report = study.report(_inputs(study, params, everything if study.controls else evidence))
-        note = origin_note(params.settings(), study.measures) if study.measures else ""
-        intro = "\n\n".join(filter(None, [_intro(study), note, report.intro]))
+        measured = origin_note(params.settings(), study.measures) if study.measures else ""
+        reads = study.variants or study.controls
+        records = f"Records: evidence {release_of(params.settings().folder.name)}." if reads else ""
+        intro = "\n\n".join(filter(None, [_intro(study), f"{measured} {records}".strip(), report.intro]))
         return _Shown(replace(report, intro=intro), report.sections)
     published = read_published(REPORTS / "published.csv")
     tables = study.tables(evidence.records, _comparisons(study, params, evidence, alone), published)
