@@ -768,3 +768,10 @@ def test_the_explorer_changes_no_run(tmp_path: Path) -> None:
 )
 def test_systems_of_the_explorer_are_known_and_few(systems: list[str], message: str, tmp_path: Path) -> None:
     assert message_of(tmp_path, explorer=systems) == f"params.yaml: {message}"
+
+
+def test_another_protocol_keeps_the_rest_of_the_shared_section() -> None:
+    params = read_params(ROOT / "params.yaml").model_copy(
+        update={"evaluate": {"protocol": "cris", "control_images": 7}}
+    )
+    assert params.with_protocol("lavt").evaluate == {"protocol": "lavt", "control_images": 7}
