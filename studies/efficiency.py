@@ -4,7 +4,7 @@ What does the neck's window cost, and what do the adapters, beside the necks and
 width and about equal trained parameters? The paper states trained parameters alone (3.0M); its reviewers asked for
 operations, latency, throughput and memory.
 
-    wimfris measure efficiency        # six minutes at scale tiny, on a machine that does nothing else
+    wimfris measure efficiency        # 25 minutes at scale tiny, on a machine that does nothing else
     python studies/efficiency.py      # tables and picture
 
 Nothing is trained: what a system costs does not depend on its weights. Parameters and operations are also given at

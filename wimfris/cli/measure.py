@@ -27,7 +27,7 @@ def efficiency(
         typer.Option(min=0, help="Repetitions of each timing, in each of three rounds; 0 times nothing."),
     ] = 20,
 ) -> None:
-    """Measure every system's parameters, operations, time and memory. At scale tiny: six minutes. Run nothing else
+    """Measure every system's parameters, operations, time and memory. At scale tiny: 25 minutes. Run nothing else
     on the machine meanwhile.
     """
     from wimfris.measure.efficiency import measure_efficiency
