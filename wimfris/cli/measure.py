@@ -26,13 +26,14 @@ def efficiency(
         int,
         typer.Option(min=0, help="Repetitions of each timing, in each of three rounds; 0 times nothing."),
     ] = 20,
+    note: Annotated[str, typer.Option(help="What else ran on the machine; the table shows it.")] = "",
 ) -> None:
     """Measure every system's parameters, operations, time and memory. At scale tiny: 25 minutes. Run nothing else
     on the machine meanwhile.
     """
     from wimfris.measure.efficiency import measure_efficiency
 
-    measure_efficiency(params_at(scale), repetitions)
+    measure_efficiency(params_at(scale), repetitions, note)
 
 
 @measure_app.command("failure_modes")

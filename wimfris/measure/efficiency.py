@@ -51,8 +51,8 @@ ROUNDS = 3  # through all systems, so that a slow minute of the machine does not
 REPETITIONS = 20  # a round
 
 
-def measure_efficiency(params: Params, repetitions: int = REPETITIONS) -> None:
-    """Write reports/measures/<set>-<scale>/efficiency.csv, a row a system.
+def measure_efficiency(params: Params, repetitions: int = REPETITIONS, note: str = "") -> None:
+    """Write reports/measures/<set>-<scale>/efficiency.csv, a row a system; note: what else ran on the machine.
 
     Columns: variant, scale; trained_<part>, parameters, gflops_<part> at the scale in use and, after `base_`, at the
     paper's; machine, processes, step_batch, repetitions; latency_ms_<batch>, neck_ms_<batch> and step_ms with their
@@ -70,7 +70,10 @@ def measure_efficiency(params: Params, repetitions: int = REPETITIONS) -> None:
     for variant in systems:
         row = {"variant": variant, "scale": params.scale, **counts(params.settings(variant))}
         row |= {f"base_{name}": value for name, value in counts(at_papers_scale.settings(variant)).items()}
-        rows.append(row | (summary(timings[variant]) if repetitions else {}))
+        if repetitions:
+            row |= summary(timings[variant])
+            row["machine"] = "; ".join(filter(None, [row["machine"], note]))
+        rows.append(row)
     write_measure(pd.DataFrame(rows), params.settings(), "efficiency.csv")
 
 

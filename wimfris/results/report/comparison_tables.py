@@ -13,6 +13,7 @@ from wimfris.results.comparisons import CONTROL, EXPLORATORY, PRIMARY
 from wimfris.results.formats import DASH, Section, interval, percent
 from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
 from wimfris.results.releases import Origin
+from wimfris.results.scores import LABELS
 from wimfris.results.statistics import POWER
 
 _LEFT = ("block", "row", "verdict", "tier", "trust")
@@ -105,7 +106,7 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
     for name, column in (("mIoU", "miou"), ("SD", "miou_sd"), ("oIoU", "oiou")):
         cells[name] = percent(table[column])
     for threshold in (50, 70, 90):
-        cells[f"P@{threshold}"] = percent(table[f"pr{threshold}"])
+        cells[LABELS[f"pr{threshold}"]] = percent(table[f"pr{threshold}"])
     cells["better in"] = percent(table["improvement"])
     if "parameters" in table:
         cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
