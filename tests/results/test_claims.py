@@ -257,7 +257,7 @@ def test_a_metric_that_runs_lack_is_not_measured() -> None:
         assert judged[1].reason == "not measured: these runs lack the column right_object; train them again"
         assert len(summary(judged)) == 3 and details(judged[1], plan, comparisons).empty
         assert needs(plan, judged, SIDE) == []
-        assert without_estimate(plan, judged, SIDE) == ["iou", "right"]
+        assert without_estimate(plan, judged, SIDE) == ["objects", "masks"]
 
 
 def test_the_metric_is_part_of_the_plan() -> None:

@@ -123,7 +123,7 @@ def test_learning_curves_draw_every_run(tmp_path: Path, drawn: list[Figure]) -> 
             steps = [event for event in events if event["event"] == "step"]
             np.testing.assert_array_equal(line.get_xdata(), [event["step"] for event in steps])
             np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [event[name] for event in steps])
-    (first, *_) = axes["Validation mIoU (%)"].get_lines()
+    (first, *_) = axes["mIoU on val (%)"].get_lines()
     np.testing.assert_allclose(np.asarray(first.get_ydata(), float), [10, 20, 30])
 
 

@@ -115,7 +115,7 @@ def test_the_families_of_fusion_are_corrected_apart() -> None:
     fusion = study("fusion")
     (past,) = fusion.further
     assert {row.variant for row in fusion.rows} & {row.variant for row in past.rows} == {"full"}
-    assert set(past.variants) < set(fusion.variants) and "one seed" in past.title
+    assert set(past.variants) < set(fusion.variants) and "smoke test" in past.title
 
 
 def test_the_core_study_has_every_core_variant(committed: Path) -> None:

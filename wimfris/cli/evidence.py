@@ -64,24 +64,9 @@ def study(name: Annotated[str, typer.Argument(help="A file of studies/, for exam
 
 def compare() -> None:
     """Compute all comparisons of the claims and the studies, for every data set and scale (reports/comparisons)."""
-    from wimfris.results.analyses.controls import control_pairs
-    from wimfris.results.comparisons import comparisons_path, read_comparisons, write_comparisons
-    from wimfris.results.evidence import evidence_names, read_evidence
-    from wimfris.results.plan import read_plan
-    from wimfris.results.studies import load_studies, study_pairs
-    from wimfris.results.tiers import compute_comparisons, moved
+    from wimfris.results.refresh import refresh_comparisons
 
-    params, plan, studies = read_params(), read_plan(), load_studies()
-    for name in evidence_names():
-        here = params.at_name(name)
-        side = here.settings().grid
-        pairs = study_pairs(studies, plan, side) | dict.fromkeys(control_pairs(here), False)
-        comparisons = compute_comparisons(read_evidence(here), plan, pairs, side, here.controls)
-        before = read_comparisons(name) if comparisons_path(name).is_file() else None
-        path = write_comparisons(comparisons, name)
-        print(f"{path}: {len(comparisons.primary)} primary and {len(comparisons.exploratory)} exploratory comparisons")
-        for line in moved(before, comparisons) if before else ():
-            print(f"  {line}")
+    print(*refresh_comparisons(read_params()), sep="\n")
 
 
 def tables() -> None:

@@ -156,8 +156,8 @@ def _train(params: Params, runs: Sequence[Run], jobs: int | None, *, dry_run: bo
 
 def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) -> None:
     """Train to the first look, judge, and take what is still open to the second look."""
-    from wimfris.cli.evidence import compare
     from wimfris.results.plan import register
+    from wimfris.results.refresh import refresh_comparisons
 
     if register(plan):
         print("reports/registration.yaml: the plan is registered; commit it before the runs end")
@@ -165,7 +165,7 @@ def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) 
         numbers = {name: min(n, look) for name, n in best.seeds.items()}
         params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
         _train(params, _runs(plan, best, look), jobs)
-        compare()
+        print(*refresh_comparisons(read_params()), sep="\n")
         _, still, _ = _plan(params, plan, wanted, None)
         left = [need for need in still if best.looks.get(need.verdict.claim.name, 0) > look]
         if not left:

@@ -15,7 +15,6 @@ from typing import NoReturn
 import pandas as pd
 
 from wimfris.cli.entry import run_command
-from wimfris.cli.evidence import compare
 from wimfris.errors import UserError
 from wimfris.files import write_text
 from wimfris.results.comparison import Study
@@ -26,6 +25,7 @@ from wimfris.results.ingested import read_ingested
 from wimfris.results.measured import Inputs, Measured, Report, origin_note, read_measure
 from wimfris.results.plan import read_plan
 from wimfris.results.published import read_published
+from wimfris.results.refresh import refresh_comparisons
 from wimfris.results.releases import origin_of, release_of
 from wimfris.results.report.comparison_figure import draw
 from wimfris.results.report.comparison_tables import sections
@@ -66,7 +66,7 @@ def _run(study: Study | Measured, options: argparse.Namespace) -> int:
         raise UserError(f"{study.name}: no current evidence of {_listed(missing)}; train them, without --no-train")
     failed = 0 if options.no_train else _train(params, missing, options.jobs)
     if missing and options.scale and not options.no_train:  # the study prints comparisons, and no stage computes these
-        compare()
+        print(*refresh_comparisons(read_params()), sep="\n")
     if failed:
         print(f"wimfris: {failed} runs of {study.name} failed; the same command tries them again", file=sys.stderr)
         return 1

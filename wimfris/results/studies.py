@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from wimfris.errors import UserError, suggestion
@@ -52,3 +53,8 @@ def study_pairs(studies: Sequence[Study | Measured], plan: Plan, side: int) -> d
             known = pair[::-1] if pair[::-1] in pairs else pair
             pairs[known] = pairs.get(known, True) and study.name not in plan.exploratory.studies
     return pairs
+
+
+def control_pairs(params: Params) -> list[Pair]:
+    """Return the pairs of variants that compute the same function at the current scale, a control first."""
+    return [pair[::-1] for group in params.same_function() for pair in combinations(group, 2)]

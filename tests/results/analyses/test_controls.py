@@ -11,7 +11,6 @@ from wimfris.results.analyses.controls import (
     NETWORKS,
     SEEDS,
     VARIANTS,
-    control_pairs,
     damage_table,
     halved,
     rates_table,
@@ -20,6 +19,7 @@ from wimfris.results.analyses.controls import (
 from wimfris.results.comparisons import Comparisons, rows_frame
 from wimfris.results.plan import CLAIMS, read_plan
 from wimfris.results.scores import Scores
+from wimfris.results.studies import control_pairs
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,6 @@ damage should be detected is the power of `wimfris.results.statistics` at the me
 """
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,12 @@ from wimfris.results.measured import Inputs, Report
 from wimfris.results.plan import METRIC, SPLIT, Plan, read_plan
 from wimfris.results.scores import Scores, read_scores
 from wimfris.results.statistics import Estimate, Floats, estimate, linearise
+from wimfris.results.studies import control_pairs
 from wimfris.settings.params import Params
 
 WORLDS = 1000  # simulated experiments with planted damage
 HALVES = 200  # random halvings of the seeds of a function
 NETWORKS, VARIANTS, SEEDS = "one network and another, these seeds", "control and original, any seed", "halves of seeds"
-
-
-def control_pairs(params: Params) -> list[Pair]:
-    """Return the pairs of variants that compute the same function at the current scale, a control first."""
-    return [pair[::-1] for group in params.same_function() for pair in combinations(group, 2)]
 
 
 def controls_report(inputs: Inputs, sizes: Sequence[float]) -> Report:
