@@ -11,7 +11,6 @@ from rich.table import Table
 
 from wimfris.errors import UserError, suggestion
 from wimfris.files import write_text
-from wimfris.results.claims import Verdict
 from wimfris.results.evidence import Evidence
 from wimfris.results.plan import Plan
 from wimfris.results.settle import Need, SettlePlan
@@ -37,7 +36,6 @@ def settle(
     for all of them, with its cost by the times of past runs. After a kill, `--run` continues.
     """
     from wimfris.results.plan import read_plan
-    from wimfris.results.settle import without_estimate
 
     params, plan = read_params(), read_plan()
     wanted = [*([claim] if claim else []), *(claims or [])]
@@ -46,9 +44,7 @@ def settle(
         if name not in names:
             raise UserError(f"settle {name}: no such claim; {suggestion(name, names, 'claims')}")
     minutes = None if budget is None else parse_budget(budget)
-    verdicts, open_claims, best = _plan(params, plan, wanted, minutes)
-    unknown = without_estimate(plan, verdicts, params.settings().grid)
-    left_out = [name for name in unknown if not wanted or name in wanted]
+    open_claims, left_out, best = _plan(params, plan, wanted, minutes)
     _print(plan, open_claims, best, left_out, _base_hours(params) if base else None)
     if not (run or dry_run) or not best.looks:
         return
@@ -94,21 +90,23 @@ def with_extra_seeds(params: Params, plan: Plan, seeds: Mapping[str, int]) -> Pa
 
 def _plan(
     params: Params, plan: Plan, wanted: Sequence[str], budget: float | None
-) -> tuple[list[Verdict], list[Need], SettlePlan]:
-    """Return all verdicts, what the open ones of the wanted claims need, and the cheapest plan for those."""
+) -> tuple[list[Need], list[str], SettlePlan]:
+    """Return what the open ones of the wanted claims need, those without an estimate, and the cheapest plan.
+
+    The scatter over seeds is that of all claims, wanted or not.
+    """
     from wimfris.results.claims import judge_place
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import read_evidence
-    from wimfris.results.settle import cheapest, needs
+    from wimfris.results.settle import cheapest, needs, without_estimate
 
     settings = params.settings()
     evidence = read_evidence(params)
     verdicts = judge_place(params, plan, read_comparisons(settings.folder.name))
-    open_claims = [
-        need for need in needs(plan, verdicts, settings.grid) if not wanted or need.verdict.claim.name in wanted
-    ]
-    best = cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
-    return [one for one in verdicts if not wanted or one.claim.name in wanted], open_claims, best
+    names = wanted or [one.claim.name for one in verdicts]
+    open_claims = [need for need in needs(plan, verdicts, settings.grid) if need.verdict.claim.name in names]
+    left_out = [name for name in without_estimate(plan, verdicts, settings.grid) if name in names]
+    return open_claims, left_out, cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
 
 
 class _Default(dict[str, float]):
@@ -166,7 +164,7 @@ def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) 
         params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
         _train(params, _runs(plan, best, look), jobs)
         print(*refresh_comparisons(read_params()), sep="\n")
-        _, still, _ = _plan(params, plan, wanted, None)
+        still, _, _ = _plan(params, plan, wanted, None)
         left = [need for need in still if best.looks.get(need.verdict.claim.name, 0) > look]
         if not left:
             break

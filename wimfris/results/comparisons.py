@@ -24,12 +24,11 @@ import pandas as pd
 
 from wimfris.errors import UserError
 from wimfris.files import write_text
-from wimfris.metrics import ious
 from wimfris.results.csv_files import read_csv
 from wimfris.results.differences import Difference, Pair, compare
 from wimfris.results.evidence import REPORTS
 from wimfris.results.plan import METRIC, SPLIT
-from wimfris.results.scores import own_sentences
+from wimfris.results.scores import run_scores
 from wimfris.runs.records import SPLITS
 
 PRIMARY, EXPLORATORY, CONTROL, NO_TIER = "primary", "exploratory", "control", ""
@@ -102,9 +101,7 @@ class Comparisons:
 
         seeds: those of the exploratory tier. Comparisons after a look rest on confirmatory seeds and are not checked.
         """
-        part = own_sentences(records[(records["split"] == SPLIT) & records["seed"].isin(seeds)])
-        part = part.assign(iou=ious(part["intersection"], part["union"]))
-        scores = part.groupby(["variant", "seed"], observed=True)["iou"].mean()
+        scores = run_scores(records[records["seed"].isin(seeds)], SPLIT)
         for pair in pairs:
             row = self.quote(*pair)
             if row is None or row["look"] > 0:

@@ -31,8 +31,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from wimfris.errors import UserError
 from wimfris.files import replacing
-from wimfris.metrics import ious
-from wimfris.results.scores import own_sentences
+from wimfris.results.scores import run_scores
 from wimfris.runs.log import Event
 from wimfris.settings.run import Run
 
@@ -120,9 +119,7 @@ def learning_curves(logs: Logs, path: Path, images: int | None = None) -> None:
 
 def draw_all_runs(records: pd.DataFrame, path: Path) -> None:
     """Draw the mIoU on val of every run to a PNG: a row a variant, best first, a colour a seed."""
-    part = own_sentences(records[records["split"] == "val"])
-    part = part.assign(percent=100 * ious(part["intersection"], part["union"]))
-    scores = part.groupby(["variant", "seed"], as_index=False, observed=True)["percent"].mean()
+    scores = (100 * run_scores(records, "val")).rename("percent").reset_index()
     order = scores.groupby("variant", observed=True)["percent"].mean().sort_values(ascending=False).index
     seeds = sorted(scores["seed"].unique())
     colours = dict(zip(seeds, sns.color_palette("colorblind", len(seeds)), strict=True))

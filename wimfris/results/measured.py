@@ -109,9 +109,11 @@ def read_measure(settings: Settings, file: str, reports: Path = REPORTS) -> pd.D
 
 def origin_note(settings: Settings, files: Sequence[str], reports: Path = REPORTS) -> str:
     """Return where measurements come from, in a sentence: their commit, and whether the model's code has changed."""
-    origins = [_origins(settings, reports)[file] for file in files]
+    recorded = _origins(settings, reports)
+    origins = [recorded[file] for file in files]
     commits = dict.fromkeys(f"{(one['commit'] or 'unknown')[:7]}{'+' if one['dirty'] else ''}" for one in origins)
-    changed = any(one["code"] != _code(settings) for one in origins)
+    code = _code(settings)
+    changed = any(one["code"] != code for one in origins)
     return f"Measured at commit {' and '.join(commits)}." + " The code of the model has changed since." * changed
 
 

@@ -59,6 +59,13 @@ def own_sentences(records: pd.DataFrame) -> pd.DataFrame:
     return records[records["condition"] == CONDITIONS[0]]
 
 
+def run_scores(records: pd.DataFrame, split: str) -> pd.Series:
+    """Return the mIoU of every run on a split, by variant and seed."""
+    part = own_sentences(records[records["split"] == split])
+    part = part.assign(iou=ious(part["intersection"], part["union"]))
+    return part.groupby(["variant", "seed"], observed=True)["iou"].mean()
+
+
 def check_comparable(part: pd.DataFrame, where: str) -> None:
     """Check that runs have one data set, scale and protocol, and the same sentences, each once.
 

@@ -192,7 +192,7 @@ def _trained_at(searches: Sequence[Evidence]) -> str:
     """Return at which commits the trials were trained, and how many sentences val had then."""
     commits = dict.fromkeys((search["code"]["commit"] or "unknown")[:7] for search in searches)
     sentences = dict.fromkeys(str(search["reference"]["metrics"]["val"]["n"]) for search in searches)
-    return f"Trained at commit {' and '.join(commits)}; val had {' and '.join(sentences)} sentences. "
+    return f"Trained at commit {' and '.join(commits)}; val had {' and '.join(sentences)} sentences."
 
 
 def _table(rows: Iterable[dict[str, str]], columns: list[str] | None = None) -> pd.DataFrame:

@@ -147,9 +147,9 @@ class Params(Section):
 
     def with_protocol(self, protocol: str | None) -> "Params":
         """Return these params with another evaluation protocol, or unchanged for None."""
-        return (
-            self if protocol is None else self.model_copy(update={"evaluate": self.evaluate | {"protocol": protocol}})
-        )
+        if protocol is None:
+            return self
+        return self.model_copy(update={"evaluate": self.evaluate | {"protocol": protocol}})
 
     @property
     def beyond(self) -> dict[str, dict[str, Any]]:

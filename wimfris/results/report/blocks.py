@@ -179,14 +179,14 @@ def studies(evidence: Evidence) -> str:
     for study in load_studies(evidence.root / "studies"):
         params = evidence.params
         link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"
-        here_too = not isinstance(study, Study) or study.is_at(params.scale)
-        if isinstance(study, Study) and not here_too:
+        known = trained
+        if isinstance(study, Study) and not study.is_at(params.scale):
+            known = set()
             params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
         here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
         beyond = [name for name in variants_of(here, params) if name in params.beyond]
         runs = [str(run) for name in beyond for run in params.runs_of(name)]
-        done = len(trained.intersection(runs)) if here_too else 0
-        cell = f"{done} of {len(runs)}" if runs else DASH
+        cell = f"{len(known.intersection(runs))} of {len(runs)}" if runs else DASH
         rows.append((f"[{study.name}](../studies/{study.name}.py)", study.question, link, cell))
     return pipe_table(("study", "question", "results", "trained beyond the core"), rows, words=3)
 

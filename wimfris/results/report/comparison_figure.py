@@ -11,12 +11,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from wimfris.metrics import ious
 from wimfris.results.comparisons import EXPLORATORY, PRIMARY
 from wimfris.results.figures import saved_figure
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.published import BUILT_IN, PAPERS_SET
-from wimfris.results.scores import own_sentences
+from wimfris.results.scores import run_scores
 
 _SEPARATED, _OPEN, _PAPER = sns.color_palette("colorblind")[0], "0.45", sns.color_palette("colorblind")[1]
 _ROW, _MARGINS = 0.3, 1.8  # inches
@@ -81,10 +80,7 @@ def _places(table: pd.DataFrame) -> tuple[list[int], list[str], list[tuple[int, 
 
 def _scores(table: pd.DataFrame, records: pd.DataFrame) -> dict[str, list[float]]:
     """Return variant -> mIoU of each of its runs on the table's split, in percent."""
-    part = own_sentences(records[records["split"] == table["split"].iloc[0]])
-    part = part[part["variant"].isin(table["variant"])]
-    part = part.assign(iou=ious(part["intersection"], part["union"]))
-    means = part.groupby(["variant", "seed"], observed=True)["iou"].mean()
+    means = run_scores(records[records["variant"].isin(table["variant"])], table["split"].iloc[0])
     return {str(variant): list(100 * values) for variant, values in means.groupby("variant", observed=True)}
 
 

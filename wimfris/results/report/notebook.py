@@ -12,7 +12,7 @@ from IPython.display import HTML, Image, Markdown, display
 from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
-from wimfris.results.comparisons import Comparisons, read_comparisons
+from wimfris.results.comparisons import read_comparisons
 from wimfris.results.evidence import REPORTS, Evidence, evidence_names, read_evidence
 from wimfris.results.figures import draw_all_runs, emphasis
 from wimfris.results.formats import DASH, Section, parse_markdown
@@ -63,6 +63,7 @@ class Results:
         os.chdir(root)
         self.params, self.published = read_params(), read_published()
         self.evidence = evidence_by_place(self.params)
+        self.declared = {place: part.declared(params) for place, (params, part) in self.evidence.items()}
         self.place = next(iter(self.evidence))  # the data set and scale of params.yaml, for example scenes-tiny
         self.plan = read_plan()
         self.comparisons = {place: read_comparisons(place) for place in self.evidence}
@@ -117,7 +118,7 @@ class Results:
 
     def main(self) -> None:
         """Display the mIoU of every run on val, and the main table of every split."""
-        records, others = self._records(), read_ingested(self.params)
+        records, others = self.declared[self.place].records, read_ingested(self.params)
         _html(
             missing_html(missing_runs(records, self.params, [*self.params.variants, *self.params.beyond]), self.place)
         )
@@ -147,8 +148,7 @@ class Results:
         for place in self.evidence:
             self._study_at(one, place, split)
         if one.extra:
-            declared = [part.declared(params).records for params, part in self.evidence.values()]
-            everything = pd.concat(declared, ignore_index=True)
+            everything = pd.concat([part.records for part in self.declared.values()], ignore_index=True)
             _html(section_html(one.extra(everything, self.published), fold=True))
 
     def tables(self, name: str, title: str) -> None:
@@ -184,7 +184,7 @@ class Results:
                 _picture(path, alt)
             else:
                 _html(notice(f"{path} has not been drawn."))
-        learned = self.evidence[self.place][1].declared(self.params).emphasis.query("variant == 'full'")
+        learned = self.declared[self.place].emphasis.query("variant == 'full'")
         if len(learned):
             path = self._scratch / "emphasis.png"
             emphasis(learned, path, self.params.settings().scale)
@@ -195,10 +195,6 @@ class Results:
         for place, (_, part) in self.evidence.items():
             table = table_html(provenance(place, part.runs), f"Runs at {place}", ("commit", "device", "scan"), ("run",))
             _html(folded(f"The {len(part.runs)} runs at {place}", table))
-
-    def _records(self) -> pd.DataFrame:
-        """Return the records without those of extra seeds."""
-        return self.evidence[self.place][1].declared(self.params).records
 
     def _verdicts(self, place: str) -> list[Verdict]:
         return judge_place(self.evidence[place][0], self.plan, self.comparisons[place])
@@ -211,15 +207,15 @@ class Results:
     def _study_at(self, study: Study, place: str, split: str) -> None:
         """Display a study's picture and tables at one data set and scale."""
         params, evidence = self.evidence[place]
-        declared = [str(run) for variant in study.variants for run in params.runs_of(variant)]
-        records = evidence.records[(evidence.records["split"] == split) & evidence.records["run"].isin(declared)]
+        every = self.declared[place].records
+        records = every[(every["split"] == split) & every["variant"].isin(study.variants)]
         study = study.at_grid(params.settings().grid)
         present = set(study.variants) & set(records["variant"].unique())
         if place != self.place and 2 * len(present) <= len(study.variants):
             return  # another scale, which lacks most of the study
         _html(missing_html(missing_runs(records, params, study.variants), place))
         try:
-            comparisons = self._comparisons_of(study, place)
+            comparisons = self.comparisons[place].for_study(every, study.pairs, self.plan.exploratory.seeds)
             tables = [one.table(records, comparisons, split, self.published) for one in (study, *study.further)]
         except UserError as error:
             _html(notice(str(error)))
@@ -240,12 +236,6 @@ class Results:
                 continue  # the paper's figures stand beside the first place once
             _html(section_html(self._plain(section, place), fold=True))
         _html(runs_html(place, records, study.variants))
-
-    def _comparisons_of(self, study: Study, place: str) -> Comparisons:
-        """Return the comparisons of a study, checked against the evidence."""
-        params, evidence = self.evidence[place]
-        records = evidence.declared(params).records
-        return self.comparisons[place].for_study(records, study.pairs, self.plan.exploratory.seeds)
 
     def _plain(self, section: Section, place: str) -> Section:
         """Return the section without the sentence about the built-in data set, which the report states once."""
