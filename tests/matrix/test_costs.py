@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from wimfris.matrix.costs import EVALUATION, Costs, Progress, duration, wall_seconds
+from wimfris.matrix.costs import EVALUATION, Costs, Progress, duration, recorded_seconds, wall_seconds
+from wimfris.settings.params import read_params
 from wimfris.settings.run import Run
 
 FULL, NONE = Run("full", 0), Run("none", 0)
@@ -65,3 +66,13 @@ def test_workers_take_the_next_run() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(12, "12 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_shortened_trial_costs_its_share_of_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = read_params(Path(__file__).parents[2] / "params.yaml")
+    folder = tmp_path / params.settings().folder / "core" / "lora-0"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"settings": {"variant": "lora"}, "wall_seconds": 100}')
+    monkeypatch.chdir(tmp_path)
+    recorded = recorded_seconds(params, [Run("tune_lora_00", 100), Run("tune_lora_00_whole", 100)])
+    assert recorded == {"lora": 100, "tune_lora_00": 25, "tune_lora_00_whole": 100}

@@ -34,7 +34,7 @@ def test_trials_spread_evenly_over_each_range(params: Params) -> None:
 
 
 def test_a_trial_differs_from_its_variant_in_the_tuned_settings_and_the_split_alone(params: Params) -> None:
-    trial, variant = params.settings("tune_lora_03"), params.settings("lora")
+    trial, variant = params.settings("tune_lora_03_whole"), params.settings("lora")
     assert trial.data.splits == ("tune",) and trial.group == "tuning"
     changed = trial.train.learning_rate, trial.train.backbone_factor
     assert changed != (variant.train.learning_rate, variant.train.backbone_factor)
@@ -42,6 +42,16 @@ def test_a_trial_differs_from_its_variant_in_the_tuned_settings_and_the_split_al
     data = variant.data.model_copy(update={"splits": ("tune",)})
     update = {"train": train, "data": data, "variant": trial.variant, "group": "tuning"}
     assert variant.model_copy(update=update) == trial
+
+
+def test_a_scale_shortens_its_trials_but_not_their_training_at_full_length(params: Params) -> None:
+    short, whole = params.settings("tune_lora_03"), params.settings("tune_lora_03_whole")
+    assert params.tuning.short[params.scale] == {"epochs": short.train.epochs}
+    train = whole.train.model_copy(update={"epochs": short.train.epochs})
+    assert whole.model_copy(update={"train": train, "variant": short.variant}) == short
+    smoke = params.at_scale("smoke")
+    assert smoke.settings("tune_lora_03").train == smoke.settings("tune_lora_03_whole").train
+    assert smoke.tuning.whole_name("tune_lora_03", "smoke") == "tune_lora_03"
 
 
 def test_tuning_runs_are_no_evidence(params: Params) -> None:

@@ -17,9 +17,9 @@ from wimfris.results.analyses.tuning import (
     read_tuning,
     recipe_runs,
     recipe_section,
-    repeated_runs,
     trial_runs,
     tuning_file,
+    whole_runs,
 )
 from wimfris.results.evidence import REPORTS
 from wimfris.results.formats import print_section
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
             failed = _train(params, recipe_runs(tuning), options)
         else:
             failed = _train(params, trial_runs(tuning, families), options)
-            failed += _train(params, repeated_runs(tuning, families, read_tuning(params, file)), options)
+            failed += _train(params, whole_runs(params, families, read_tuning(params, file)), options)
     if options.dry_run:
         return 0
     frame = read_tuning(params, file)
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         print_section(section)
     if not options.no_train:
         intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"
-        report = Report(sections, frame, lambda path: draw_tuning(tuning, frame, path), intro)
+        report = Report(sections, frame, lambda path: draw_tuning(params, frame, path), intro)
         paths = write_report("tuning", "Tuning", params.settings().folder.name, report)
         print(f"tuning: {', '.join(map(str, (file, *paths)))}")
     return 1 if failed else 0

@@ -56,7 +56,7 @@ class Board(ABC):
         self.params, self.jobs, self.stop, self.total = params, jobs, stop, len(pending)
         self.failures: list[Failure] = []
         self.show_full: Callable[[], None] | None = None
-        self._costs = Costs(recorded_seconds(params))
+        self._costs = Costs(recorded_seconds(params, pending))
         self._waiting = deque(pending)
         self._working: dict[int, Work] = {}
         self._done = 0

@@ -131,9 +131,9 @@ class Costs:
         return self._recorded.get(variant) or statistics.median(self._recorded.values())
 
 
-def recorded_seconds(params: Params) -> dict[str, float]:
+def recorded_seconds(params: Params, runs: Sequence[Run]) -> dict[str, float]:
     """Return variant -> median seconds of a run at this data set and scale, from the committed evidence and from the
-    runs of this checkout.
+    runs of this checkout. A tuning run among `runs` that is not recorded takes its share of the epochs of its variant.
     """
     folder = params.settings().folder
     seconds: dict[str, list[float]] = {}
@@ -147,7 +147,14 @@ def recorded_seconds(params: Params) -> dict[str, float]:
             seconds.setdefault(manifest["settings"]["variant"], []).append(float(manifest["wall_seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return {variant: statistics.median(values) for variant, values in seconds.items()}
+    medians = {variant: statistics.median(values) for variant, values in seconds.items()}
+    declared = {*params.variants, *params.beyond}
+    for variant in {run.variant for run in runs} - declared - medians.keys():
+        base = params.tuned[variant][0]
+        if base in medians:
+            own, whole = (params.settings(name).train.epochs for name in (variant, base))
+            medians[variant] = medians[base] * own / whole
+    return medians
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def estimate(params: Params, runs: Sequence[Run], jobs: int) -> Estimate | None:
     """Return what these runs cost with so many jobs, by the recorded times; None where nothing is recorded at this data
     set and scale.
     """
-    recorded = recorded_seconds(params)
+    recorded = recorded_seconds(params, runs)
     if not recorded:
         return None
     usual = statistics.median(recorded.values())

@@ -245,7 +245,8 @@ class Params(Section):
         known = self.variants | self.beyond
         if variant not in known and variant in self.tuned:
             base, changes = self.tuned[variant]
-            return self.resolve(variant, merge(known[base], changes), group=GROUP)
+            short = self.tuning.shortened(variant, self.scale)
+            return self.resolve(variant, merge(merge(known[base], short), changes), group=GROUP)
         if variant not in known:
             raise UserError(f"params.yaml: no variant '{variant}'; {suggestion(variant, known, 'variants')}")
         overrides = known[variant]

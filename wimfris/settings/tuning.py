@@ -1,7 +1,8 @@
 """Tuning runs: the trials that tune each family of adapters, and the candidates for a scale's recipe.
 
 Both are variants with a name of their own, trained from seeds of their own and evaluated on split `tune` alone. The
-trials of a family are points of a Sobol sequence, the same on every machine, so every family has an equal budget.
+trials of a family are points of a Sobol sequence, the same on every machine, so every family has an equal budget. A
+scale may shorten the trials; the best ones are trained at full length all the same.
 """
 
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from wimfris.settings.sections import Name, Section
 
 GROUP = "tuning"  # of the runs' outs
+TRIAL, WHOLE = "tune_", "_whole"  # how the variants' names of trials begin, and of their trainings at full length end
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Range = tuple[PositiveFloat, PositiveFloat]
 
@@ -35,8 +37,9 @@ class Tuning(Section):
     """The section `tuning` of params.yaml."""
 
     trials: Annotated[int, Field(gt=0, le=1024)]  # of each family
-    best: PositiveInt  # trials that are repeated from all seeds
+    best: PositiveInt  # trials that are trained at full length from all seeds
     seeds: Annotated[list[Seed], Field(min_length=1)]  # the first trains every trial
+    short: dict[str, dict[str, Any]] = Field(default_factory=dict)  # scale -> overrides of `train` that shorten a trial
     families: dict[Name, Family]
     recipe: Recipe
 
@@ -50,7 +53,7 @@ class Tuning(Section):
 
     def trial_names(self, family: str) -> list[str]:
         """Return the variants' names of a family's trials."""
-        return [f"tune_{family}_{number:02d}" for number in range(self.trials)]
+        return [f"{TRIAL}{family}_{number:02d}" for number in range(self.trials)]
 
     def trial_values(self, family: str) -> list[dict[str, float]]:
         """Return the values of each trial, dotted key -> value with three digits, spread evenly over the logarithms."""
@@ -67,12 +70,22 @@ class Tuning(Section):
             for point in centred.tolist()
         ]
 
+    def whole_name(self, trial: str, scale: str) -> str:
+        """Return the variant's name of a trial's training at full length: the trial's, if the scale shortens none."""
+        return f"{trial}{WHOLE}" if scale in self.short else trial
+
+    def shortened(self, variant: str, scale: str) -> dict[str, Any]:
+        """Return the overrides that shorten a variant: of a trial, but not of its training at full length."""
+        short = variant.startswith(TRIAL) and not variant.endswith(WHOLE)
+        return {"train": self.short[scale]} if short and scale in self.short else {}
+
     def overrides(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Return the variants of all tuning runs: name -> the variant it changes, and the changes."""
         trials = {
-            name: (self.families[family].variant, nested(values))
+            f"{name}{length}": (self.families[family].variant, nested(values))
             for family in self.families
             for name, values in zip(self.trial_names(family), self.trial_values(family), strict=True)
+            for length in ("", WHOLE)
         }
         recipes = {
             f"recipe_{candidate}_{variant}": (variant, changes)

@@ -28,7 +28,9 @@ def row(params: Params, run: str, miou: float, **others: Any) -> dict[str, Any]:
     variant, _, seed = run.rpartition("-")
     values = json.dumps(params.tuned[variant][1], sort_keys=True)
     kind, name = (
-        ("recipe", variant.removeprefix("recipe_")) if variant.startswith("recipe") else ("trial", variant[5:-3])
+        ("recipe", variant.removeprefix("recipe_"))
+        if variant.startswith("recipe")
+        else ("trial", variant.removesuffix("_whole")[5:-3])
     )
     scores = dict.fromkeys(measured.METRICS, miou)
     base = {
@@ -72,28 +74,35 @@ def test_settings_that_do_not_reach_a_run_leave_its_row_current(params: Params) 
 
 def test_a_row_of_other_settings_does_not_count(params: Params, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    longer = params.model_copy(update={"scales": merge(params.scales, {"tiny": {"train": {"epochs": 9}}})})
-    old = row(longer, "tune_lora_03-100", 0.7)
+    other = params.model_copy(update={"scales": merge(params.scales, {"tiny": {"train": {"batch_size": 9}}})})
+    old = row(other, "tune_lora_03-100", 0.7)
     measured.add_rows(path, [old, row(params, "tune_lora_04-100", 0.5)])
     assert measured.read_tuning(params, path)["run"].tolist() == ["tune_lora_04-100"]
 
 
-def test_the_best_trials_are_repeated_once_all_have_run(params: Params) -> None:
-    rows = trials(params, "lora", {5: 0.9, 2: 0.8, 11: 0.7, 3: 0.6})
-    repeated = measured.repeated_runs(params.tuning, ["lora"], pd.DataFrame(rows))
-    assert [str(run) for run in repeated] == [f"tune_lora_{k:02d}-{seed}" for k in (5, 2, 11) for seed in (101, 102)]
-    assert not measured.repeated_runs(params.tuning, ["lora"], pd.DataFrame(rows[1:]))
+def test_the_best_trials_are_trained_whole_once_all_have_run(params: Params) -> None:
+    rows = trials(params, "lora", {5: 0.9, 2: 0.8, 7: 0.7, 3: 0.6})
+    best = [5, 2, 7][: params.tuning.best]
+    whole = measured.whole_runs(params, ["lora"], pd.DataFrame(rows))
+    assert [str(run) for run in whole] == [
+        f"tune_lora_{k:02d}_whole-{seed}" for k in best for seed in params.tuning.seeds
+    ]
+    assert not measured.whole_runs(params, ["lora"], pd.DataFrame(rows[1:]))
 
 
-def test_the_best_trial_is_the_best_by_its_mean_over_all_seeds(params: Params) -> None:
-    """A trial that is best from one seed alone does not count, and neither does one that was lucky from the first."""
+def test_the_best_trial_is_the_best_at_full_length_by_its_mean_over_all_seeds(params: Params) -> None:
+    """A trial that is best when shortened does not count, nor one that lacks a seed."""
+    seeds = (100, 101)
+    params = params.model_copy(update={"tuning": params.tuning.model_copy(update={"seeds": list(seeds)})})
     rows = trials(params, "lora", {5: 0.9, 2: 0.8, 7: 0.95})
-    rows += [row(params, f"tune_lora_05-{seed}", 0.1) for seed in (101, 102)]
-    rows += [row(params, f"tune_lora_02-{seed}", 0.7) for seed in (101, 102)]
-    best = measured.best_trial(params.tuning, "lora", pd.DataFrame(rows))
-    assert sorted(best["run"]) == ["tune_lora_02-100", "tune_lora_02-101", "tune_lora_02-102"]
+    rows += [row(params, f"tune_lora_05_whole-{seed}", miou) for seed, miou in zip(seeds, (0.9, 0.1), strict=True)]
+    rows += [row(params, f"tune_lora_02_whole-{seed}", 0.7) for seed in seeds]
+    rows += [row(params, "tune_lora_07_whole-100", 0.95)]
+    best = measured.best_trial(params, "lora", pd.DataFrame(rows))
+    assert sorted(best["run"]) == ["tune_lora_02_whole-100", "tune_lora_02_whole-101"]
     cells = measured.families_section(params, pd.DataFrame(rows)).cells.set_index("family")
-    assert cells.loc["lora", "best"] == "tune_lora_02" and cells.loc["full", "best"] == "–"
+    assert cells.loc["lora", "best"] == "tune_lora_02_whole" and cells.loc["full", "best"] == "–"
+    assert cells.loc["lora", "trials"] == str(params.tuning.trials)
 
 
 def test_the_table_says_whether_params_yaml_has_the_best_values(params: Params) -> None:
@@ -132,7 +141,7 @@ def test_the_picture_shows_what_was_measured(params: Params, tmp_path: Path, mea
     rows = [one for family in params.tuning.families for one in trials(params, family, {3: 0.5})]
     candidates = [row(params, f"recipe_averaged_full-{seed}", 0.5) for seed in params.tuning.recipe.seeds]
     shown = {"trials": rows, "recipe": candidates, "both": rows + candidates}[measured_kinds]
-    measured.draw_tuning(params.tuning, pd.DataFrame(shown), tmp_path / "tuning.png")
+    measured.draw_tuning(params, pd.DataFrame(shown), tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").stat().st_size > 5_000
 
 

@@ -23,7 +23,7 @@ from wimfris.runs.fingerprint import digest
 from wimfris.runs.manifest import read_manifest
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
-from wimfris.settings.tuning import Tuning, flat
+from wimfris.settings.tuning import WHOLE, Tuning, flat
 
 SPLIT = "tune"
 COLUMNS = (
@@ -55,15 +55,16 @@ def trial_runs(tuning: Tuning, families: Sequence[str]) -> list[Run]:
     return [Run(name, tuning.seeds[0]) for family in families for name in tuning.trial_names(family)]
 
 
-def repeated_runs(tuning: Tuning, families: Sequence[str], frame: pd.DataFrame) -> list[Run]:
-    """Return the further runs of these families: their best trials from the other seeds. None before all trials ran."""
-    runs = []
+def whole_runs(params: Params, families: Sequence[str], frame: pd.DataFrame) -> list[Run]:
+    """Return the runs at full length of these families: their best trials, from all seeds. None before all ran."""
+    tuning, runs = params.tuning, []
     for family in families:
         names = tuning.trial_names(family)
         first = frame[frame["run"].isin([f"{name}-{tuning.seeds[0]}" for name in names])]
         if len(first) == len(names):
             best = first.sort_values("miou", ascending=False, kind="stable")["run"].head(tuning.best)
-            runs += [Run(Run.parse(run).variant, seed) for run in best for seed in tuning.seeds[1:]]
+            wholes = [tuning.whole_name(Run.parse(run).variant, params.scale) for run in best]
+            runs += [Run(name, seed) for name in wholes for seed in tuning.seeds]
     return runs
 
 
@@ -81,12 +82,13 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
     manifest = read_manifest(files.manifest)
     scores = json.loads(files.metrics.read_text(encoding="utf-8"))[SPLIT]["sentence"]
     families = {name: family for family in params.tuning.families for name in params.tuning.trial_names(family)}
-    kind = TRIAL if run.variant in families else RECIPE
+    trial = run.variant.removesuffix(WHOLE)
+    kind = TRIAL if trial in families else RECIPE
     return {
         "run": str(run),
         "seed": run.seed,
         "kind": kind,
-        "name": families.get(run.variant, run.variant.removeprefix("recipe_")),
+        "name": families.get(trial, run.variant.removeprefix("recipe_")),
         "values": json.dumps(params.tuned[run.variant][1], sort_keys=True),
         "settings": settings_digest(params, run.variant),
         **{name: round(scores[name], 6) for name in METRICS},
@@ -134,15 +136,17 @@ def add_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def best_trial(tuning: Tuning, family: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a family's best trial: by the mean over all seeds, of the trials that ran from all of them.
+def whole_trainings(params: Params, family: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a family's trials at full length, of those that ran from all seeds."""
+    names = [params.tuning.whole_name(name, params.scale) for name in params.tuning.trial_names(family)]
+    own = frame[[Run.parse(run).variant in names for run in frame["run"]]]
+    return own[own.groupby("values")["run"].transform("size") == len(params.tuning.seeds)]
 
-    Empty before any trial did.
-    """
-    own = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
-    means = own.groupby("values")["miou"].agg(["mean", "size"])
-    means = means[means["size"] == len(tuning.seeds)]
-    return own[own["values"] == means["mean"].idxmax()] if len(means) else own.head(0)
+
+def best_trial(params: Params, family: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a family's best trial at full length, by the mean over all seeds; empty before any ran."""
+    whole = whole_trainings(params, family, frame)
+    return whole[whole["values"] == whole.groupby("values")["miou"].mean().idxmax()] if len(whole) else whole
 
 
 def in_use(params: Params, family: str, values: dict[str, float]) -> bool:
@@ -155,13 +159,13 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
     """Return the table of each family's best trial, and whether params.yaml has its settings."""
     tuning, rows = params.tuning, []
     for family in tuning.families:
-        trials = frame[frame["name"].eq(family) & frame["kind"].eq(TRIAL)]
-        best = best_trial(tuning, family, frame)
+        trials = frame["run"].isin([str(run) for run in trial_runs(tuning, [family])])
+        best = best_trial(params, family, frame)
         values = flat(json.loads(best["values"].iloc[0])) if len(best) else {}
         rows.append(
             {
                 "family": family,
-                "trials": str(trials["values"].nunique()),
+                "trials": str(trials.sum()),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
                 "in params.yaml": {True: "yes", False: "no"}[in_use(params, family, values)] if values else DASH,
@@ -171,9 +175,14 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
                 "oIoU": percent(pd.Series([best["oiou"].mean()]))[0],
             }
         )
-    note = (
-        f"Split {SPLIT}. A family gets {tuning.trials} trials from one seed; its {tuning.best} best ones run from "
-        f"{len(tuning.seeds)} seeds. The best of them by mean mIoU is tuned to this split: its score here is no result."
+    seeds = "one seed" if len(tuning.seeds) == 1 else f"{len(tuning.seeds)} seeds"
+    note = f"Split {SPLIT}. A family gets {tuning.trials} trials from one seed"
+    if params.scale in tuning.short:
+        epochs = [params.settings(name).train.epochs for name in (tuning.trial_names("full")[0], "full")]
+        note += f", of {epochs[0]} of the {epochs[1]} epochs of a run"
+    note += (
+        f". Its {tuning.best} best trials are trained at full length from {seeds}; the best of them by mean mIoU is "
+        "listed. It is tuned to this split, so that its score here is no result."
     )
     return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
 
@@ -215,11 +224,11 @@ def deviation_interval(sd: float, n: int, level: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
-def draw_tuning(tuning: Tuning, frame: pd.DataFrame, path: Path) -> None:
+def draw_tuning(params: Params, frame: pd.DataFrame, path: Path) -> None:
     """Draw mIoU by candidate for the recipe, and against the learning rate for each family that has trials."""
     frame = frame.assign(percent=100 * frame["miou"])
     recipe, trials = frame[frame["kind"] == RECIPE], frame[frame["kind"] == TRIAL]
-    families = [family for family in tuning.families if family in set(trials["name"])]
+    families = [family for family in params.tuning.families if family in set(trials["name"])]
     heights = [0.8 + 0.3 * recipe["name"].nunique()] * (len(recipe) > 0)
     heights += [0.8 + 2.0 * -(-len(families) // PANELS)] * (len(families) > 0)
     with saved_figure(path, (7.2, sum(heights))) as figure:
@@ -227,7 +236,7 @@ def draw_tuning(tuning: Tuning, frame: pd.DataFrame, path: Path) -> None:
         if len(recipe):
             _draw_recipe(recipe, parts[0])
         if families:
-            _draw_families(tuning, families, trials, parts[-1])
+            _draw_families(params, families, trials, parts[-1])
 
 
 def _draw_recipe(recipe: pd.DataFrame, figure: SubFigure) -> None:
@@ -242,22 +251,24 @@ def _draw_recipe(recipe: pd.DataFrame, figure: SubFigure) -> None:
     axis.legend(loc="lower right")
 
 
-def _draw_families(tuning: Tuning, families: Sequence[str], trials: pd.DataFrame, figure: SubFigure) -> None:
-    rates = [json.loads(values)["train"]["learning_rate"] for values in trials["values"]]
-    trials = trials.assign(rate=rates)
+def _draw_families(params: Params, families: Sequence[str], trials: pd.DataFrame, figure: SubFigure) -> None:
+    tuning = params.tuning
+    trials = trials.assign(rate=[json.loads(values)["train"]["learning_rate"] for values in trials["values"]])
     columns = min(PANELS, len(families))
     axes = list(figure.subplots(-(-len(families) // columns), columns, sharex=True, sharey=True, squeeze=False).flat)
     for axis, family in zip(axes, families, strict=False):
-        own = trials[trials["name"] == family]
-        first = own[own["seed"] == tuning.seeds[0]]
-        means = own.groupby("values").agg(rate=("rate", "first"), percent=("percent", "mean"), n=("seed", "size"))
-        means = means[means["n"] > 1]
-        axis.scatter(first["rate"], first["percent"], s=12, color="0.55", label="a trial, one seed")
-        label = f"the best {tuning.best}: mean of {len(tuning.seeds)} seeds"
+        first = trials[trials["run"].isin([str(run) for run in trial_runs(tuning, [family])])]
+        whole = whole_trainings(params, family, trials)
+        means = whole.groupby("values").agg(rate=("rate", "first"), percent=("percent", "mean"))
+        length = "a shortened trial" if params.scale in tuning.short else "a trial"
+        axis.scatter(first["rate"], first["percent"], s=12, color="0.55", label=f"{length}, one seed")
+        label = f"the best {tuning.best} at full length, mean over seeds"
         axis.scatter(means["rate"], means["percent"], s=34, marker="D", color="none", edgecolors="C0", label=label)
+        in_use = params.settings(tuning.families[family].variant).train.learning_rate
+        axis.axvline(in_use, color="0.8", zorder=0, label="in params.yaml")
         axis.set(title=family, xscale="log")
     for axis in axes[len(families) :]:
         axis.remove()
     figure.supxlabel("learning rate")
     figure.supylabel(f"mIoU on {SPLIT}, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
