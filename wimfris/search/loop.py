@@ -327,9 +327,14 @@ class _Search:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _refuse(self, trial: Trial, reason: str) -> None:
-        """End a trial beyond the limits. It does not count as one of those asked for."""
-        trial.set_user_attr("refused", reason)
-        self._fail(trial, reason)
+        """End a trial beyond the limits. It does not count as one of those asked for.
+
+        It ends as pruned, because the sampler ignores failed trials and would draw the same settings again and again.
+        With two objectives a trial cannot be pruned.
+        """
+        for key in ("refused", "failure"):
+            trial.set_user_attr(key, reason)
+        self.study.tell(trial, state=TrialState.PRUNED if self.plan.against is None else TrialState.FAIL)
 
     def _repeat(self, trial: Trial, result: FrozenTrial) -> None:
         """Give a trial the result of an earlier one with the same settings: training would give the same bits."""
