@@ -403,7 +403,7 @@ def test_a_draw_beyond_the_limits_is_refused_and_does_not_count(
     trials = read_evidence(plan)["trials"]
     refused = [trial for trial in trials if trial["refused"]]
     assert len(trials) - len(refused) == 6
-    assert {trial["state"] for trial in refused} == {"pruned"}, "the sampler ignores failed trials, and draws them again"
+    assert {trial["state"] for trial in refused} == {"pruned"}, "the sampler ignores failed trials"
     for trial in trials:
         window, direction = (trial["drawn"][f"model.hmf.{key}"] for key in ("window", "direction"))
         if direction == "cross":
