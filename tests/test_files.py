@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from wimfris.errors import UserError
 from wimfris.files import check_writable, replacing, write_text, writing
+from wimfris.training.checkpoint import save_weights
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -84,3 +86,10 @@ def test_places_that_cannot_be_written_are_refused_first(tmp_path: Path) -> None
             check_writable(path)
     check_writable(tmp_path / "new" / "records.parquet")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_has_the_mode_that_the_system_gives_new_files(tmp_path: Path) -> None:
+    """safetensors writes files that only their owner can read."""
+    save_weights({"a": torch.zeros(1)}, {}, tmp_path / "a.safetensors")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -25,7 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors writes files that only their owner can read
             to_disk(temporary)
             temporary.replace(path)
         finally:

@@ -140,7 +140,8 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     elif isinstance(claim, Better) and claim.metric != METRIC:
         margin += f" of {METRICS[claim.metric]}"
     first, final = plan.confirmatory.looks
-    seeds = seeds_text(rows["seeds"].iloc[0], rows["rival_seeds"].iloc[0])
+    pairs = dict.fromkeys(zip(rows["seeds"], rows["rival_seeds"], strict=True))
+    seeds = seeds_text(*next(iter(pairs))) if len(pairs) == 1 else "the seeds in the table"
     look = {
         0: f"No look yet: the estimates are of {seeds}, and decide nothing",
         1: f"First look, {first} seeds of each system",
