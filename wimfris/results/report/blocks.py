@@ -211,12 +211,13 @@ def search(evidence: Evidence) -> str:
     for path in sorted((evidence.reports / "tables" / folder).glob("search-*.csv")):
         for (space, sampler), trials in pd.read_csv(path).groupby(["space", "sampler"], sort=False):
             full = trials[trials["name"] == "reference"].iloc[0]
-            done = trials[(trials["name"] != "reference") & (trials["state"] == "complete")]
-            best = done.sort_values("val_miou", kind="stable").iloc[-1]
+            drawn = trials[(trials["name"] != "reference") & trials["failure"].isna()]  # neither failed nor refused
+            done = drawn[drawn["state"] == "complete"]
+            best = done.sort_values("val_miou", ascending=False, kind="stable").iloc[0]
             splits = ("val_miou", "testA_miou", "testB_miou")
             values = [f"{100 * best[split]:.1f} ({100 * full[split]:.1f})" for split in splits]
             link = f"[{space}](../reports/tables/{folder}/{path.stem}.md)"
-            rows.append((link, str(sampler), str(len(trials) - 1), f"`{best['name']}`", *values))
+            rows.append((link, str(sampler), str(len(drawn)), f"`{best['name']}`", *values))
     header = ("space", "sampler", "trials", "best trial", "val mIoU (full)", "testA mIoU (full)", "testB mIoU (full)")
     return pipe_table(header, rows, words=2)
 
