@@ -14,6 +14,7 @@ from wimfris.errors import UserError
 from wimfris.results.claims import Verdict, judge
 from wimfris.results.comparisons import Comparisons, read_comparisons, write_comparisons
 from wimfris.results.evidence import Evidence
+from wimfris.results.formats import level_text
 from wimfris.results.plan import CLAIMS, Better, Construction, Plan, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
 from wimfris.results.report.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
@@ -141,7 +142,7 @@ def test_seeds_that_suggested_a_claim_decide_nothing() -> None:
     tested = [one for one in judged.values() if not isinstance(one.claim, Construction)]
     assert {one.decision for one in tested} == {"undecided"}
     assert judged["neck_matters"].rows[0]["low"] > 0, "its interval is shown"
-    assert judged["neck_matters"].reason == "no look yet: 0 of 6 confirmatory seeds are trained"
+    assert judged["neck_matters"].reason == "no look yet: 0 of 6 confirmatory seeds are trained for all its systems"
 
 
 @pytest.mark.slow
@@ -163,9 +164,21 @@ def test_missing_runs_are_named() -> None:
     assert judged["emphasis_falls"].at_scale == "at scale tiny: undecided (not run)"
 
 
-@pytest.mark.parametrize(("slope", "decision"), [(-0.2, "reproduced"), (0.2, "contradicted")])
-def test_emphasis_falls_or_rises(slope: float, decision: str) -> None:
-    assert verdicts(simulate({"full": 0.0}), emphasis(slope))["emphasis_falls"].decision == decision
+@pytest.mark.parametrize(
+    ("slope", "decision", "reason"),
+    [
+        (-0.2, "reproduced", "falls"),
+        (0.2, "contradicted", "rises"),
+        (0.0, "no effect of the paper's size", "alpha changes by less than 0.4, the margin"),
+    ],
+)
+def test_emphasis_falls_or_rises(slope: float, decision: str, reason: str) -> None:
+    verdict = verdicts(simulate({"full": 0.0}), emphasis(slope))["emphasis_falls"]
+    assert (verdict.decision, verdict.reason) == (decision, reason)
+
+
+def test_a_level_close_to_one_is_not_rounded_to_it() -> None:
+    assert [level_text(error) for error in (0.05, 0.05 / 11, 0.0000433)] == ["95.00%", "99.55%", "99.9957%"]
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ function reportLine([a, b]) {
   const ends = system === a.name ? [difference, low, high] : [-difference, -high, -low];
   const word = system === a.name ? verdict : { higher: "lower", lower: "higher" }[verdict] ?? verdict;
   return `The report averages over seeds ${seeds.replaceAll(" ", ", ")} and all sentences of val: ${signed(ends[0])}, ` +
-    `interval [${signed(ends[1])}, ${signed(ends[2])}] at level ${(100 * level).toFixed(2)}%, ${word} (${tier} tier).`;
+    `interval [${signed(ends[1])}, ${signed(ends[2])}] at level ${(100 * level).toFixed(level < 0.99995 ? 2 : 4)}%, ${word} (${tier} tier).`;
 }
 
 function showSummary(systems) {

@@ -109,10 +109,12 @@ def _reason(plan: Plan, claim: Claim, rows: tuple[Row, ...], decision: str, miss
     if missing and isinstance(claim, Better):
         return f"not run: {', '.join(map(plan.label, missing))}"
     if not any(row["look"] for row in rows):
-        ready = int(rows[0]["ready"])
-        return f"no look yet: {ready} of {plan.confirmatory.looks[0]} confirmatory seeds are trained"
+        ready, wanted = min(int(row["ready"]) for row in rows), plan.confirmatory.looks[0]
+        return f"no look yet: {ready} of {wanted} confirmatory seeds are trained for all its systems"
     if isinstance(claim, Falls):
-        return {"contradicted": "rises", "undecided": "not separated from no change"}.get(decision, "falls")
+        words = {"contradicted": "rises", "undecided": "not separated from no change"}
+        words["no effect of the paper's size"] = f"alpha changes by less than {claim.margin:g}, the margin"
+        return words.get(decision, "falls")
     apart: dict[str, list[str]] = {"higher": [], "lower": [], "undecided": []}
     for row in rows:
         apart[row["verdict"]].append(plan.label(row["rival"]))

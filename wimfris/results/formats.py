@@ -38,6 +38,12 @@ def interval(low: float, high: float, form: str = "+.1f") -> str:
     return DASH if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
+def level_text(error: float) -> str:
+    """Return the level 1 - error of an interval in percent, with two decimals, or more where these would say 100."""
+    percent = 100 * (1 - error)
+    return f"{percent:.2f}%" if percent < 99.995 else f"{percent:.6g}%"
+
+
 def seeds_text(seeds: str, rival_seeds: str) -> str:
     """Return the seeds of a comparison in words; seeds, rival_seeds: numbers with a space between."""
     words = [f"seed{'s' if ' ' in one else ''} {one.replace(' ', ', ')}" for one in (seeds, rival_seeds)]

@@ -24,7 +24,7 @@ from scipy import special
 from wimfris.results.comparisons import UNADJUSTED, Comparisons
 from wimfris.results.differences import Pair, compare
 from wimfris.results.figures import saved_figure
-from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.results.formats import DASH, Section, interval, level_text, percent
 from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.looks import information, nominal_levels
 from wimfris.results.measured import Inputs, Report
@@ -240,7 +240,7 @@ def _rates_section(rates: pd.DataFrame, place: str) -> Section:
 
 def _damage_section(damage: pd.DataFrame, place: str) -> Section:
     cells = pd.DataFrame({"test": damage["test"], "seeds": damage["seeds"].astype(str)})
-    cells["level"] = [f"{100 * (1 - error):.6g}" for error in damage["error"]]
+    cells["level"] = [level_text(error).removesuffix("%") for error in damage["error"]]
     cells["damage"] = percent(damage["size"])
     for name, column in (("detected", "detected"), ("± (Monte Carlo)", "monte_carlo"), ("should be", "expected")):
         cells[name] = percent(damage[column].astype(float))

@@ -18,7 +18,7 @@ from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import evidence_names, read_evidence
-from wimfris.results.formats import DASH, interval
+from wimfris.results.formats import DASH, interval, level_text
 from wimfris.results.plan import read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
@@ -234,7 +234,7 @@ def example(evidence: Evidence) -> str:
         f"{100 * row['difference']:+.1f} points.",
         f"*These seeds*, {these}, is the interval of this difference over images.",
         f"*Any seed*, {any_seed}, is its interval over seeds and images. The seeds cause {share:.0f}% of the variance.",
-        f"The level of *any seed* is {100 * (1 - row['error']):.2f}%, because the {plan.tested} claims that runs can "
+        f"The level of *any seed* is {level_text(row['error'])}, because the {plan.tested} claims that runs can "
         f"test share an error rate of {plan.level:.0%}.",
         f"The margin is {100 * row['margin']:.1f} points. These seeds would separate a true difference of "
         f"{100 * row['detectable']:.1f} points from 0 in {POWER:.0%} of experiments.",

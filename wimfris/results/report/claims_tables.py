@@ -13,7 +13,7 @@ from tabulate import tabulate
 from wimfris.files import write_text
 from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
 from wimfris.results.comparisons import Comparisons
-from wimfris.results.formats import DASH, GUIDE, interval, seeds_text
+from wimfris.results.formats import DASH, GUIDE, interval, level_text, seeds_text
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
 from wimfris.results.published import TRUST
 from wimfris.results.report.comparison_tables import tier_levels
@@ -99,7 +99,7 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
     direction = "above" if points > 0 else "below"
     return (
         f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window. The interval of the "
-        f"difference is {ends} at level {100 * (1 - row['error']):.2f}%, from seeds {row['seeds'].replace(' ', ', ')}. "
+        f"difference is {ends} at level {level_text(row['error'])}, from seeds {row['seeds'].replace(' ', ', ')}. "
         f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
         f"{verdict.reason}). {_other_windows(comparisons)}These are systems trained on drawn scenes. {NOTHING}"
     )
@@ -148,7 +148,7 @@ def footer(verdict: Verdict, plan: Plan) -> str:
         2: f"Second and last look, {final} seeds of each system",
     }[verdict.look]
     if isinstance(claim, Falls):
-        return f"Margin: {margin}. {look}. Interval: level {100 * (1 - rows['error'].iloc[0]):.2f}%."
+        return f"Margin: {margin}. {look}. Interval: level {level_text(rows['error'].iloc[0])}."
     return f"Margin: {margin}. {look}. Intervals for any seed: {tier_levels(rows)}."
 
 
@@ -252,7 +252,7 @@ def _detail(verdict: Verdict, plan: Plan, comparisons: Comparisons, row: Mapping
     if isinstance(verdict.claim, Falls):
         return {
             "mean alpha, first and last layer": f"{row['value']:.2f}, {row['rival_value']:.2f}",
-            "verdict": row["verdict"] or DASH,
+            "verdict": verdict.decision if row["look"] else row["verdict"] or DASH,
             "fall": f"{row['difference']:+.2f}",
             "any seed": interval(row["low"], row["high"], "+.2f"),
             "seeds": row["seeds"],

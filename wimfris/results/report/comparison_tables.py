@@ -10,7 +10,7 @@ import pandas as pd
 
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import CONTROL, EXPLORATORY, PRIMARY
-from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.results.formats import DASH, Section, interval, level_text, percent
 from wimfris.results.published import BUILT_IN, PAPERS_SET, built_in_note
 from wimfris.results.releases import Origin
 from wimfris.results.scores import LABELS
@@ -82,8 +82,7 @@ def tier_levels(rows: pd.DataFrame) -> str:
     """Return the levels of intervals, and the differences that they separate from 0 in 80% of experiments."""
     if rows["low"].isna().all():
         return "none, because a system has one seed"
-    levels = 100 * (1 - rows["error"])
-    low, high = (f"{value:.2f}%" for value in (levels.min(), levels.max()))
+    low, high = (level_text(error) for error in (rows["error"].max(), rows["error"].min()))
     points = 100 * rows.loc[rows["detectable"] < 1, "detectable"]
     text = f"level {low}" if low == high else f"levels {low} to {high}"
     if points.empty:
