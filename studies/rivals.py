@@ -2,9 +2,10 @@
 
 Every row has the HMF neck and the same decoder, and its adapters have about the trained parameters of MSA + MTA (within
 5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading), LAVT's
-pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned.
+pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned. "Tuned rates" rows have
+the learning rate and backbone factor of the best trial of `studies/tuning.py`; the others have the recipe of the scale.
 
-    python studies/rivals.py          # 24 runs at scale tiny, 18 of them beyond the core
+    python studies/rivals.py          # 30 runs at scale tiny, 24 of them beyond the core
 """
 
 from wimfris.cli.study import main
@@ -25,8 +26,10 @@ STUDY = Study(
         Row("bottleneck", "bottleneck", block=EQUAL),
         Row("LAVT's pixel-word attention", "pwam", block=EQUAL),
         Row("LoRA", "lora", block=EQUAL),
+        Row("LoRA, tuned rates", "lora_tuned", block=EQUAL),
         Row("frozen", "none", block=ENDS),
         Row("fine-tuned", "finetune", block=ENDS),
+        Row("fine-tuned, tuned rates", "finetune_tuned", block=ENDS),
     ),
     parameters=True,
 )

@@ -108,7 +108,11 @@ def test_the_best_trial_is_the_best_at_full_length_by_its_mean_over_all_seeds(pa
 def test_the_table_says_whether_params_yaml_has_the_best_values(params: Params) -> None:
     best = params.tuning.trial_values("lora")[2]
     adopted = params.model_copy(update={"everywhere": merge(params.everywhere, {"lora": nested(best)})})
-    assert measured.in_use(adopted, "lora", best) and not measured.in_use(params, "lora", best)
+    assert (
+        measured.variant_with(adopted, "lora", best) == "lora" and measured.variant_with(params, "lora", best) == "none"
+    )
+    declared = params.model_copy(update={"everywhere": params.everywhere | {"lora_tuned": nested(best)}})
+    assert measured.variant_with(declared, "lora", best) == "lora_tuned"
 
 
 def test_the_cost_of_a_recipe_is_its_variance_times_its_steps(params: Params) -> None:

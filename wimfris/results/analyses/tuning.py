@@ -149,14 +149,21 @@ def best_trial(params: Params, family: str, frame: pd.DataFrame) -> pd.DataFrame
     return whole[whole["values"] == whole.groupby("values")["miou"].mean().idxmax()] if len(whole) else whole
 
 
-def in_use(params: Params, family: str, values: dict[str, float]) -> bool:
-    """Return whether a family's variant has these values (dotted keys) in params.yaml."""
-    settings = flat(params.settings(params.tuning.families[family].variant).model_dump(mode="json"))
-    return all(settings[key] == value for key, value in values.items())
+def variant_with(params: Params, family: str, values: dict[str, float]) -> str:
+    """Return the variant of params.yaml that has these values (dotted keys): the family's, or the one whose name ends
+    with `_tuned`. "none" if neither has them.
+    """
+    base = params.tuning.families[family].variant
+    for name in (base, f"{base}_tuned"):
+        if name in params.variants | params.extended:
+            settings = flat(params.settings(name).model_dump(mode="json"))
+            if all(settings[key] == value for key, value in values.items()):
+                return name
+    return "none"
 
 
 def families_section(params: Params, frame: pd.DataFrame) -> Section:
-    """Return the table of each family's best trial, and whether params.yaml has its settings."""
+    """Return the table of each family's best trial, and the variant of params.yaml that has its settings."""
     tuning, rows = params.tuning, []
     for family in tuning.families:
         trials = frame["run"].isin([str(run) for run in trial_runs(tuning, [family])])
@@ -168,7 +175,7 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
                 "trials": str(trials.sum()),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
-                "in params.yaml": {True: "yes", False: "no"}[in_use(params, family, values)] if values else DASH,
+                "in params.yaml": variant_with(params, family, values) if values else DASH,
                 "seeds": str(len(best)),
                 "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
                 "SD": percent(pd.Series([best["miou"].std()]))[0],
