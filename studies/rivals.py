@@ -2,8 +2,8 @@
 
 Every row has the HMF neck and the same decoder, and its adapters have about the trained parameters of MSA + MTA (within
 5%): LoRA, plain bottleneck adapters, DETRIS's dense aligner and text adapter, ETRIS's bridger (our reading), LAVT's
-pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned. "Tuned rates" rows have
-the learning rate and backbone factor of the best trial of `studies/tuning.py`; the others have the recipe of the scale.
+pixel-word attention. Two ends beside them: nothing tuned in the encoders, and all of them fine-tuned. Rows with tuned
+rates have the learning rates of the best trial of `studies/tuning.py`; the others have the recipe of the scale.
 
     python studies/rivals.py          # 30 runs at scale tiny, 24 of them beyond the core
 """
