@@ -236,9 +236,8 @@ def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = Project(folder)
     shutil.copy(ROOT / "params.yaml", folder)
     # a rate at which a few steps are enough for predictions that are not empty
-    project.edit(
-        explorer=["full"], scale="smoke", scales__smoke__train__learning_rate=0.015, scales__smoke__train__epochs=3
-    )
+    project.edit(explorer=["full"], extra_seeds={}, scale="smoke")
+    project.edit(scales__smoke__train__learning_rate=0.015, scales__smoke__train__epochs=3)
     with contextlib.chdir(folder):
         settings = project.params().settings()
         make_source(settings)

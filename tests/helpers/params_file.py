@@ -20,7 +20,7 @@ def write_yaml(content: Any, path: Path) -> None:
     path.write_text(yaml.dump(content, Dumper=DUMPER, sort_keys=False), encoding="utf-8")
 
 
-SHIPPED = read_yaml(ROOT / "params.yaml")
+SHIPPED = read_yaml(ROOT / "params.yaml") | {"extra_seeds": {}}  # which grow with the evidence
 
 
 def edit_yaml(path: Path, **values: Any) -> None:
