@@ -62,8 +62,9 @@ def test_rows_accumulate_and_a_new_measurement_replaces_the_old(params: Params, 
 
 
 def test_settings_that_do_not_reach_a_run_leave_its_row_current(params: Params) -> None:
-    """Tuned values of `full`, and more scenes of another split, change no tuning run of a rival."""
+    """Tuned values of `full`, and more scenes of another split or the controls, change no tuning run of a rival."""
     tiny = {"model": {"mta": {"scale": 0.4}, "msa": {"width": 48}}, "data": {"scenes": {"val": 999}}}
+    tiny |= {"evaluate": {"control_images": 9}}
     changed = params.model_copy(update={"scales": merge(params.scales, {"tiny": tiny})})
     for variant in ("tune_lora_03", "tune_none_03"):
         assert measured.settings_digest(changed, variant) == measured.settings_digest(params, variant)
@@ -78,6 +79,12 @@ def test_a_row_of_other_settings_does_not_count(params: Params, tmp_path: Path) 
     old = row(other, "tune_lora_03-100", 0.7)
     measured.add_rows(path, [old, row(params, "tune_lora_04-100", 0.5)])
     assert measured.read_tuning(params, path)["run"].tolist() == ["tune_lora_04-100"]
+
+
+def test_every_committed_row_is_of_the_present_settings(committed: Path) -> None:
+    params = read_params(committed / "params.yaml")
+    path = measured.tuning_file(params, committed / "reports")
+    assert len(measured.read_tuning(params, path)) == len(pd.read_csv(path))
 
 
 def test_the_best_trials_are_trained_whole_once_all_have_run(params: Params) -> None:

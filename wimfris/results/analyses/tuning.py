@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy import stats
 
 from wimfris.files import write_text
@@ -103,13 +104,14 @@ def measured_row(params: Params, run: Run, folder: Path) -> dict[str, Any]:
 def settings_digest(params: Params, variant: str) -> str:
     """Return a hash of the settings that decide a tuning run: another recipe makes its rows out of date.
 
-    Left out are the scenes of other splits, the sizes of adapters that the family does not have, and every setting at
-    its default, so that one which a later version adds does not count.
+    Left out are the scenes of other splits, the images of the controls, the sizes of adapters that the family does not
+    have, and every setting at its default, so that one which a later version adds does not count.
     """
     content = params.settings(variant).model_dump(mode="json", exclude_defaults=True)
     scenes = content["data"].get("scenes")
     if scenes:
         content["data"]["scenes"] = {split: scenes[split] for split in ("train", SPLIT) if split in scenes}
+    content["evaluate"].pop("control_images", None)
     for part in ("mta", "msa"):
         layers = content["model"][part]["layers"]
         if not layers or content["model"].get("adapters", "wimfris") != "wimfris":
@@ -272,10 +274,12 @@ def _draw_families(params: Params, families: Sequence[str], trials: pd.DataFrame
         label = f"the best {tuning.best} at full length, mean over seeds"
         axis.scatter(means["rate"], means["percent"], s=34, marker="D", color="none", edgecolors="C0", label=label)
         in_use = params.settings(tuning.families[family].variant).train.learning_rate
-        axis.axvline(in_use, color="0.8", zorder=0, label="in params.yaml")
-        axis.set(title=family, xscale="log")
+        axis.axvline(in_use, color="C1", linestyle=":", zorder=0, label="in params.yaml")
+        axis.set(title=family, xlabel="learning rate", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     for axis in axes[len(families) :]:
         axis.remove()
-    figure.supxlabel("learning rate")
-    figure.supylabel(f"mIoU on {SPLIT}, %")
+    figure.supylabel(f"mIoU on {SPLIT}, %", fontsize="medium")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
