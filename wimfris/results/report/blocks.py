@@ -19,7 +19,7 @@ from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
-from wimfris.results.plan import read_plan
+from wimfris.results.plan import Construction, read_plan
 from wimfris.results.releases import release_of
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
 from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
@@ -123,12 +123,12 @@ def _in_words(evidence: Evidence) -> str:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
     confirmatory = evidence.plan.confirmatory
     first, *_, last = confirmatory.seeds
-    looked = any(verdict.look for verdict in judged)
+    waiting = any(not verdict.look for verdict in judged if not isinstance(verdict.claim, Construction))
     early = (
         f"Seeds {first} to {last} decide the claims. The first test of a claim needs {confirmatory.looks[0]} of them. "
     )
     undecided = "*Undecided* does not mean that there is no effect: [statistics](docs/statistics.md)."
-    note = f"{'' if looked else early}{undecided} {NOTHING}"
+    note = f"{early if waiting else ''}{undecided} {NOTHING}"
     return "\n".join([*lines, "", *_wrapped(note)])
 
 
