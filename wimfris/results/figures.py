@@ -210,7 +210,7 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
         )
         for row in rows
     ]
-    with saved_figure(path, (0.4 + _PANEL * columns, 0.5 + sum(heights) + 0.4 * len(rows))) as figure:
+    with saved_figure(path, (0.4 + _PANEL * columns, 0.5 + sum(heights) + 0.4 * len(rows)), colours=256) as figure:
         figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
         axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         for row, drawn in zip(axes, rows, strict=True):
@@ -227,12 +227,12 @@ def gallery(examples: Sequence[Example], path: Path) -> None:
 
 
 @contextmanager
-def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def saved_figure(path: Path, inches: tuple[float, float], *, colours: int = 64) -> Iterator[Figure]:
     """Yield a figure in this module's style, independent of pyplot, and save it to `path` when the block ends.
 
-    The PNG has a palette, which takes a third of the bytes, unless it shows photos, and names the hash of its content.
-    A picture with the same content is left alone: another machine's font renderer would change its bytes and nothing
-    that a reader sees.
+    The PNG has a palette of so many colours, which takes a quarter of the bytes, unless it shows photos. It names the
+    hash of its content. A picture with the same content is left alone: another machine's font renderer would change its
+    bytes and nothing that a reader sees.
     """
     with matplotlib.style.context(
         ["default", sns.plotting_context("paper"), sns.axes_style("whitegrid"), _STYLE], after_reset=True
@@ -246,7 +246,7 @@ def saved_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
         figure.savefig(drawn, format="png", metadata={"Software": None})
     picture = Image.open(drawn).convert("RGB")
     if picture.getcolors(_DRAWN_COLOURS) is not None:
-        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     chunks = PngInfo()
     chunks.add_text(_CONTENT, content)
     with replacing(path) as temporary:
