@@ -279,6 +279,7 @@ def _draw_families(params: Params, families: Sequence[str], trials: pd.DataFrame
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(labelbottom=True)  # above an empty place, too
     for axis in axes[len(families) :]:
         axis.remove()
     figure.supylabel(f"mIoU on {SPLIT}, %", fontsize="medium")
