@@ -1,6 +1,7 @@
 """The demo: shipped scenes are those of the val split, and the val split that it draws is the data set's."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from wimfris.cli.app import app
+from wimfris.cli.use import _committed
 from wimfris.data.images import read_image
 from wimfris.data.scenes import draw_scene, write_scenes
 from wimfris.inference.demo import score_val, segment_scenes, shipped_scenes, val_evaluator
 from wimfris.inference.overlay import DIMMED, OUTLINE, enlarged
 from wimfris.inference.predict import Predictor
 from wimfris.runs.records import read_records
+from wimfris.settings.params import read_params
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +85,15 @@ def test_the_demo_ends_with_commands_outside_the_project_too(tmp_path: Path, mon
 def test_image_and_text_go_together() -> None:
     result = CliRunner().invoke(app, ["demo", "--image", "photo.jpg"])
     assert "give --image and --text together" in str(result.exception)
+
+
+def test_the_committed_scores_are_of_the_core_seeds(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confirmatory seeds of `full` decide claims, and enter no table of results."""
+    monkeypatch.chdir(committed)
+    params = read_params()
+    assert params.extra_seeds["full"], "there are confirmatory seeds that could enter"
+    demonstrated: Any = SimpleNamespace(settings=params.settings())
+    core = _committed(demonstrated)
+    assert core is not None
+    _, records = core
+    assert sorted(records["seed"].unique()) == params.seeds

@@ -172,7 +172,7 @@ def _committed(predictor: "Predictor") -> "tuple[str, pd.DataFrame] | None":
 
     try:
         params = read_params().at_scale(predictor.settings.scale)
-        records = read_evidence(params).records
+        records = read_evidence(params).declared(params).records
     except UserError:
         return None
     own = records[(records["variant"] == "full") & (records["split"] == "val")]
