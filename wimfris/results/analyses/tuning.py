@@ -151,9 +151,9 @@ def best_trial(params: Params, family: str, frame: pd.DataFrame) -> pd.DataFrame
     return whole[whole["values"] == whole.groupby("values")["miou"].mean().idxmax()] if len(whole) else whole
 
 
-def variant_with(params: Params, family: str, values: dict[str, float]) -> str:
+def variant_with(params: Params, family: str, values: dict[str, float]) -> str | None:
     """Return the variant of params.yaml that has these values (dotted keys): the family's, or the one whose name ends
-    with `_tuned`. "none" if neither has them.
+    with `_tuned`. None if neither has them.
     """
     base = params.tuning.families[family].variant
     for name in (base, f"{base}_tuned"):
@@ -161,7 +161,7 @@ def variant_with(params: Params, family: str, values: dict[str, float]) -> str:
             settings = flat(params.settings(name).model_dump(mode="json"))
             if all(settings[key] == value for key, value in values.items()):
                 return name
-    return "none"
+    return None
 
 
 def families_section(params: Params, frame: pd.DataFrame) -> Section:
@@ -177,7 +177,7 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
                 "trials": str(trials.sum()),
                 "best": Run.parse(best["run"].iloc[0]).variant if len(best) else DASH,
                 "settings": ", ".join(f"{key} {value:g}" for key, value in values.items()) or DASH,
-                "in params.yaml": variant_with(params, family, values) if values else DASH,
+                "in params.yaml": (variant_with(params, family, values) or "no") if values else DASH,
                 "seeds": str(len(best)),
                 "mIoU": percent(pd.Series([best["miou"].mean()]))[0],
                 "SD": percent(pd.Series([best["miou"].std()]))[0],
