@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from params_file import write_params
 
 from wimfris.errors import UserError
 from wimfris.settings.params import Params, read_params
@@ -52,6 +53,11 @@ def test_a_scale_shortens_its_trials_but_not_their_training_at_full_length(param
     smoke = params.at_scale("smoke")
     assert smoke.settings("tune_lora_03").train == smoke.settings("tune_lora_03_whole").train
     assert smoke.tuning.whole_name("tune_lora_03", "smoke") == "tune_lora_03"
+
+
+def test_trials_of_an_unknown_scale_cannot_be_shortened(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tuning\.short must be by scale \(smoke, .*\), got tinny"):
+        read_params(write_params(tmp_path, tuning__short={"tinny": {"epochs": 1}}))
 
 
 def test_tuning_runs_are_no_evidence(params: Params) -> None:

@@ -105,6 +105,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_tuning(self) -> "Params":
+        for scale in self.tuning.short:
+            require(scale in self.scales, "tuning.short", f"by scale ({', '.join(self.scales)})", scale)
+        return self
+
+    @model_validator(mode="after")
     def _check_variant_names(self) -> "Params":
         both = sorted(self.variants.keys() & self.everywhere.keys())
         require(not both, "extended", "without names that are in variants", ", ".join(both))
