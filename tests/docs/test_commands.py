@@ -366,6 +366,7 @@ def clone(tmp_path: Path) -> Path:
         "seeds": [0, 1],
         "extended": {},
         "controls": {},
+        "extra_seeds": {},
         "explorer": ["full", "none"],
     }
     content["search"]["trials"] = 3

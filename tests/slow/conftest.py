@@ -61,6 +61,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "seeds": list(seeds),
             "extended": {},
             "controls": {},
+            "extra_seeds": {},
             "explorer": list(variants),
         }
         path.write_text(yaml.safe_dump(content, sort_keys=False))
