@@ -17,8 +17,10 @@ from wimfris.results.csv_files import read_csv
         (b"run,seed\n\xff\xfe,0\n", "not a CSV file"),
         (b"run,seed\nfull-0,0,1,2\nfull-1,0\n1,2,3,4,5,6\n", "not a CSV file"),
         (b"run\nfull-0\n", "column 'seed' is missing"),
+        (b"run,seed\nfull-0,0\nfull-1", "not a CSV file .its last line is cut off"),
+        (b"run,seed\nfull-0,0\nfull-1\n", "not a CSV file .line 3 has 1 of 2 cells"),
     ],
-    ids=["conflict", "empty", "open quote", "no text", "ragged", "column"],
+    ids=["conflict", "empty", "open quote", "no text", "ragged", "column", "cut", "short row"],
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_bytes(content)

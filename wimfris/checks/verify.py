@@ -1,6 +1,5 @@
 """`make verify`: train runs of the evidence again and compare them with it."""
 
-import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ import pandas as pd
 from wimfris.errors import UserError
 from wimfris.files import file_hash, write_text
 from wimfris.metrics import summarise
+from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import REPORTS, Evidence, read_evidence, records_hash
 from wimfris.runs.files import RunFiles
 from wimfris.runs.manifest import read_manifest
@@ -82,9 +82,7 @@ def _val_miou(records: pd.DataFrame) -> float:
 
 
 def _append(row: dict[str, str]) -> None:
-    rows = []
+    frame = pd.DataFrame([row], columns=list(COLUMNS))
     if ATTESTATIONS.is_file():
-        with ATTESTATIONS.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    frame = pd.DataFrame([*rows, row], columns=list(COLUMNS))
+        frame = pd.concat([read_csv(ATTESTATIONS, COLUMNS, dtype=str, keep_default_na=False), frame])
     write_text(ATTESTATIONS, frame.to_csv(index=False, lineterminator="\n"))

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
-
+from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import DASH
 from wimfris.results.report.markdown import METRICS, SHORT, pipe_table
 
@@ -14,7 +13,7 @@ IN_USE = "two apart"  # the variance of coverage.csv that `wimfris.results.stati
 
 def replication(benchmarks: Path) -> str:
     """Return how far the core's runs, trained again on another machine, differ from the committed ones."""
-    runs = pd.read_csv(benchmarks / "replication.csv")
+    runs = read_csv(benchmarks / "replication.csv")
     runs = runs[runs["split"] == "val"]
     difference = runs["rerun_miou"] - runs["miou"]
     seeds = runs.groupby("variant")["miou"].std(ddof=1)
@@ -29,7 +28,7 @@ def replication(benchmarks: Path) -> str:
 
 def scan(benchmarks: Path) -> str:
     """Return the speed of the compiled CPU scan over a plain loop."""
-    runs = pd.read_csv(benchmarks / "scan_cpu.csv")
+    runs = read_csv(benchmarks / "scan_cpu.csv")
     runs = runs[(runs["backend"] == "cpu") & (runs["what"] == "scan") & (runs["pass"] == "forward + backward")]
     rows = [
         [
@@ -45,7 +44,7 @@ def scan(benchmarks: Path) -> str:
 
 def trained(benchmarks: Path) -> str:
     """Return the results of the full model trained with two scan backends."""
-    runs = pd.read_csv(benchmarks / "trained_cpu.csv")
+    runs = read_csv(benchmarks / "trained_cpu.csv")
     rows = [
         [
             str(backend),
@@ -60,7 +59,7 @@ def trained(benchmarks: Path) -> str:
 
 def step_gpu(benchmarks: Path) -> str:
     """Return the least time and memory of a training step on a GPU, by model and scan backend."""
-    runs = pd.read_csv(benchmarks / "step_operators.csv")
+    runs = read_csv(benchmarks / "step_operators.csv")
     runs = runs[runs["operator"] == "total"]
     rows = [
         [
@@ -78,7 +77,7 @@ def step_gpu(benchmarks: Path) -> str:
 
 def step_cpu(benchmarks: Path) -> str:
     """Return how much faster a training step of scale tiny is than before the upsampling convolution."""
-    runs = pd.read_csv(benchmarks / "step_cpu.csv")
+    runs = read_csv(benchmarks / "step_cpu.csv")
     rows = [
         [
             f"`{row['variant']}`",
@@ -94,13 +93,13 @@ def step_cpu(benchmarks: Path) -> str:
 
 def step_cpu_operators(benchmarks: Path) -> str:
     """Return the share of each part in the time of a training step of scale tiny."""
-    table = pd.read_csv(benchmarks / "step_cpu_operators.csv", dtype=str)
+    table = read_csv(benchmarks / "step_cpu_operators.csv", dtype=str)
     return pipe_table(("operators", "calls", "% of the time"), table.itertuples(index=False, name=None))
 
 
 def models_cpu(benchmarks: Path) -> str:
     """Return the speed and memory of WIMFRIS over those of DETRIS on a CPU."""
-    runs = pd.read_csv(benchmarks / "model_cpu.csv")
+    runs = read_csv(benchmarks / "model_cpu.csv")
     runs = runs[runs["model"] == "WIMFRIS"]
     ratios = {"speed": "speed_over_detris", "peak memory": "memory_over_detris"}
     columns = {f"{name}, {part}": (ratio, part) for name, ratio in ratios.items() for part in runs["pass"].unique()}
@@ -114,7 +113,7 @@ def models_cpu(benchmarks: Path) -> str:
 
 def coverage(benchmarks: Path) -> str:
     """Return how often the interval in use covers the truth in simulations, and how often a verdict is false."""
-    table = pd.read_csv(benchmarks / "coverage.csv")
+    table = read_csv(benchmarks / "coverage.csv")
     table = table[table["variance"] == IN_USE]
     sizes = ("3 against 2", "3", "6", "12")
     rows = []
@@ -129,7 +128,7 @@ def coverage(benchmarks: Path) -> str:
 
 def recipes(benchmarks: Path) -> str:
     """Return the scatter and the seeds that each claim needs, with the former recipe and with this one."""
-    table = pd.read_csv(benchmarks / "recipes.csv", dtype=str).fillna(DASH)
+    table = read_csv(benchmarks / "recipes.csv", dtype=str).fillna(DASH)
     columns = [f"{name}_{when}" for name in ("seed_sd", "image_se", "seeds_needed") for when in ("before", "after")]
     header = ("claim", "SD before", "SD now", "SE before", "SE now", "seeds before", "seeds now")
     return pipe_table(header, table[["claim", *columns]].itertuples(index=False, name=None))

@@ -17,6 +17,7 @@ from wimfris.files import write_text
 from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
+from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
 from wimfris.results.plan import Construction, read_plan
@@ -54,7 +55,7 @@ class Evidence:
         path = self.reports / "tables" / (folder or self.params.settings().folder.name) / f"{name}.csv"
         if not path.is_file():
             raise UserError(f"{path}: no such table; restore it with `git checkout reports`")
-        return pd.read_csv(path)
+        return read_csv(path)
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdicts on the paper's claims at the data set and scale of params.yaml."""
@@ -209,7 +210,7 @@ def search(evidence: Evidence) -> str:
     folder = evidence.params.settings().folder.name
     rows = []
     for path in sorted((evidence.reports / "tables" / folder).glob("search-*.csv")):
-        for (space, sampler), trials in pd.read_csv(path).groupby(["space", "sampler"], sort=False):
+        for (space, sampler), trials in read_csv(path).groupby(["space", "sampler"], sort=False):
             full = trials[trials["name"] == "reference"].iloc[0]
             drawn = trials[(trials["name"] != "reference") & trials["failure"].isna()]  # neither failed nor refused
             done = drawn[drawn["state"] == "complete"]
