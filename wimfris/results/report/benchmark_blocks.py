@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import DASH
 from wimfris.results.report.markdown import METRICS, SHORT, pipe_table
@@ -97,6 +99,21 @@ def step_cpu_operators(benchmarks: Path) -> str:
     return pipe_table(("operators", "calls", "% of the time"), table.itertuples(index=False, name=None))
 
 
+def residual(benchmarks: Path) -> str:
+    """Return what the bf16 residual stream of the frozen vision encoder saves in a step, and its errors over fp32's."""
+    runs = read_csv(benchmarks / "residual.csv")
+    rows = []
+    for model in dict.fromkeys(runs["model"]):
+        part = runs[runs["model"] == model].set_index("stream")
+        fp32, bf16 = part.loc["float32"], part.loc["bf16"]
+        saved = [fp32[f"step_{name}"] - bf16[f"step_{name}"] for name in ("milliseconds", "peak_gigabytes")]
+        errors = [bf16[f"{name}_error"] / fp32[f"{name}_error"] for name in ("logits", "features")]
+        cells = [DASH if pd.isna(value) else f"{value:.1f}" for value in saved]
+        rows.append((model, *cells, *(f"{value:.2f}" for value in errors)))
+    header = ("model", "ms saved", "peak GB saved", "logits error, ratio", "last feature map error, ratio")
+    return pipe_table(header, rows)
+
+
 def models_cpu(benchmarks: Path) -> str:
     """Return the speed and memory of WIMFRIS over those of DETRIS on a CPU."""
     runs = read_csv(benchmarks / "model_cpu.csv")
@@ -141,6 +158,7 @@ BENCHMARK_BLOCKS: dict[str, Callable[[Path], str]] = {
     "step_gpu": step_gpu,
     "step_cpu": step_cpu,
     "step_cpu_operators": step_cpu_operators,
+    "residual": residual,
     "models_cpu": models_cpu,
     "coverage": coverage,
     "recipes": recipes,
