@@ -17,7 +17,16 @@ from wimfris.results.evidence import Evidence
 from wimfris.results.formats import level_text
 from wimfris.results.plan import CLAIMS, Better, Construction, Plan, read_plan, register, registration_lines
 from wimfris.results.published import PUBLISHED
-from wimfris.results.report.claims_tables import NOTHING, details, footer, over_scales, own_rows, summary, write_claims
+from wimfris.results.report.claims_tables import (
+    NOTHING,
+    by_decision,
+    details,
+    footer,
+    over_scales,
+    own_rows,
+    summary,
+    write_claims,
+)
 from wimfris.results.settle import cheapest, needs, without_estimate
 from wimfris.results.tiers import compute_comparisons, moved
 from wimfris.results.verdicts import Ends, decide
@@ -167,14 +176,16 @@ def test_missing_runs_are_named() -> None:
 @pytest.mark.parametrize(
     ("slope", "decision", "reason"),
     [
-        (-0.2, "reproduced", "falls"),
-        (0.2, "contradicted", "rises"),
-        (0.0, "no effect of the paper's size", "alpha changes by less than 0.4, the margin"),
+        (-0.2, "reproduced", r"alpha falls by \d\.\d\d"),
+        (0.2, "contradicted", r"alpha rises by \d\.\d\d"),
+        (0.0, "no effect of the paper's size", r"alpha (falls|rises) by 0\.\d\d, within the margin 0\.4"),
     ],
 )
 def test_emphasis_falls_or_rises(slope: float, decision: str, reason: str) -> None:
     verdict = verdicts(simulate({"full": 0.0}), emphasis(slope))["emphasis_falls"]
-    assert (verdict.decision, verdict.reason) == (decision, reason)
+    assert verdict.decision == decision and re.fullmatch(reason, verdict.reason)
+    (line,) = by_decision([verdict], reasons=True)[decision]
+    assert line == f"The learned emphasis falls with depth ({verdict.reason})"
 
 
 def test_a_level_close_to_one_is_not_rounded_to_it() -> None:

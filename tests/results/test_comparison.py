@@ -8,13 +8,13 @@ import pytest
 
 from wimfris.errors import UserError
 from wimfris.results.comparison import Row, Study
-from wimfris.results.comparisons import Comparisons
+from wimfris.results.comparisons import EXPLORATORY, PRIMARY, Comparisons
 from wimfris.results.evidence import EMPHASIS_COLUMNS, Evidence
 from wimfris.results.formats import DASH
 from wimfris.results.plan import CLAIMS, read_plan
 from wimfris.results.published import Figure
 from wimfris.results.report.comparison_figure import draw
-from wimfris.results.report.comparison_tables import sections
+from wimfris.results.report.comparison_tables import answer, sections
 from wimfris.results.report.tables import main_table
 from wimfris.results.tiers import compute_comparisons
 
@@ -177,6 +177,16 @@ def test_one_seed_gives_no_verdict() -> None:
     assert table.loc["part", "verdict"] == "" and np.isnan(table.loc["part", "low"])
     (section, *_) = sections(STUDY, [table.reset_index()])
     assert "no interval for any seed and no verdict" in section.foot
+    assert answer(table.assign(tier=EXPLORATORY).reset_index()).endswith(
+        "No verdict, because a system has one seed: part (first); part again (second)."
+    )
+
+
+def test_before_the_first_look_no_power_is_stated() -> None:
+    table = table_of(records(RUNS, SHIFTS)).assign(tier=PRIMARY, verdict="undecided")
+    (early, *_), (late, *_) = (sections(STUDY, [table.assign(look=look)]) for look in (0, 1))
+    assert "Primary intervals before the first look: level" in early.foot and "decide nothing" in early.foot
+    assert "separate" not in early.foot and "which separate a true difference of" in late.foot
 
 
 def test_the_rows_do_not_depend_on_the_order_of_the_records() -> None:

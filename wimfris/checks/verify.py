@@ -33,6 +33,7 @@ COLUMNS = (
     "evidence_commit",
     "evidence_fingerprint",
     "evidence_device",
+    "evidence_cpu_capability",
 )
 
 
@@ -73,6 +74,7 @@ def _compare(evidence: Evidence, files: RunFiles) -> dict[str, str]:
         "evidence_commit": str(before["commit"]),
         "evidence_fingerprint": str(before["fingerprint"]),
         "evidence_device": str(before["device"]),
+        "evidence_cpu_capability": str(before["cpu_capability"]),
     }
 
 

@@ -101,7 +101,10 @@ def figures() -> None:
     folder = REPORTS / "figures" / settings.folder.name
     runs = [str(run) for run in params.runs_of("full")]
     files = {run: own_files(settings, Run.parse(run)) for run in runs}
-    emphasis(read_evidence(params).require(runs).emphasis, folder / "learned-emphasis.png", settings.scale)
+    evidence = read_evidence(params)
+    evidence.require(runs)
+    learned = evidence.emphasis.query("variant == 'full'")  # of the seeds that decide a claim, too
+    emphasis(learned, folder / "learned-emphasis.png", settings.scale)
     learning_curves(
         {run: read_log(files[run].log) for run in runs}, folder / "curves.png", settings.train.validation_images
     )

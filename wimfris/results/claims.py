@@ -112,9 +112,11 @@ def _reason(plan: Plan, claim: Claim, rows: tuple[Row, ...], decision: str, miss
         ready, wanted = min(int(row["ready"]) for row in rows), plan.confirmatory.looks[0]
         return f"no look yet: {ready} of {wanted} confirmatory seeds are trained for all its systems"
     if isinstance(claim, Falls):
-        words = {"contradicted": "rises", "undecided": "not separated from no change"}
-        words["no effect of the paper's size"] = f"alpha changes by less than {claim.margin:g}, the margin"
-        return words.get(decision, "falls")
+        fall = rows[0]["difference"]
+        change = f"alpha {'falls' if fall > 0 else 'rises'} by {abs(fall):.2f}"
+        if decision == "undecided":
+            return f"{change}, not separated from no change"
+        return f"{change}, within the margin {claim.margin:g}" if decision.startswith("no effect") else change
     apart: dict[str, list[str]] = {"higher": [], "lower": [], "undecided": []}
     for row in rows:
         apart[row["verdict"]].append(plan.label(row["rival"]))

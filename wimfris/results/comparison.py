@@ -21,7 +21,7 @@ from wimfris.results.scores import COMPARED, METRICS, by_seed, check_comparable,
 from wimfris.runs.records import SPLITS
 
 _QUOTED = ("difference", "these_low", "these_high", "low", "high", "error")
-_COUNTS = ("seeds", "n", "images", "parameters")
+_COUNTS = ("seeds", "n", "images", "look", "parameters")
 _WORDS = ("block", "seed_list", "compared_seeds", "tier", "claim", "verdict", "trust")
 
 
@@ -101,7 +101,7 @@ class Study:
         * seeds (how many), seed_list, n (sentences per seed), miou, miou_sd (over seeds, ddof 1), oiou, pr50 .. pr90;
         * difference, these_low, these_high, low, high and error (the interval's level is 1 - error) of mIoU, as
           `comparisons` holds them, and the same with the prefixes oiou_ and pr70_; a pair that it lacks has none;
-        * compared_seeds, improvement, images, detectable; tier, claim, and verdict: higher, lower or undecided;
+        * compared_seeds, improvement, images, detectable; tier, claim, look, and verdict: higher, lower or undecided;
         * published, published_gain (less the baseline's), difference_of_differences (our gain less that one), and
           trust, the lowest of the figures used. The val split of the built-in set is shown beside RefCOCO's; its other
           splits have no counterpart.
@@ -173,7 +173,8 @@ def _quoted(comparisons: Comparisons, variant: str, baseline: str, split: str) -
         prefix = "" if metric == COMPARED[0] else f"{metric}_"
         cells |= {prefix + name: row[name] for name in _QUOTED}
         if not prefix:
-            cells |= {name: row[name] for name in ("improvement", "images", "detectable", "tier", "claim", "verdict")}
+            own = ("improvement", "images", "detectable", "tier", "claim", "look", "verdict")
+            cells |= {name: row[name] for name in own}
             cells["compared_seeds"] = row["seeds"] + (
                 "" if row["seeds"] == row["rival_seeds"] else f" / {row['rival_seeds']}"
             )
@@ -201,7 +202,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with all columns in order, unknown ones empty."""
     columns = ["family", "block", "label", "variant", "baseline", "dataset", "scale", "protocol", "split"]
     columns += ["seeds", "seed_list", "n", "miou", "miou_sd", *METRICS[1:], *_QUOTED]
-    columns += ["compared_seeds", "improvement", "images", "detectable", "tier", "claim", "verdict"]
+    columns += ["compared_seeds", "improvement", "images", "detectable", "tier", "claim", "look", "verdict"]
     columns += [f"{metric}_{name}" for metric in COMPARED[1:] for name in _QUOTED]
     columns += ["published", "published_gain", "difference_of_differences", "trust"]
     table = table.reindex(columns=columns)

@@ -152,7 +152,7 @@ def emphasis(learned: pd.DataFrame, path: Path, scale: str = "") -> None:
     course = learned.sort_values(["layer", "epoch", "run"], kind="stable")
     last = course[course["epoch"] == course.groupby("run")["epoch"].transform("max")]
     layers = sorted(set(course["layer"]))
-    runs = sorted(course["run"].unique())
+    runs = sorted(course["run"].unique(), key=lambda run: (len(run), run))
     with saved_figure(path, (7.2, 3.2)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         handles: list[Artist] = []

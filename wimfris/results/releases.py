@@ -38,7 +38,7 @@ class Origin:
             for place in sorted(self.places.get(variant, frozenset()) - {self.usual}):
                 elsewhere.setdefault(place, []).append(label)
         if not elsewhere:
-            return ""
+            return f"All rows were trained at commit {self.usual}." if "+" in self.usual else ""
         others = "; ".join(f"at {place}: {'; '.join(names)}" for place, names in elsewhere.items())
         return f"Most rows were trained at commit {self.usual}. Exceptions, {others}."
 

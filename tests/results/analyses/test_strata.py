@@ -62,6 +62,8 @@ def test_gain_and_change_equal_the_planted_ones(labels: pd.DataFrame, rng: np.ra
     rows = records(labels, rng, gain=0.1)
     table = strata_table(rows, labels, ["full"], "no_window", resamples=500)
     assert set(table["stratum"]) == {"all", "size", "windows"}  # there is one kind of sentence, and no landmark
+    whole = table[table["stratum"] == "all"]
+    assert whole["gain_miou_any_low"].isna().all(), "reports/comparisons has this interval"
     by_level = table[table["stratum"] == "windows"].set_index("level")
     assert list(by_level.index) == ["1", "3 or 4"] and list(by_level["images"]) == [30, 30]
     assert by_level.loc["1", "gain_miou"] == pytest.approx(0, abs=0.01)

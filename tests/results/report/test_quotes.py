@@ -121,6 +121,15 @@ def test_a_changed_number_or_verdict_is_found(committed: Path, known: set[Quote]
         assert len(strangers(altered, known)) == 1
 
 
+def test_the_page_and_the_tables_name_the_same_places(committed: Path) -> None:
+    pattern = re.compile(r"(?:Most|All) rows were trained at commit .*?(?= Variants of|$)", re.MULTILINE)
+    reports = committed / "reports"
+    page = BeautifulSoup((reports / "index.html").read_text(encoding="utf-8"), "html.parser").get_text("\n")
+    tables = "\n".join(path.read_text(encoding="utf-8") for path in sorted((reports / "tables").glob("*/*.md")))
+    on_page, in_tables = (set(pattern.findall(text.replace("\\", ""))) for text in (page, tables))
+    assert in_tables and on_page <= in_tables
+
+
 def test_one_answer_on_the_window_stands_everywhere(committed: Path, files: dict[str, Comparisons]) -> None:
     params, reports = read_params(committed / "params.yaml"), committed / "reports"
     plan = read_plan(reports / "claims.yaml")

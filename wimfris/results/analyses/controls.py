@@ -29,6 +29,7 @@ from wimfris.results.intervals import draw_interval, padded, reach
 from wimfris.results.looks import information, nominal_levels
 from wimfris.results.measured import Inputs, Report
 from wimfris.results.plan import METRIC, SPLIT, Plan, read_plan
+from wimfris.results.published import built_in_note
 from wimfris.results.scores import Scores, read_scores
 from wimfris.results.statistics import Estimate, Floats, estimate, linearise
 from wimfris.results.studies import control_pairs
@@ -54,7 +55,8 @@ def controls_report(inputs: Inputs, sizes: Sequence[float]) -> Report:
     tables = {"same function": pairs, "separated": rates, "planted damage": damage}
     frame = pd.concat([table.assign(control=name) for name, table in tables.items()], ignore_index=True)
     frame.insert(0, "control", frame.pop("control"))
-    return Report(shown, frame, lambda path: draw(pairs, damage, path), _summary(rates, damage))
+    caveat = built_in_note(inputs.settings.data.name, inputs.settings.scale)
+    return Report(shown, frame, lambda path: draw(pairs, damage, path), _summary(rates, damage) + caveat)
 
 
 # --- the same function ------------------------------------------------------------------------------------------------
@@ -256,11 +258,21 @@ def _damage_section(damage: pd.DataFrame, place: str) -> Section:
 
 def _summary(rates: pd.DataFrame, damage: pd.DataFrame) -> str:
     """Return what the controls show, as Markdown."""
-    any_seed = rates[rates["kind"] != NETWORKS]
-    lines = [
-        f"The interval for any seed separates {any_seed['separated'].sum():.3g} of {any_seed['comparisons'].sum()} "
-        f"comparisons of a function with itself; {100 * UNADJUSTED:.0f}% may be."
-    ]
+    by_kind = rates.set_index("kind")
+    pairs, halves = by_kind.loc[VARIANTS], by_kind.loc[SEEDS]
+    lines = []
+    if pairs["comparisons"]:
+        lines.append(
+            f"The interval for any seed separates {pairs['separated']:.0f} of {pairs['comparisons']:.0f} controls from "
+            "the variant whose function they compute."
+        )
+    else:
+        lines.append("No control has the two seeds that an interval for any seed takes.")
+    if halves["comparisons"]:
+        lines.append(
+            f"It separates random halves of one system's seeds in {100 * halves['share']:.1f}% of the halvings "
+            f"({halves['comparisons']:.0f} systems, {HALVES} halvings each); {100 * UNADJUSTED:.0f}% may be."
+        )
     if len(damage):
         gaps = 100 * (damage["detected"] - damage["expected"]).astype(float)
         nothing = damage.loc[damage["size"] == 0, "detected"].iloc[0]

@@ -15,6 +15,7 @@ import seaborn as sns
 from wimfris.results.analyses.strata import STRATA, Stratum
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import Section, interval, percent
+from wimfris.results.published import built_in_note
 from wimfris.results.scores import LABELS, own_sentences, read_scores
 from wimfris.results.statistics import resample
 from wimfris.runs.records import CASE, SPLITS, holds_objects
@@ -101,6 +102,7 @@ def sections(table: pd.DataFrame, names: Mapping[str, str]) -> list[Section]:
         title = f"Right object: {first['dataset']}, scale {first['scale']}, protocol {first['protocol']}, split {split}"
         note = "The object is right if the prediction overlaps it most, by IoU. An empty prediction is wrong. "
         note += "Intervals are over images, for these weights."
+        note += built_in_note(str(first["dataset"]), str(first["scale"]))
         shown.append(Section(title, note, cells, left=("stratum", "level", "system"), guide=True))
     return shown
 

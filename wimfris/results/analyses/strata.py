@@ -31,7 +31,10 @@ from wimfris.results.scores import COMPARED, METRICS, by_seed, own_sentences, re
 from wimfris.results.statistics import Estimate, estimate, linearise, resample
 from wimfris.runs.records import CASE, SPLITS
 
-FOOT = "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts."
+FOOT = (
+    "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts. The interval of all "
+    "sentences for any seed stands in the studies' tables."
+)
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 
 
@@ -84,7 +87,8 @@ def strata_table(
       baseline_seed_list;
     * miou, oiou, pr50 .. pr90, and baseline_miou .. of the baseline, each a mean over its own seeds;
     * for each of `COMPARED` gain_<metric> with its 95% interval for these seeds (gain_<metric>_these_low, _these_high)
-      and any seed (_any_low, _any_high), neither of them corrected: strata have no verdicts;
+      and any seed (_any_low, _any_high), neither of them corrected: strata have no verdicts. The stratum of all
+      sentences has none for any seed, because reports/comparisons has it;
     * change_<metric> likewise: the gain minus that of the stratum's first level, NaN for the first level.
 
     Strata with a single level are left out. Raises `UserError` as `compare`, or if a sentence of the records has no
@@ -121,6 +125,8 @@ def strata_table(
                     for row, change in zip(rows[-len(systems) :], changes, strict=True):
                         row |= change
     table = pd.DataFrame(rows)
+    whole = [f"gain_{metric}_any_{end}" for metric in COMPARED for end in ("low", "high")]
+    table.loc[table["stratum"] == "all", whole] = np.nan
     for name in ("protocol", "scale", "dataset"):
         table.insert(0, name, records[name].iloc[0])
     return table

@@ -18,6 +18,7 @@ from wimfris.files import write_text
 from wimfris.results.csv_files import read_csv
 from wimfris.results.figures import saved_figure
 from wimfris.results.formats import DASH, Section, interval, percent
+from wimfris.results.published import built_in_note
 from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
 from wimfris.runs.fingerprint import digest
@@ -193,6 +194,9 @@ def families_section(params: Params, frame: pd.DataFrame) -> Section:
         f". Its {tuning.best} best trials are trained at full length from {seeds}; the best of them by mean mIoU is "
         "listed. It is tuned to this split, so that its score here is no result."
     )
+    if missing := [row["family"] for row in rows if row["best"] == DASH]:
+        note += f" Not tuned yet: {', '.join(missing)}."
+    note += built_in_note(params.settings().data.name, params.scale)
     return Section("Tuned families", note, pd.DataFrame(rows), left=("family", "best", "settings", "in params.yaml"))
 
 

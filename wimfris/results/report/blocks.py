@@ -21,10 +21,11 @@ from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
 from wimfris.results.plan import Construction, read_plan
-from wimfris.results.releases import release_of
+from wimfris.results.releases import release_of, short_commits
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
 from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.report.markdown import METRICS, SHORT, numbers, pipe_table
+from wimfris.results.scores import run_scores
 from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
@@ -119,7 +120,7 @@ def _in_words(evidence: Evidence) -> str:
     """Return the verdicts on the paper's claims as a list, an item for each kind of verdict."""
     judged = evidence.verdicts()
     lines = [f"The paper's claims at scale {evidence.params.scale}:", ""]
-    for decision, claims in by_decision(judged).items():
+    for decision, claims in by_decision(judged, reasons=True).items():
         if claims:
             lines += _wrapped(f"- **{decision}** ({len(claims)}): {'; '.join(claims)}.", "  ")
     confirmatory = evidence.plan.confirmatory
@@ -155,6 +156,48 @@ def scales(evidence: Evidence) -> str:
 def core(evidence: Evidence) -> str:
     """Return every system of the core on val."""
     return _systems(evidence, _val_of_core(evidence), tuple(METRICS))
+
+
+def seeds(evidence: Evidence) -> str:
+    """Return the systems with confirmatory seeds: their mIoU, and that of their exploratory seeds."""
+    content = read_evidence(evidence.params, evidence.reports)
+    scores, runs = 100 * run_scores(content.records, "val"), content.runs.set_index(["variant", "seed"])
+    processors = (runs["device"] + " " + runs["cpu_capability"]).str.strip()
+    groups = (evidence.plan.exploratory.seeds, evidence.plan.confirmatory.seeds)
+    rows = []
+    for variant in dict.fromkeys(scores.index.get_level_values("variant")):
+        cells = [f"`{variant}`"]
+        for group in groups:
+            keys = [(variant, seed) for seed in group if (variant, seed) in scores.index]
+            own = scores.loc[keys]
+            spread = f"{own.std():.1f}" if len(own) > 1 else DASH
+            cells += [str(len(own)), f"{own.mean():.1f}" if len(own) else DASH, spread]
+            cells.append(", ".join(sorted(set(processors.loc[keys]))) or DASH)
+        if own.size:
+            rows.append(cells)
+    header = ["system"]
+    for group in groups:
+        header += [f"runs, seeds {group[0]} to {group[-1]}", "mIoU", "SD", "processor"]
+    return pipe_table(header, rows)
+
+
+def attestations(evidence: Evidence) -> str:
+    """Return the committed runs that were trained again, and how far they are from the evidence."""
+    path = evidence.reports / "attestations.csv"
+    if not path.is_file():
+        return "No run of this recipe has been trained again on another processor."
+    frame = read_csv(path, dtype=str, keep_default_na=False)
+    rows = [
+        (
+            f"`{row['run']}`",
+            f"{row['evidence_device']} {row['evidence_cpu_capability']}".strip(),
+            f"{row['device']} {row['cpu_capability']}".strip(),
+            row["outcome"],
+            row["val_miou_difference"],
+        )
+        for row in frame.to_dict("records")
+    ]
+    return pipe_table(("run", "committed run on", "again on", "outcome", "difference of val mIoU"), rows, words=4)
 
 
 def verdicts(evidence: Evidence) -> str:
@@ -193,8 +236,18 @@ def studies(evidence: Evidence) -> str:
 
 
 def small(evidence: Evidence) -> str:
-    """Return the window study at scale small."""
-    table = evidence.table("window_size", "scenes-small")
+    """Return the window study at scale small, its recipe, and the code that trained it."""
+    place = "scenes-small"
+    params = evidence.params.at_name(place)
+    settings, runs = params.settings(), read_evidence(params, evidence.reports).runs
+    commits = ", ".join(sorted(set(short_commits(runs["commit"]))))
+    scenes = settings.data.scenes
+    assert scenes is not None
+    note = (
+        f"{settings.train.epochs} epochs, {scenes.train} training images, {scenes.val} images of val. Trained at "
+        f"commit {commits}; a + means uncommitted changes."
+    )
+    table = evidence.table("window_size", place)
     table = table[(table["split"] == "val") & (table["family"] == table["family"].iloc[0])]
     table = table.drop_duplicates(["block", "label"])
     header = ["alignment window", "window", "seeds", *(METRICS[metric] for metric in SHORT)]
@@ -202,7 +255,7 @@ def small(evidence: Evidence) -> str:
         [row["block"].removeprefix("alignment window: "), row["label"], str(row["seeds"]), *numbers(row, SHORT)]
         for row in table.to_dict("records")
     ]
-    return pipe_table(header, rows, words=2)
+    return f"{note}\n\n{pipe_table(header, rows, words=2)}"
 
 
 def search(evidence: Evidence) -> str:
@@ -260,6 +313,8 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "search": search,
     "example": example,
     "scales": scales,
+    "seeds": seeds,
+    "attestations": attestations,
     "window": window,
     **{name: _of_benchmarks(block) for name, block in BENCHMARK_BLOCKS.items()},
 }

@@ -15,7 +15,7 @@ from wimfris.results.claims import CONSTRUCTION, NOT_TESTED, PAPER, Verdict
 from wimfris.results.comparisons import Comparisons
 from wimfris.results.formats import DASH, GUIDE, interval, level_text, seeds_text
 from wimfris.results.plan import METRIC, SPLIT, Better, Falls, Plan, registration_lines
-from wimfris.results.published import TRUST
+from wimfris.results.published import BUILT_IN, TRUST
 from wimfris.results.report.comparison_tables import tier_levels
 from wimfris.results.scores import COMPARED, LABELS
 from wimfris.results.verdicts import Decision
@@ -25,6 +25,8 @@ WINDOW = "window_helps"
 """The claim that answers whether the window matters."""
 OTHER_WINDOWS = {"window_1": "1x1", "window_2": "2x2", "window_8": "8x8"}
 """Variant -> its window, for those that the answer on the window names beside 4x4."""
+SAME_LOSS = "_align_4"
+"""Ends the name of a variant with another window, whose alignment loss keeps the window of 4x4."""
 
 METRICS = {name: LABELS[name] for name in ("miou", "oiou", "pr70", "right", "iou_right")}
 """Metric -> its name in the columns of `details`."""
@@ -45,12 +47,13 @@ def summary(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     )
 
 
-def by_decision(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
-    """Return each decision with its claims, without full stops."""
-    return {
-        decision: [one.claim.claim.removesuffix(".") for one in verdicts if one.decision == decision]
-        for decision in DECISIONS
-    }
+def by_decision(verdicts: Sequence[Verdict], *, reasons: bool = False) -> dict[str, list[str]]:
+    """Return each decision with its claims, without full stops; reasons: add why a claim that runs decided has it."""
+    listed: dict[str, list[str]] = {decision: [] for decision in DECISIONS}
+    for one in verdicts:
+        why = f" ({one.reason})" if reasons and one.decision not in ("undecided", CONSTRUCTION) else ""
+        listed[one.decision].append(f"{one.claim.claim.removesuffix('.')}{why}")
+    return listed
 
 
 def answer(verdicts: Sequence[Verdict], plan: Plan) -> str:
@@ -101,15 +104,30 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
         f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window. The interval of the "
         f"difference is {ends} at level {level_text(row['error'])}, from seeds {row['seeds'].replace(' ', ', ')}. "
         f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
-        f"{verdict.reason}). {_other_windows(comparisons)}These are systems trained on drawn scenes. {NOTHING}"
-    )
+        f"{verdict.reason}). {_other_windows(comparisons)}{_limits(verdict)}"
+    ).rstrip()
+
+
+def _limits(verdict: Verdict) -> str:
+    """Return what the verdict does not speak for; empty at the paper's scale on its data."""
+    drawn = "These are systems trained on drawn scenes. " if verdict.dataset == BUILT_IN else ""
+    return drawn + ("" if (verdict.dataset, verdict.scale) == PAPER else NOTHING)
 
 
 def _other_windows(comparisons: Comparisons) -> str:
-    """Return how other windows compare with 4x4, each with its verdict unless it has one seed; empty without runs."""
-    parts = []
-    for variant, size in OTHER_WINDOWS.items():
-        row = comparisons.quote(variant, "full")
+    """Return how 4x4 compares with other windows, each with its verdict unless it has one seed; empty without runs."""
+    same, changed = (_against_4x4(comparisons, end) for end in (SAME_LOSS, ""))
+    text = f"4x4 minus other windows, with the same alignment loss: {same}. " if same else ""
+    if changed:
+        text += f"{'With its window changed' if same else '4x4 minus other windows'}: {changed}. "
+    return text
+
+
+def _against_4x4(comparisons: Comparisons, end: str) -> str:
+    """Return 4x4 minus every other window, whose variants have this end of their names; empty without runs."""
+    parts, single = [], []
+    for name, size in OTHER_WINDOWS.items():
+        row = comparisons.quote("full", name + end)
         if row is None:
             continue
         part = f"{size} {100 * row['difference']:+.1f}"
@@ -117,11 +135,10 @@ def _other_windows(comparisons: Comparisons) -> str:
             ends = interval(100 * row["low"], 100 * row["high"])
             parts.append(f"{part} {ends} ({row['verdict']}, {row['tier']} tier)")
         else:
-            parts.append(f"{part} (one seed, no interval and no verdict)")
-    listed = (
-        f"Other windows minus 4x4: {'; '.join(parts)}. In these rows the window of the alignment loss changes as well. "
-    )
-    return listed if parts else ""
+            single.append(part)
+    if single:
+        parts.append(f"{', '.join(single)} (one seed{' each' * (len(single) > 1)}, no verdict)")
+    return "; ".join(parts)
 
 
 def details(verdict: Verdict, plan: Plan, comparisons: Comparisons) -> pd.DataFrame:
@@ -149,7 +166,8 @@ def footer(verdict: Verdict, plan: Plan) -> str:
     }[verdict.look]
     if isinstance(claim, Falls):
         return f"Margin: {margin}. {look}. Interval: level {level_text(rows['error'].iloc[0])}."
-    return f"Margin: {margin}. {look}. Intervals for any seed: {tier_levels(rows)}."
+    levels = tier_levels(rows, power=verdict.look > 0)
+    return f"Margin: {margin}. {look}. Intervals for any seed: {levels}."
 
 
 def over_scales(files: Mapping[str, Comparisons], plan: Plan) -> pd.DataFrame:
@@ -236,8 +254,9 @@ def write_claims(
 
 
 SCALES = (
-    "Points of mIoU, with each scale's interval for any seed; one seed has none. The change of the effect from scale "
-    "to scale is computed before rounding."
+    "Points of mIoU, with each scale's interval for any seed; one seed has none. Because of rounding, the last column "
+    "may differ by 0.1 from the values shown. The scales also have different recipes (epochs, training images, average "
+    "of the weights: params.yaml), so a change from one to the other is not that of the grid alone."
 )
 
 
@@ -252,7 +271,6 @@ def _detail(verdict: Verdict, plan: Plan, comparisons: Comparisons, row: Mapping
     if isinstance(verdict.claim, Falls):
         return {
             "mean alpha, first and last layer": f"{row['value']:.2f}, {row['rival_value']:.2f}",
-            "verdict": verdict.decision if row["look"] else row["verdict"] or DASH,
             "fall": f"{row['difference']:+.2f}",
             "any seed": interval(row["low"], row["high"], "+.2f"),
             "seeds": row["seeds"],

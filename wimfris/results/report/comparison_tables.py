@@ -71,20 +71,28 @@ def _levels(table: pd.DataFrame) -> str:
     sentences = []
     for tier in (PRIMARY, EXPLORATORY, CONTROL):
         part = compared[compared["tier"] == tier]
-        if len(part):
-            sentences.append(f"{tier.capitalize()} intervals: {tier_levels(part)}.")
+        waits = part["look"] == 0 if tier == PRIMARY else pd.Series(data=False, index=part.index)
+        if waits.any():
+            early = tier_levels(part[waits], power=False)
+            sentences.append(f"Primary intervals before the first look: {early}; they decide nothing.")
+        if len(part[~waits]):
+            sentences.append(f"{tier.capitalize()} intervals: {tier_levels(part[~waits])}.")
+        if tier == EXPLORATORY and len(part):
+            sentences.append("An exploratory verdict may change when seeds or rows are added.")
     if not sentences:
         return "Intervals for any seed have the level 95%, uncorrected; this table has no verdicts."
     return " ".join(sentences)
 
 
-def tier_levels(rows: pd.DataFrame) -> str:
-    """Return the levels of intervals, and the differences that they separate from 0 in 80% of experiments."""
+def tier_levels(rows: pd.DataFrame, *, power: bool = True) -> str:
+    """Return the levels of intervals; power: also the differences that they separate from 0 in 80% of experiments."""
     if rows["low"].isna().all():
         return "none, because a system has one seed"
     low, high = (level_text(error) for error in (rows["error"].max(), rows["error"].min()))
     points = 100 * rows.loc[rows["detectable"] < 1, "detectable"]
     text = f"level {low}" if low == high else f"levels {low} to {high}"
+    if not power:
+        return text
     if points.empty:
         return f"{text}, which separate no difference in {_POWER} of experiments"
     span = f"{points.min():.1f}" if len(points) == 1 else f"{points.min():.1f} to {points.max():.1f}"
@@ -118,11 +126,14 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """Return the verdicts of a table of `Study.table` in words; empty if it compares nothing."""
+    """Return the verdicts of a `Study.table` in words, and the rows without one; empty if it compares nothing."""
     names = table["label"] + [f" ({block})" if block else "" for block in table["block"]]
     names += np.where(table["tier"] == PRIMARY, " [primary]", "")
     listed = {verdict: "; ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
     listed = {verdict: rows for verdict, rows in listed.items() if rows}
+    single = "; ".join(names[(table["verdict"] == "") & (table["tier"] != "") & table["difference"].notna()])
+    if single:
+        listed["no verdict, because a system has one seed"] = single
     if not listed:
         return ""
     baselines = sorted(set(table["baseline"]))

@@ -184,7 +184,7 @@ class Results:
                 _picture(path, alt)
             else:
                 _html(notice(f"{path} has not been drawn."))
-        learned = self.declared[self.place].emphasis.query("variant == 'full'")
+        learned = self.evidence[self.place][1].emphasis.query("variant == 'full'")
         if len(learned):
             path = self._scratch / "emphasis.png"
             emphasis(learned, path, self.params.settings().scale)
@@ -230,7 +230,7 @@ class Results:
             _picture(
                 path, f"{study.title} at {place}: mIoU of every run on {split}, and the differences of the table below."
             )
-        origin = origin_of(place, evidence.runs[evidence.runs["variant"].isin(study.variants)])
+        origin = origin_of(place, evidence.runs[evidence.runs["run"].isin(records["run"])])
         for section in sections(study, tables, origin):
             if place != self.place and "against the paper" in section.title:
                 continue  # the paper's figures stand beside the first place once
