@@ -18,7 +18,8 @@ STUDY = Study(
     title="Rival ways of tuning",
     question="Are MSA and MTA better than other adapters with as many trained parameters?",
     paper="The paper has no such table; its reviewers asked for one.",
-    note="Trained: all trained parameters, of adapters, neck, decoder and projections. ETRIS's bridger is our reading.",
+    note="Trained: all trained parameters, of adapters, neck, decoder and projections. ETRIS's bridger is our reading. "
+    "Rows with tuned rates have those of their best trial on split tune. The others have the recipe's rates, untuned.",
     rows=(
         Row("MSA + MTA (full)", "full", block=EQUAL),
         Row("DETRIS's adapters", "detris_adapters", block=EQUAL),

@@ -271,7 +271,7 @@ def _summary(rates: pd.DataFrame, damage: pd.DataFrame) -> str:
     if halves["comparisons"]:
         lines.append(
             f"It separates random halves of one system's seeds in {100 * halves['share']:.1f}% of the halvings "
-            f"({halves['comparisons']:.0f} systems, {HALVES} halvings each); {100 * UNADJUSTED:.0f}% may be."
+            f"({HALVES} halvings, systems: {halves['comparisons']:.0f}); {100 * UNADJUSTED:.0f}% may be."
         )
     if len(damage):
         gaps = 100 * (damage["detected"] - damage["expected"]).astype(float)
