@@ -163,6 +163,10 @@ def test_selected_runs(matrix: Any) -> None:
     assert select_runs(params) == matrix.runs
     assert select_runs(params, extended=True) == [*matrix.runs, Run("gate_none", 0)]
     assert select_runs(params, ["none"], [1]) == [Run("none", 1)]
+    assert select_runs(params, ["gate_none"]) == [Run("gate_none", 0)], "a variant beyond the core"
+    more = params.model_copy(update={"extra_seeds": {"full": [10]}})
+    assert select_runs(more, ["full"], [10]) == [Run("full", 10)], "an extra seed"
+    assert Run("full", 10) not in select_runs(more, ["full"])
     with pytest.raises(UserError, match=r"^--variants nobody: not declared in params.yaml, which has full, none$"):
         select_runs(params, ["nobody"])
     with pytest.raises(UserError, match=r"^--seeds 7: not declared"):

@@ -104,8 +104,7 @@ def matrix(
             print_table(main_table(read_runs(params.settings().outs, params.runs_of("full"))))
 
     wanted = None if variants is None else names(variants)
-    beyond = extended or any(name in params.beyond for name in wanted or ())
-    runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), beyond)
+    runs = select_runs(params, wanted, None if seeds is None else numbers("--seeds", seeds), extended)
     if launcher == "slurm":
         from wimfris.matrix.slurm import run_on_slurm
 

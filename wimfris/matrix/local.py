@@ -30,11 +30,13 @@ def select_runs(
     params: Params, variants: Sequence[str] | None = None, seeds: Sequence[int] | None = None, extended: bool = False
 ) -> list[Run]:
     """Return the runs of params.yaml, narrowed to these variants and seeds. The runs beyond the core come last, where
-    `extended` asks for them.
+    `extended`, a variant or an extra seed asks for them.
 
     Raises UserError where a variant or seed is not declared.
     """
-    runs = params.all_runs() if extended else params.runs()
+    extra = {run.seed for run in params.extra_runs()} - set(params.seeds)
+    beyond = extended or bool(params.beyond.keys() & set(variants or ()) or extra & set(seeds or ()))
+    runs = params.all_runs() if beyond else params.runs()
     for option, wanted, known in (
         ("--variants", variants, list(dict.fromkeys(run.variant for run in runs))),
         ("--seeds", seeds, sorted({run.seed for run in runs})),
