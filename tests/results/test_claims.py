@@ -151,7 +151,9 @@ def test_seeds_that_suggested_a_claim_decide_nothing() -> None:
     tested = [one for one in judged.values() if not isinstance(one.claim, Construction)]
     assert {one.decision for one in tested} == {"undecided"}
     assert judged["neck_matters"].rows[0]["low"] > 0, "its interval is shown"
-    assert judged["neck_matters"].reason == "no look yet: 0 of 6 confirmatory seeds are trained for all its systems"
+    assert judged["neck_matters"].reason == (
+        "not tested yet: its systems share 0 of the 6 confirmatory seeds that the first look needs"
+    )
 
 
 @pytest.mark.slow
@@ -176,9 +178,9 @@ def test_missing_runs_are_named() -> None:
 @pytest.mark.parametrize(
     ("slope", "decision", "reason"),
     [
-        (-0.2, "reproduced", r"alpha falls by \d\.\d\d"),
-        (0.2, "contradicted", r"alpha rises by \d\.\d\d"),
-        (0.0, "no effect of the paper's size", r"alpha (falls|rises) by 0\.\d\d, within the margin 0\.4"),
+        (-0.2, "reproduced", r"its fall is \+0\.\d\d \[.*\]"),
+        (0.2, "contradicted", r"its fall is -\d\.\d\d \[.*\]"),
+        (0.0, "no effect of the paper's size", r"its fall is [+-]0\.\d\d \[.*\], within 0\.4 of 0"),
     ],
 )
 def test_emphasis_falls_or_rises(slope: float, decision: str, reason: str) -> None:

@@ -98,9 +98,9 @@ def test_tables() -> None:
     gains = cells(shown, "Selected on val").iloc[0]
     assert (gains["gain on val"], gains["gain on testA"], gains["optimism"]) == ("+5.0", "+5.0", "+0.0")
     cost = cells(shown, "Cost of the searches").iloc[0]
-    assert (cost["trials"], cost["finished"], cost["pruned"], cost["failed"], cost["repeated"]) == (
+    assert (cost["drawn"], cost["finished"], cost["pruned"], cost["failed"], cost["repeated"]) == (
         "5",
-        "3",
+        "2",
         "1",
         "1",
         "1",

@@ -27,7 +27,10 @@ from wimfris.results.measured import Report
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-QUESTION = "Which learning rate and which factor of its own suit each family, and which recipe settles most cheaply?"
+QUESTION = (
+    "Which learning rate and which factor of its own suit each family, and which recipe needs the least training for a "
+    "verdict?"
+)
 PAPER = "The rivals' settings are those of their papers; no tuning on a split of its own is reported."
 
 
@@ -42,7 +45,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", action="store_true", help="run the candidates for the recipe instead")
     parser.add_argument("--jobs", type=int, help="runs at once; by default as many as fit on the machine")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long it would take")
-    parser.add_argument("--no-train", action="store_true", help="write the report of what was measured")
+    parser.add_argument("--no-train", action="store_true", help="print the tables of what was measured")
     return parser.parse_args(arguments)
 
 
@@ -68,10 +71,11 @@ def _run(options: argparse.Namespace) -> int:
     sections = [families_section(params, frame), recipe_section(params, frame)]
     for section in sections:
         print_section(section)
-    intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"
-    report = Report(sections, frame, lambda path: draw_tuning(params, frame, path), intro)
-    paths = write_report("tuning", "Tuning", params.settings().folder.name, report)
-    print(f"tuning: {', '.join(map(str, (file, *paths)))}")
+    if not options.no_train:
+        intro = f"**Question.** {QUESTION}\n\n**The paper.** {PAPER}"
+        report = Report(sections, frame, lambda path: draw_tuning(params, frame, path), intro)
+        paths = write_report("tuning", "Tuning", params.settings().folder.name, report)
+        print(f"tuning: {', '.join(map(str, (file, *paths)))}")
     return 1 if failed else 0
 
 

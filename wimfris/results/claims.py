@@ -13,6 +13,7 @@ import numpy as np
 
 from wimfris.errors import UserError
 from wimfris.results.comparisons import Comparisons
+from wimfris.results.formats import interval
 from wimfris.results.plan import Better, Claim, Construction, Falls, Plan
 from wimfris.results.published import PAPERS_SET, PUBLISHED, Figure, Published, read_published
 from wimfris.results.tiers import claim_decision
@@ -110,13 +111,11 @@ def _reason(plan: Plan, claim: Claim, rows: tuple[Row, ...], decision: str, miss
         return f"not run: {', '.join(map(plan.label, missing))}"
     if not any(row["look"] for row in rows):
         ready, wanted = min(int(row["ready"]) for row in rows), plan.confirmatory.looks[0]
-        return f"no look yet: {ready} of {wanted} confirmatory seeds are trained for all its systems"
+        return f"not tested yet: its systems share {ready} of the {wanted} confirmatory seeds that the first look needs"
     if isinstance(claim, Falls):
-        fall = rows[0]["difference"]
-        change = f"alpha {'falls' if fall > 0 else 'rises'} by {abs(fall):.2f}"
-        if decision == "undecided":
-            return f"{change}, not separated from no change"
-        return f"{change}, within the margin {claim.margin:g}" if decision.startswith("no effect") else change
+        fall = f"its fall is {rows[0]['difference']:+.2f} {interval(rows[0]['low'], rows[0]['high'], '+.2f')}"
+        near = {"undecided": "not separated from 0", "no effect of the paper's size": f"within {claim.margin:g} of 0"}
+        return f"{fall}, {near[decision]}" if decision in near else fall
     apart: dict[str, list[str]] = {"higher": [], "lower": [], "undecided": []}
     for row in rows:
         apart[row["verdict"]].append(plan.label(row["rival"]))

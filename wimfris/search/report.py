@@ -180,7 +180,8 @@ _OPTIMISM = (
 )
 _COST = (
     "Seconds are summed over all trials. The saving is the time that pruned trials would have needed to finish at "
-    "their own pace. A trial with the settings of an earlier one is not trained again: it is repeated."
+    "their own pace. A draw with the settings of a finished trial is not trained again: it is repeated. A refused draw "
+    "is no trial."
 )
 _IMPORTANCE = (
     "Share of the variance of mIoU among the better trials that a setting explains (PED-ANOVA); summed over layers."
@@ -248,7 +249,10 @@ def _optimism_cells(pairs: Sequence[tuple[Evidence, Trial]]) -> pd.DataFrame:
 
 
 def _cost(search: Evidence) -> dict[str, str]:
-    states = ["refused" if trial.get("refused") else trial["state"] for trial in search["trials"]]
+    kinds = [
+        "refused" if trial.get("refused") else "repeated" if trial["same_as"] else trial["state"]
+        for trial in search["trials"]
+    ]
     trained = [trial for trial in search["trials"] if not trial["same_as"]]
     timed = [trial for trial in trained if trial["seconds"]]
     total = sum(trial["seconds"] for trial in timed)
@@ -257,10 +261,10 @@ def _cost(search: Evidence) -> dict[str, str]:
     whole = [trial["seconds"] for trial in timed if trial["state"] == "complete"]
     return {
         "method": method(search),
-        "trials": str(len(states)),
-        **{name: str(states.count(state)) for state, name in _STATES.items()},
-        **({"refused": str(states.count("refused"))} if "refused" in states else {}),
-        "repeated": str(len(states) - len(trained)),
+        "drawn": str(len(kinds)),
+        **{name: str(kinds.count(kind)) for kind, name in _STATES.items()},
+        **({"refused": str(kinds.count("refused"))} if "refused" in kinds else {}),
+        "repeated": str(kinds.count("repeated")),
         "seconds": f"{total:.0f}",
         "saved by pruning": f"{saved:.0f} ({saved / (total + saved):.0%})" if saved else DASH,
         "median of finished": f"{np.median(whole):.0f}" if whole else DASH,
@@ -288,7 +292,7 @@ def confirmed_sections(
         return []
     study = Study(
         name="search",
-        title="Confirmed: trained whole, from fresh seeds",
+        title="Trained again at full length, from fresh seeds",
         question="",
         paper="",
         rows=(Row("full", "full"), *rows),

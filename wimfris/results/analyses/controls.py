@@ -267,11 +267,12 @@ def _summary(rates: pd.DataFrame, damage: pd.DataFrame) -> str:
             "the variant whose function they compute."
         )
     else:
-        lines.append("No control has the two seeds that an interval for any seed takes.")
+        lines.append("No control has two seeds yet.")
     if halves["comparisons"]:
         lines.append(
-            f"It separates random halves of one system's seeds in {100 * halves['share']:.1f}% of the halvings "
-            f"({HALVES} halvings, systems: {halves['comparisons']:.0f}); {100 * UNADJUSTED:.0f}% may be."
+            f"The interval for any seed separates random halves of one system's seeds in {100 * halves['share']:.1f}% "
+            f"of the halvings ({HALVES} halvings, systems: {halves['comparisons']:.0f}). At most "
+            f"{100 * UNADJUSTED:.0f}% is allowed."
         )
     if len(damage):
         gaps = 100 * (damage["detected"] - damage["expected"]).astype(float)

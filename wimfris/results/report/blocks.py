@@ -26,7 +26,6 @@ from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
 from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.report.markdown import METRICS, SHORT, numbers, pipe_table
 from wimfris.results.scores import run_scores
-from wimfris.results.statistics import POWER
 from wimfris.results.studies import load_studies, variants_of
 from wimfris.settings.params import Params, read_params
 
@@ -181,6 +180,26 @@ def seeds(evidence: Evidence) -> str:
     return pipe_table(header, rows)
 
 
+def systems(evidence: Evidence) -> str:
+    """Return the comparison with DETRIS and ETRIS on val, and how many variants are above the full model."""
+    table = evidence.table("comparison")
+    table = table[table["split"] == "val"]
+    header = ["system", "seeds", *(METRICS[metric] for metric in SHORT)]
+    rows = [[row["label"], str(row["seeds"]), *numbers(row, SHORT)] for row in table.to_dict("records")]
+    content = read_evidence(evidence.params, evidence.reports).records
+    scores = run_scores(content[content["seed"].isin(evidence.plan.exploratory.seeds)], "val")
+    means = scores.groupby(level="variant").mean()
+    others = means.drop(["full", *means.index.intersection(list(evidence.params.controls))])
+    higher = (others > means["full"]).sum()
+    family = evidence.comparisons().exploratory
+    known = family["low"].notna().sum()
+    return (
+        f"{pipe_table(header, rows)}\n\nOf {len(others)} other variants, {higher} have a higher val mIoU than "
+        f"`full` from seeds 0 to 2. Most of them have one seed: of {len(family)} exploratory comparisons {known} "
+        f"{'has' if known == 1 else 'have'} an interval."
+    )
+
+
 def attestations(evidence: Evidence) -> str:
     """Return the committed runs that were trained again, and how far they are from the evidence."""
     path = evidence.reports / "attestations.csv"
@@ -290,8 +309,7 @@ def example(evidence: Evidence) -> str:
         f"*Any seed*, {any_seed}, is its interval over seeds and images. The seeds cause {share:.0f}% of the variance.",
         f"The level of *any seed* is {level_text(row['error'])}, because the {plan.tested} claims that runs can "
         f"test share an error rate of {plan.level:.0%}.",
-        f"The margin is {100 * row['margin']:.1f} points. These seeds would separate a true difference of "
-        f"{100 * row['detectable']:.1f} points from 0 in {POWER:.0%} of experiments.",
+        f"The margin is {100 * row['margin']:.1f} points.",
         f"The verdict is **{verdict.decision}**: {verdict.reason}.",
     )
     names = " with ".join(plan.label(row[name]) for name in ("system", "rival"))
@@ -314,6 +332,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "example": example,
     "scales": scales,
     "seeds": seeds,
+    "systems": systems,
     "attestations": attestations,
     "window": window,
     **{name: _of_benchmarks(block) for name, block in BENCHMARK_BLOCKS.items()},

@@ -99,10 +99,11 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
     row = verdict.rows[0]
     points = 100 * row["difference"]
     ends = interval(100 * row["low"], 100 * row["high"])
-    direction = "above" if points > 0 else "below"
+    direction = "more" if points > 0 else "less"
     return (
-        f"At {scale}, windows of 4x4 are {abs(points):.1f} points of mIoU {direction} no window. The interval of the "
-        f"difference is {ends} at level {level_text(row['error'])}, from seeds {row['seeds'].replace(' ', ', ')}. "
+        f"At {scale}, windows of 4x4 score {abs(points):.1f} points of mIoU {direction} than no window. The "
+        f"interval of the difference is {ends} at level {level_text(row['error'])}, from seeds "
+        f"{row['seeds'].replace(' ', ', ')}. "
         f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
         f"{verdict.reason}). {_other_windows(comparisons)}{_limits(verdict)}"
     ).rstrip()
@@ -119,7 +120,8 @@ def _other_windows(comparisons: Comparisons) -> str:
     same, changed = (_against_4x4(comparisons, end) for end in (SAME_LOSS, ""))
     text = f"4x4 minus other windows, with the same alignment loss: {same}. " if same else ""
     if changed:
-        text += f"{'With its window changed' if same else '4x4 minus other windows'}: {changed}. "
+        head = "With the loss's window changed, too" if same else "4x4 minus other windows"
+        text += f"{head}: {changed}. "
     return text
 
 

@@ -275,7 +275,7 @@ def provenance(name: str, runs: pd.DataFrame) -> pd.DataFrame:
             "fingerprint": runs["fingerprint"].str[:10],
             "settings": runs["settings_sha256"].str[:10],
             "scan": runs["scan"],
-            "device": runs["device"],
+            "device": (runs["device"] + " " + runs["cpu_capability"]).str.strip(),
             "minutes": [f"{minutes:.1f}" for minutes in runs["minutes"]],
             "memory, GiB": [f"{memory:.2f}" for memory in runs["memory_gib"]],
             "epoch": runs["best_epoch"].astype(str),
