@@ -120,7 +120,8 @@ def _reason(plan: Plan, claim: Claim, rows: tuple[Row, ...], decision: str, miss
     for row in rows:
         apart[row["verdict"]].append(plan.label(row["rival"]))
     if decision == "contradicted":
-        return f"worse than {', '.join(apart['lower'])}"
+        better = f", but better than {', '.join(apart['higher'])}" if apart["higher"] else ""
+        return f"worse than {', '.join(apart['lower'])}{better}"
     if decision.startswith("reproduced"):
         return f"better than {', '.join(apart['higher'])}"
     if decision == "undecided":
