@@ -38,7 +38,6 @@ VERBS: Any = typer.main.get_command(app)
 # Command -> the exit codes that are right at scale smoke without the official files and a GPU.
 IN_PROCESS = {
     'wimfris predict --image photo.png --text "the red circle"': {0},
-    "wimfris export full-0 --out exported": {0},
     "wimfris export full-0 --out exported --encoders": {0},
     'wimfris predict --model exported --image photo.png --text "the red circle"': {0},
     "wimfris data audit": {0},

@@ -33,7 +33,14 @@ def run_rows(params: Params) -> pd.DataFrame:
             "commit": "c" * 40 + "+",
             "fingerprint": "f" * 16,
         }
-        | {"settings_sha256": "ab" * 32, "device": "a machine", "scan": "cpu", "minutes": 5.25, "memory_gib": 0.5}
+        | {
+            "settings_sha256": "ab" * 32,
+            "device": "a machine",
+            "cpu_capability": "AVX2",
+            "scan": "cpu",
+            "minutes": 5.25,
+            "memory_gib": 0.5,
+        }
         | {"best_epoch": 2, "settings": params.settings_of(Run.parse(name)).model_dump_json(exclude={"group"})}
         for name in RUNS
     ]
@@ -69,7 +76,7 @@ def test_provenance_has_commit_settings_and_cost() -> None:
     rows = provenance("scenes-tiny", run_rows(read_params(ROOT / "params.yaml"))).set_index("run")
     row = rows.loc['<span id="scenes-tiny-full-0">full-0</span>']
     assert (row["commit"], row["settings"]) == ("cccccccccc and changes", "ababababab")
-    assert row["fingerprint"] == "f" * 10
+    assert row["fingerprint"] == "f" * 10 and row["device"] == "a machine AVX2"
     assert (row["minutes"], row["memory, GiB"], row["epoch"]) == ("5.2", "0.50", "2")
     assert len(rows) == len(RUNS)
 
