@@ -49,7 +49,8 @@ def section_in_use(frame: pd.DataFrame, data: str) -> Section:
         cells["MB, step"] = _megabytes(frame["memory_mb_step"])
         note += (
             f" Times: medians over {first['repetitions']} repetitions in {first['processes']} processes, quartiles in "
-            f"brackets, on {first['machine']}. MB: the most held above what the process held without the model."
+            f"brackets, on {first['machine']}. Times whose quartiles overlap are not ranked. MB: the most held above "
+            "what the process held without the model."
         )
     else:
         note += " Times were not taken."
