@@ -12,6 +12,7 @@ from wimfris.metrics import summarise
 from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import REPORTS, Evidence, read_evidence, records_hash
 from wimfris.runs.files import RunFiles
+from wimfris.runs.key import run_key
 from wimfris.runs.manifest import read_manifest
 from wimfris.runs.records import read_records
 from wimfris.runs.store import CHECKPOINTS
@@ -48,6 +49,7 @@ def verify_runs(params: Params, runs: Sequence[Run]) -> Iterator[str]:
         raise UserError(f"verify: no current evidence of {', '.join(missing)}")
     for run in runs:
         settings = params.settings_of(run)
+        run_key(settings, run.seed)  # one line where something is not prepared
         files = RunFiles(CHECKPOINTS / "verify" / f"{settings.folder.name}-{run}")
         shutil.rmtree(files.folder, ignore_errors=True)
         train_into(settings, run.seed, files.folder)

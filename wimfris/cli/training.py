@@ -43,7 +43,7 @@ def train(
 ) -> None:
     """Train and evaluate one run. If it was interrupted, the same command continues from its last checkpoint."""
     from wimfris.runs.files import RunFiles
-    from wimfris.runs.fingerprint import decisive, digest
+    from wimfris.runs.key import run_key
     from wimfris.runs.store import fetch, run_entry
 
     if (run is None) != extra:
@@ -51,12 +51,7 @@ def train(
     params = params_at(scale, data)
     for one in [Run.parse(run)] if run else params.extra_runs():
         settings = params.settings_of(one)
-        try:
-            key = digest(decisive(settings, one.seed))
-        except FileNotFoundError as error:
-            own = Path(error.filename) == settings.encoders_record and settings.own_encoders
-            command = settings.record_command if own else "dvc repro prepare encoders"
-            raise UserError(f"{error.filename}: not prepared; run `{command}` first") from None
+        key = run_key(settings, one.seed)
         entry, files = run_entry(settings.folder.name, str(one), key), RunFiles(settings.outs / str(one))
         # Importing torch takes seconds; taking a finished run from the store does not need it. Under torchrun, only the
         # leader of the processes may do so, see `train_run`.
@@ -119,19 +114,22 @@ def clean(
     everything: Annotated[bool, typer.Option("--all", help="Also remove finished runs that are current.")] = False,
 ) -> None:
     """Remove finished runs that are no longer current from the store. runs/ and DVC's cache stay."""
-    from wimfris.runs.fingerprint import decisive, digest
-    from wimfris.runs.store import prune, run_entry
+    from wimfris.runs.key import run_key
+    from wimfris.runs.store import STORE, prune, run_entry
 
     params = read_params()
     current = set()
     for run in params.all_runs() if not everything else ():
         settings = params.settings_of(run)
         try:
-            current.add(run_entry(settings.folder.name, str(run), digest(decisive(settings, run.seed))))
-        except FileNotFoundError:
-            continue
+            current.add(run_entry(settings.folder.name, str(run), run_key(settings, run.seed)))
+        except UserError as error:
+            if kept := set(STORE.glob(f"{settings.folder.name}-{run}-*")):
+                print(f"{run}: kept, because whether it is current is unknown ({error})")
+                current |= kept
     removed = prune(f"{params.settings().folder.name}-", current)
-    print(f"{len(removed)} finished runs removed from the store, {len(current)} fingerprints are current")
+    kept_entries = sum(entry.is_dir() for entry in current)
+    print(f"finished runs in the store: {len(removed)} removed, {kept_entries} kept")
 
 
 def verify(

@@ -31,7 +31,7 @@ from wimfris.results.csv_files import read_csv
 from wimfris.results.masks import read_evidence_masks, run_masks, write_evidence_masks
 from wimfris.results.scores import METRICS
 from wimfris.runs.files import RunFiles
-from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.key import run_key
 from wimfris.runs.log import read_log
 from wimfris.runs.manifest import is_finished, read_manifest
 from wimfris.runs.records import CASE, OBJECT_COLUMNS, SCHEMA, as_table, holds_objects, read_records
@@ -185,7 +185,7 @@ def gather(params: Params, runs: Sequence[Run], reports: Path = REPORTS) -> tupl
 
 def _is_finished(params: Params, run: Run, folder: Path) -> bool:
     """Return whether a folder holds this run, trained with the present settings, data, encoders and code."""
-    return is_finished(RunFiles(folder), digest(decisive(params.settings_of(run), run.seed)))
+    return is_finished(RunFiles(folder), run_key(params.settings_of(run), run.seed))
 
 
 def _frames(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
