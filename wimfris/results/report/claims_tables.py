@@ -99,11 +99,12 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
     row = verdict.rows[0]
     points = 100 * row["difference"]
     ends = interval(100 * row["low"], 100 * row["high"])
-    direction = "more" if points > 0 else "less"
+    score = f"score {abs(points):.1f} points of mIoU {'more' if points > 0 else 'less'} than"
+    if score.startswith("score 0.0"):
+        score = "score the same mIoU, to 0.1 points, as"
     return (
-        f"At {scale}, windows of 4x4 score {abs(points):.1f} points of mIoU {direction} than no window. The "
-        f"interval of the difference is {ends} at level {level_text(row['error'])}, from seeds "
-        f"{row['seeds'].replace(' ', ', ')}. "
+        f"At {scale}, windows of 4x4 {score} no window. The interval of the difference is {ends} at level "
+        f"{level_text(row['error'])}, from seeds {row['seeds'].replace(' ', ', ')}. "
         f'The verdict on "{verdict.claim.claim.removesuffix(".")}" is **{verdict.decision}** (primary tier; '
         f"{verdict.reason}). {_other_windows(comparisons)}{_limits(verdict)}"
     ).rstrip()

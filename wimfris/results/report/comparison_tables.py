@@ -76,7 +76,10 @@ def _levels(table: pd.DataFrame) -> str:
             early = tier_levels(part[waits], power=False)
             sentences.append(f"Primary intervals before the first look: {early}; they decide nothing.")
         if len(part[~waits]):
-            sentences.append(f"{tier.capitalize()} intervals: {tier_levels(part[~waits])}.")
+            after = " after a look" if tier == PRIMARY else ""
+            sentences.append(f"{tier.capitalize()} intervals{after}: {tier_levels(part[~waits])}.")
+        if tier == PRIMARY and not waits.all():
+            sentences.append("After a look, a difference is of its compared seeds, and mIoU of the seeds in the title.")
         if tier == EXPLORATORY and len(part):
             sentences.append("An exploratory verdict may change when seeds or rows are added.")
     if not sentences:
