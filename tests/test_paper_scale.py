@@ -33,6 +33,7 @@ def shallow(scale: str, name: str, folder: Path) -> Settings:
         "variants": {"full": {}},
         "extended": {},
         "controls": {},
+        "extra_seeds": {},
         "explorer": ["full"],
     }
     section = content["scales"][scale]

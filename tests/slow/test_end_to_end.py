@@ -95,7 +95,7 @@ def cloned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def smoke(params: Any) -> None:
         params["scale"], params["seeds"] = "smoke", list(SEEDS)
-        params |= {"variants": {"full": {}}, "extended": {}, "controls": {}, "explorer": []}
+        params |= {"variants": {"full": {}}, "extended": {}, "controls": {}, "extra_seeds": {}, "explorer": []}
         params["scales"]["smoke"]["train"] |= TRAIN
 
     edit(folder, smoke)
