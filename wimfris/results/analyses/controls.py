@@ -287,7 +287,7 @@ def _summary(rates: pd.DataFrame, damage: pd.DataFrame) -> str:
 
 def draw(pairs: pd.DataFrame, damage: pd.DataFrame, path: Path) -> None:
     """Draw the A/A differences with their intervals, and how often planted damage is detected, to a PNG."""
-    with saved_figure(path, (7.2, 3.4)) as figure:
+    with saved_figure(path, (7.2, 3.9)) as figure:
         left, right = figure.subplots(1, 2)
         _draw_pairs(pairs, left)
         _draw_damage(damage, right)
@@ -309,7 +309,7 @@ def _draw_pairs(pairs: pd.DataFrame, axes: Axes) -> None:
         Line2D([], [], color="0.35", linewidth=width, label=f"95%, {name}")
         for width, name in ((3.5, "these seeds"), (1.0, "any seed"))
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7, ncols=2)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
 
 
 def _draw_damage(damage: pd.DataFrame, axes: Axes) -> None:
@@ -329,4 +329,4 @@ def _draw_damage(damage: pd.DataFrame, axes: Axes) -> None:
         )
     axes.plot([], [], color="0.3", linewidth=1, linestyle="--", label="the stated power")
     axes.set(title="Planted damage", xlabel="damage, points of mIoU", ylabel="detected, %", ylim=(-3, 103))
-    axes.legend(loc="upper left", fontsize=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
