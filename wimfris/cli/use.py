@@ -152,8 +152,8 @@ def _score_val(predictor: "Predictor") -> None:
     Console().print(table)
     if released:
         print(
-            f"Committed: evidence release {released}. A seed gives the same weights on one machine; on another one it "
-            "differs as two seeds do."
+            f"Committed: evidence release {released}. A seed gives the same weights on one kind of processor. On "
+            "another one the scores differ a little."
         )
 
 
