@@ -48,8 +48,9 @@ def verify_runs(params: Params, runs: Sequence[Run]) -> Iterator[str]:
     if missing:
         raise UserError(f"verify: no current evidence of {', '.join(missing)}")
     for run in runs:
+        run_key(params.settings_of(run), run.seed)  # before the first training: is everything prepared?
+    for run in runs:
         settings = params.settings_of(run)
-        run_key(settings, run.seed)  # one line where something is not prepared
         files = RunFiles(CHECKPOINTS / "verify" / f"{settings.folder.name}-{run}")
         shutil.rmtree(files.folder, ignore_errors=True)
         train_into(settings, run.seed, files.folder)

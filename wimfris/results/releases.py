@@ -47,20 +47,21 @@ def origin_of(name: str, runs: pd.DataFrame, reports: Path = REPORTS) -> Origin:
     """Return the origin of these rows of runs.csv, of a data set and scale (`name`)."""
     if runs.empty:
         return Origin(release_of(name, reports))
-    places = list(map(_text, zip(short_commits(runs["commit"]), runs["device"], runs["cpu_capability"], strict=True)))
+    places = (short_commits(runs["commit"]) + " " + processors(runs)).str.strip()
     by_variant: dict[str, frozenset[str]] = {}
     for variant, place in zip(runs["variant"], places, strict=True):
         by_variant[variant] = by_variant.get(variant, frozenset()) | {place}
     return Origin(release_of(name, reports), by_variant, Counter(places).most_common(1)[0][0])
 
 
+def processors(runs: pd.DataFrame) -> pd.Series:
+    """Return the device of each row of runs.csv, with the instruction set of a CPU."""
+    return (runs["device"] + " " + runs["cpu_capability"]).str.strip()
+
+
 def short_commits(commits: pd.Series) -> pd.Series:
     """Return the first digits of commits, with a + where the run had uncommitted changes."""
     return commits.str[:7] + np.where(commits.str.endswith("+"), "+", "")
-
-
-def _text(place: tuple[str, str, str]) -> str:
-    return " ".join(filter(None, place))
 
 
 def release_of(name: str, reports: Path = REPORTS) -> str:
@@ -92,7 +93,7 @@ def write_release(release: str, reports: Path = REPORTS) -> Path:
     for file in files:
         if file.is_file():
             runs = read_csv(file, keep_default_na=False)
-            machines = (runs["device"] + " " + runs["cpu_capability"]).str.strip()
+            machines = processors(runs)
             commits = ", ".join(sorted(set(short_commits(runs["commit"]))))
             lines.append(f"| [{file.name}](records/{file.name}) | {len(runs)} | {commits} | {_listed(machines)} |")
     lines += ["", "What a release is, and how it is renewed: [docs/provenance.md](../docs/provenance.md).", ""]

@@ -1,22 +1,14 @@
 """The key of a run in the store: its fingerprint, where everything that the run depends on is prepared."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wimfris.errors import UserError
-from wimfris.runs.fingerprint import decisive, digest
+from wimfris.runs.fingerprint import _Settings, decisive, digest
 
 
-class RunSettings(Protocol):
+class RunSettings(_Settings, Protocol):
     """What the key needs of `wimfris.settings.schema.Settings`."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def encoders_record(self) -> Path: ...
-
-    def model_dump(self, *, mode: str, exclude_defaults: bool) -> dict[str, Any]: ...
 
     @property
     def own_encoders(self) -> bool: ...

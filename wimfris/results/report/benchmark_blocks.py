@@ -7,10 +7,10 @@ import pandas as pd
 
 from wimfris.results.csv_files import read_csv
 from wimfris.results.formats import DASH
+from wimfris.results.plan import read_plan
 from wimfris.results.report.markdown import METRICS, SHORT, pipe_table
 
 REPLICATED = "results-1"  # whose core benchmarks/replication.csv trained again
-MOST_SEEDS = 12  # of the last look in reports/claims.yaml
 IN_USE = "two apart"  # the variance of coverage.csv that `wimfris.results.statistics` uses
 
 
@@ -150,10 +150,11 @@ def recipes(benchmarks: Path) -> str:
     header = ("claim", "SD before", "SD now", "SE before", "SE now", "seeds before", "seeds now")
     needed = table["seeds_needed_after"]
     still_open = needed[needed != "decided"]
-    enough = sum(seeds.isdigit() and int(seeds) <= MOST_SEEDS for seeds in still_open)
+    most = read_plan(benchmarks.parent / "reports" / "claims.yaml").confirmatory.looks[-1]
+    enough = sum(seeds.isdigit() and int(seeds) <= most for seeds in still_open)
     rows = table[["claim", *columns]].itertuples(index=False, name=None)
     return (
-        f"{pipe_table(header, rows)}\n\nWith the {MOST_SEEDS} seeds of the plan, {enough} of the {len(still_open)} "
+        f"{pipe_table(header, rows)}\n\nWith the {most} seeds of the plan, {enough} of the {len(still_open)} "
         "open claims reach an 80% chance of a verdict."
     )
 

@@ -7,6 +7,7 @@ those of reports/claims.md alone, so that a text never states two verdicts on on
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from wimfris.results.claims import Verdict, judge_place
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
 from wimfris.results.csv_files import read_csv
+from wimfris.results.evidence import Evidence as Records
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
 from wimfris.results.plan import Construction, read_plan
-from wimfris.results.releases import release_of, short_commits
+from wimfris.results.releases import processors, release_of, short_commits
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
 from wimfris.results.report.claims_tables import NOTHING, SCALES, by_decision, over_scales, window_answer
 from wimfris.results.report.markdown import METRICS, SHORT, numbers, pipe_table
@@ -56,6 +58,20 @@ class Evidence:
         if not path.is_file():
             raise UserError(f"{path}: no such table; restore it with `git checkout reports`")
         return read_csv(path)
+
+    @property
+    def runs(self) -> Frame:
+        """The rows of runs.csv at the data set and scale of params.yaml."""
+        return self._content.runs
+
+    @cached_property
+    def val_scores(self) -> "pd.Series[float]":
+        """The val mIoU of every run at the data set and scale of params.yaml, by variant and seed."""
+        return run_scores(self._content.records, "val")
+
+    @cached_property
+    def _content(self) -> Records:
+        return read_evidence(self.params, self.reports)
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdicts on the paper's claims at the data set and scale of params.yaml."""
@@ -159,9 +175,8 @@ def core(evidence: Evidence) -> str:
 
 def seeds(evidence: Evidence) -> str:
     """Return the systems with confirmatory seeds: their mIoU, and that of their exploratory seeds."""
-    content = read_evidence(evidence.params, evidence.reports)
-    scores, runs = 100 * run_scores(content.records, "val"), content.runs.set_index(["variant", "seed"])
-    processors = (runs["device"] + " " + runs["cpu_capability"]).str.strip()
+    scores, runs = 100 * evidence.val_scores, evidence.runs.set_index(["variant", "seed"])
+    places = processors(runs)
     groups = (evidence.plan.exploratory.seeds, evidence.plan.confirmatory.seeds)
     rows = []
     for variant in dict.fromkeys(scores.index.get_level_values("variant")):
@@ -171,7 +186,7 @@ def seeds(evidence: Evidence) -> str:
             own = scores.loc[keys]
             spread = f"{own.std():.1f}" if len(own) > 1 else DASH
             cells += [str(len(own)), f"{own.mean():.1f}" if len(own) else DASH, spread]
-            cells.append(", ".join(sorted(set(processors.loc[keys]))) or DASH)
+            cells.append(", ".join(sorted(set(places.loc[keys]))) or DASH)
         if own.size:
             rows.append(cells)
     header = ["system"]
@@ -186,17 +201,16 @@ def systems(evidence: Evidence) -> str:
     table = table[table["split"] == "val"]
     header = ["system", "seeds", *(METRICS[metric] for metric in SHORT)]
     rows = [[row["label"], str(row["seeds"]), *numbers(row, SHORT)] for row in table.to_dict("records")]
-    content = read_evidence(evidence.params, evidence.reports).records
-    scores = run_scores(content[content["seed"].isin(evidence.plan.exploratory.seeds)], "val")
-    means = scores.groupby(level="variant").mean()
+    scores, exploratory = evidence.val_scores, evidence.plan.exploratory.seeds
+    means = scores[scores.index.isin(exploratory, level="seed")].groupby(level="variant").mean()
     others = means.drop(["full", *means.index.intersection(list(evidence.params.controls))])
     higher = (others > means["full"]).sum()
     family = evidence.comparisons().exploratory
     known = family["low"].notna().sum()
     return (
-        f"{pipe_table(header, rows)}\n\nOf {len(others)} other variants, {higher} have a higher val mIoU than "
-        f"`full` from seeds 0 to 2. Most of them have one seed: of {len(family)} exploratory comparisons {known} "
-        f"{'has' if known == 1 else 'have'} an interval."
+        f"{pipe_table(header, rows)}\n\nOf {len(others)} other variants, {higher} have a higher val mIoU than `full` "
+        f"from seeds {exploratory[0]} to {exploratory[-1]}. Most of them have one seed: of {len(family)} "
+        f"exploratory comparisons {known} {'has' if known == 1 else 'have'} an interval."
     )
 
 
@@ -238,7 +252,7 @@ def splits(evidence: Evidence) -> str:
 
 def studies(evidence: Evidence) -> str:
     """Return the studies: the question, the table of the committed results, and the trained runs beyond the core."""
-    rows, trained = [], set(read_evidence(evidence.params, evidence.reports).runs["run"])
+    rows, trained = [], set(evidence.runs["run"])
     for study in load_studies(evidence.root / "studies"):
         params = evidence.params
         link = f"[table](../reports/tables/{params.settings().folder.name}/{study.name}.md)"

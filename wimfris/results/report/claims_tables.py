@@ -99,8 +99,9 @@ def window_answer(verdicts: Sequence[Verdict], comparisons: Comparisons) -> str:
     row = verdict.rows[0]
     points = 100 * row["difference"]
     ends = interval(100 * row["low"], 100 * row["high"])
-    score = f"score {abs(points):.1f} points of mIoU {'more' if points > 0 else 'less'} than"
-    if score.startswith("score 0.0"):
+    size = f"{abs(points):.1f}"
+    score = f"score {size} points of mIoU {'more' if points > 0 else 'less'} than"
+    if size == "0.0":
         score = "score the same mIoU, to 0.1 points, as"
     return (
         f"At {scale}, windows of 4x4 {score} no window. The interval of the difference is {ends} at level "

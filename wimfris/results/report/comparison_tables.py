@@ -18,6 +18,8 @@ from wimfris.results.statistics import POWER
 
 _LEFT = ("block", "row", "verdict", "tier", "trust")
 _POWER = f"{POWER:.0%}"
+_SEEDS = "After a look, a difference is of its compared seeds, and mIoU of the seeds in the title."
+_CHANGES = "An exploratory verdict may change when seeds or rows are added."
 
 
 def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Origin()) -> list[Section]:  # noqa: B008
@@ -68,20 +70,16 @@ def _levels(table: pd.DataFrame) -> str:
     if compared.empty:
         one = table["difference"].notna().any()
         return "A system has one seed, so there is no interval for any seed and no verdict." if one else ""
-    sentences = []
-    for tier in (PRIMARY, EXPLORATORY, CONTROL):
-        part = compared[compared["tier"] == tier]
-        waits = part["look"] == 0 if tier == PRIMARY else pd.Series(data=False, index=part.index)
-        if waits.any():
-            early = tier_levels(part[waits], power=False)
-            sentences.append(f"Primary intervals before the first look: {early}; they decide nothing.")
-        if len(part[~waits]):
-            after = " after a look" if tier == PRIMARY else ""
-            sentences.append(f"{tier.capitalize()} intervals{after}: {tier_levels(part[~waits])}.")
-        if tier == PRIMARY and not waits.all():
-            sentences.append("After a look, a difference is of its compared seeds, and mIoU of the seeds in the title.")
-        if tier == EXPLORATORY and len(part):
-            sentences.append("An exploratory verdict may change when seeds or rows are added.")
+    tier, early = compared["tier"], compared["look"] == 0
+    groups = (  # name, rows, whether to state the power, the end of the sentence
+        ("Primary intervals before the first look", (tier == PRIMARY) & early, False, "; they decide nothing."),
+        ("Primary intervals after a look", (tier == PRIMARY) & ~early, True, f". {_SEEDS}"),
+        ("Exploratory intervals", tier == EXPLORATORY, True, f". {_CHANGES}"),
+        ("Control intervals", tier == CONTROL, True, "."),
+    )
+    sentences = [
+        f"{name}: {tier_levels(compared[rows], power=power)}{end}" for name, rows, power, end in groups if rows.any()
+    ]
     if not sentences:
         return "Intervals for any seed have the level 95%, uncorrected; this table has no verdicts."
     return " ".join(sentences)

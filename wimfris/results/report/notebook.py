@@ -20,7 +20,7 @@ from wimfris.results.ingested import beside_ours, ingested_section, read_ingeste
 from wimfris.results.measured import Measured
 from wimfris.results.plan import read_plan, registration_lines
 from wimfris.results.published import built_in_note, read_published
-from wimfris.results.releases import origin_of
+from wimfris.results.releases import origin_of, processors
 from wimfris.results.report.claims_figure import claim_rows, draw_claims
 from wimfris.results.report.claims_tables import (
     SCALES,
@@ -275,7 +275,7 @@ def provenance(name: str, runs: pd.DataFrame) -> pd.DataFrame:
             "fingerprint": runs["fingerprint"].str[:10],
             "settings": runs["settings_sha256"].str[:10],
             "scan": runs["scan"],
-            "device": (runs["device"] + " " + runs["cpu_capability"]).str.strip(),
+            "device": processors(runs),
             "minutes": [f"{minutes:.1f}" for minutes in runs["minutes"]],
             "memory, GiB": [f"{memory:.2f}" for memory in runs["memory_gib"]],
             "epoch": runs["best_epoch"].astype(str),
