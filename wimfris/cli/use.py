@@ -140,7 +140,7 @@ def _score_val(predictor: "Predictor") -> None:
     released = ""
     if (core := _committed(predictor)) is not None:
         released, own = core
-        rows += [(f"{run}, committed evidence", own[own["run"] == run]), ("full, committed, all seeds", own)]
+        rows += [(f"{run}, committed evidence", own[own["run"] == run]), ("full, committed, seeds of the core", own)]
     table = Table("", "seeds", "n", *COLUMNS.values(), box=None, title_justify="left")
     table.title = (
         f"scenes, scale {predictor.settings.scale}, protocol {predictor.settings.evaluate.protocol}, val, percent"
