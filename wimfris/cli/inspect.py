@@ -8,7 +8,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from wimfris.cli.options import DataOption, ScaleOption, VariantOption, params_at
-from wimfris.settings.params import read_params
 
 
 def doctor(scale: ScaleOption = None, data: DataOption = None) -> None:
@@ -82,25 +81,31 @@ def estimate(
     )
 
 
-def ceiling() -> None:
-    """Print the scores of the true masks, drawn at the size of the logits in four ways, on each split."""
+def ceiling(
+    scale: ScaleOption = None,
+    data: DataOption = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write reports/measures/<set>-<scale>/ceiling.csv.")
+    ] = False,
+) -> None:
+    """Print the scores of a guess, and of the true masks drawn at the size of the logits in four ways."""
     import torch
 
     from wimfris.data.index import read_index
-    from wimfris.measure.target_resolution import WAYS
-    from wimfris.measure.target_resolution import ceiling as score
+    from wimfris.measure.target_resolution import FILE, scores_without_model
+    from wimfris.results.measured import write_measure
+    from wimfris.results.report.markdown import SHORT, numbers
 
     torch.set_num_threads(1)
-    settings = read_params().settings()
-    index = read_index(settings.folder / "index" / "index.parquet")
-    title = f"{settings.folder.name}: targets drawn at {4 * settings.grid} x {4 * settings.grid}, percent"
-    table = Table("split", "n", "drawn by", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", title=title)
-    for split in settings.data.splits:
-        for way in WAYS:
-            scores = score(settings, index[index["split"] == split], way)
-            cells = [f"{100 * scores[name]:.1f}" for name in ("miou", "oiou", "pr50", "pr70", "pr90")]
-            table.add_row(split, f"{scores['n']:.0f}", way, *cells)
+    settings = params_at(scale, data).settings()
+    scores = scores_without_model(settings, read_index(settings.folder / "index" / "index.parquet"))
+    title = f"{settings.folder.name}: scores without a model, masks drawn at {4 * settings.grid} x {4 * settings.grid}"
+    table = Table("split", "n", "mask", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", title=f"{title}, percent")
+    for row in scores.to_dict("records"):
+        table.add_row(row["split"], str(row["n"]), row["mask"], *numbers(row, SHORT))
     Console().print(table)
+    if write:
+        write_measure(scores, settings, FILE)
 
 
 VERBS = (doctor, profile, estimate, ceiling)

@@ -1,4 +1,4 @@
-"""How well targets can be drawn at the resolution of the logits: resized to it, and taken back as in evaluation.
+"""Score the true masks without a model: drawn at the resolution of the logits, and taken back as in evaluation.
 
 Evaluation takes the logits to the size of the image (bicubic, then the inverse letterbox). Each way of drawing a target
 at the size of the logits gives a score. Only the fitted logits come near a bound; training with targets sampled by
@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wimfris.data.audit import random_object_miou
 from wimfris.data.index import decode_mask
 from wimfris.data.protocol import CRIS_THRESHOLD, PROTOCOLS
 from wimfris.metrics import summarise
 from wimfris.settings.schema import Settings
 
+FILE = "ceiling.csv"  # under reports/measures/<set>-<scale>/
+GUESS = "a random object"
 SURE = 1e-4  # distance of the probabilities from 0 and 1
 FIT_STEPS, SHARPNESS = 60, 20.0
 
@@ -77,3 +80,18 @@ def ceiling(settings: Settings, rows: pd.DataFrame, way: str = "nearest") -> dic
         areas += [case] * len(row["sentences"])
     intersection, union = np.array(areas).T
     return summarise(intersection, union)
+
+
+def scores_without_model(settings: Settings, index: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of each split: of a guess, and of the true masks drawn in each of `WAYS`.
+
+    Columns: split, mask, n (sentences), mIoU, oIoU and precisions as fractions. The guess is one of the image's
+    annotated objects, picked uniformly at random, with a perfect mask. It has an expected mIoU alone.
+    """
+    rows: list[dict[str, object]] = []
+    for split in settings.data.splits:
+        part = index[index["split"] == split]
+        sentences = int(part["sentences"].map(len).sum())
+        rows.append({"split": split, "mask": GUESS, "n": sentences, "miou": random_object_miou(part)})
+        rows += [{"split": split, "mask": way, **ceiling(settings, part, way)} for way in WAYS]
+    return pd.DataFrame(rows).astype({"n": int})

@@ -22,6 +22,7 @@ from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import Evidence as Records
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
+from wimfris.results.measured import origin_note, read_measure
 from wimfris.results.plan import Construction, read_plan
 from wimfris.results.releases import processors, release_of, short_commits
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
@@ -250,6 +251,18 @@ def splits(evidence: Evidence) -> str:
     )
 
 
+def bounds(evidence: Evidence) -> str:
+    """Return the val scores between which the full model's lies: of a guess, and of the true masks as it draws them."""
+    settings = evidence.params.settings()
+    scores = read_measure(settings, "ceiling.csv", evidence.reports)
+    scores = scores[scores["split"] == "val"]
+    header = ["mask", *(METRICS[metric] for metric in SHORT)]
+    rows = [[row["mask"], *numbers(row, SHORT)] for row in scores.to_dict("records")]
+    rows.insert(1, ["prediction of `full`", *numbers(_val_of_core(evidence)["full"], SHORT)])
+    note = origin_note(settings, ["ceiling.csv"], evidence.reports)
+    return f"Split val, {scores['n'].iloc[0]} sentences. {note}\n\n{pipe_table(header, rows)}"
+
+
 def studies(evidence: Evidence) -> str:
     """Return the studies: the question, the table of the committed results, and the trained runs beyond the core."""
     rows, trained = [], set(evidence.runs["run"])
@@ -340,6 +353,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "core": core,
     "verdicts": verdicts,
     "splits": splits,
+    "bounds": bounds,
     "studies": studies,
     "small": small,
     "search": search,
