@@ -27,10 +27,10 @@ STUDY = Study(
         Row("bottleneck", "bottleneck", block=EQUAL),
         Row("LAVT's pixel-word attention", "pwam", block=EQUAL),
         Row("LoRA", "lora", block=EQUAL),
-        Row("LoRA, tuned rates", "lora_tuned", block=EQUAL),
+        Row("LoRA, tuned rates", "lora_tuned", block=EQUAL, scales=("tiny",)),
         Row("frozen", "none", block=ENDS),
         Row("fine-tuned", "finetune", block=ENDS),
-        Row("fine-tuned, tuned rates", "finetune_tuned", block=ENDS),
+        Row("fine-tuned, tuned rates", "finetune_tuned", block=ENDS, scales=("tiny",)),
     ),
     parameters=True,
 )

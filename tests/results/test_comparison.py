@@ -17,6 +17,7 @@ from wimfris.results.report.comparison_figure import draw
 from wimfris.results.report.comparison_tables import answer, sections
 from wimfris.results.report.tables import main_table
 from wimfris.results.tiers import compute_comparisons
+from wimfris.settings.params import read_params
 
 PUBLISHED = {
     ("T", system, variant, dataset, split, "miou"): Figure(
@@ -256,11 +257,15 @@ def test_natural_data_carry_no_caveat() -> None:
         assert "built-in" not in section.note and "figures are of" not in section.note
 
 
-def test_rows_that_mean_nothing_at_a_grid_are_left_out() -> None:
+def test_rows_that_mean_nothing_at_a_scale_are_left_out() -> None:
+    params = read_params(Path(__file__).parents[2] / "params.yaml")
+    tiny, small = params.at_scale("tiny").settings(), params.at_scale("small").settings()
     study = Study("w", "W", "?", "!", (Row("4x4", "full"), Row("8x8", "window_8", grids=range(9, 100))))
-    small = study.at_grid(8)
-    assert small.variants == ["full"] and small.note == "A grid of 8 x 8 has no row 8x8."
-    assert study.at_grid(16) is study
+    here = study.at(tiny)
+    assert here.variants == ["full"] and here.note == "Scale tiny, with a grid of 8 x 8, has no row 8x8."
+    assert study.at(small) is study
+    study = Study("r", "R", "?", "!", (Row("LoRA", "lora"), Row("tuned", "lora_tuned", scales=("tiny",))))
+    assert study.at(tiny) is study and study.at(small).variants == ["full", "lora"]
 
 
 def test_a_grid_shows_every_block_by_label() -> None:

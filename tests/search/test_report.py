@@ -165,13 +165,16 @@ def test_a_trial_becomes_a_variant(project: Path) -> None:
     before = Path("params.yaml").read_text()
     params = promote("window_tpe_0001", "best")
     after = Path("params.yaml").read_text()
-    assert yaml.safe_load(after)["extended"]["best"] == window(2, layers=(2,)) == params.extended["best"]
+    assert (
+        yaml.safe_load(after)["scales"]["tiny"]["variants"]["best"] == window(2, layers=(2,)) == params.extended["best"]
+    )
+    assert "best" not in params.at_scale("small").extended, "a setting that suits one scale says nothing of another"
     [added] = set(after.splitlines()) - set(before.splitlines())
     assert after.replace(added + "\n", "") == before and added.endswith("# promoted from trial window_tpe_0001")
     assert params.settings("best").train.epochs == params.settings().train.epochs, "trained whole"
     assert promoted(params, [SEARCH]) == {"best": "window_tpe_0001"}
     promote("window_tpe_0000", "again")
-    assert list(yaml.safe_load(Path("params.yaml").read_text())["extended"])[-2:] == ["best", "again"]
+    assert list(yaml.safe_load(Path("params.yaml").read_text())["scales"]["tiny"]["variants"])[-2:] == ["best", "again"]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def reproduction() -> None:
     params = read_params()
     study = load_study("core")
     assert isinstance(study, Study)
-    result = compare(params, study.at_grid(params.settings().grid))
+    result = compare(params, study.at(params.settings()))
     if result is None:
         print("reports/ holds the committed evidence itself: no result of this machine to compare; run `make repro`")
         return
@@ -207,12 +207,13 @@ def promote(
     trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
     name: Annotated[str, typer.Option("--as", help="The variant's name.")],
 ) -> None:
-    """Add the settings of a trial to params.yaml as a variant under `extended`, to train it from other seeds."""
+    """Add the settings of a trial to params.yaml as a variant of its scale, to train it from other seeds."""
     from wimfris.search.promote import promote as add
 
     params = add(trial, name)
     runs = ", ".join(map(str, params.runs_of(name)))
-    print(f"params.yaml: extended.{name}; confirm it with `wimfris matrix --variants full,{name}` ({runs})")
+    print(f"params.yaml: scales.{params.scale}.variants.{name}, {runs}")
+    print(f"confirm it with `wimfris matrix --variants full,{name}`")
 
 
 def docs() -> None:

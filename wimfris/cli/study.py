@@ -83,7 +83,7 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
     if not study.is_at(params.scale):
         scales = " or ".join(study.scales)
         raise UserError(f"study {study.name} must run at scale {scales}, which has its variants; add --scale {scales}")
-    return study.at_grid(params.settings().grid)
+    return study.at(params.settings())
 
 
 def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:

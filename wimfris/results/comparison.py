@@ -19,6 +19,7 @@ from wimfris.results.formats import Section
 from wimfris.results.published import BUILT_IN, PAPERS_SET, TRUST, Figure, Published, read_published
 from wimfris.results.scores import COMPARED, METRICS, by_seed, check_comparable, own_sentences
 from wimfris.runs.records import SPLITS
+from wimfris.settings.schema import Settings
 
 _QUOTED = ("difference", "these_low", "these_high", "low", "high", "error")
 _COUNTS = ("seeds", "n", "images", "look", "parameters")
@@ -36,6 +37,11 @@ class Row:
     system: str = "WIMFRIS-B"  # in published.csv; at scale `large` its -L
     against: "Row | None" = None  # the baseline of this row; by default the study's
     grids: range = range(1, 1000)  # the sides of the encoder's grid at which the row is meaningful
+    scales: tuple[str, ...] = ()  # that have its variant; by default all
+
+    def is_at(self, settings: Settings) -> bool:
+        """Return whether the row is meaningful at the scale of these settings."""
+        return settings.grid in self.grids and (not self.scales or settings.scale in self.scales)
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,17 @@ class Study:
         """Return whether the scale has the variants of the study."""
         return not self.scales or scale in self.scales
 
-    def at_grid(self, side: int) -> "Study":
-        """Return the study with the rows that are meaningful for an encoder's grid of this side; a note names the rest.
+    def at(self, settings: Settings) -> "Study":
+        """Return the study with the rows that are meaningful at the scale of these settings; a note names the rest.
 
-        The side is 8 at scale tiny, 16 at small, and 32 at base and large.
+        The side of the encoder's grid is 8 at scale tiny, 16 at small, and 32 at base and large.
         """
-        rows = tuple(row for row in self.rows if side in row.grids)
+        rows = tuple(row for row in self.rows if row.is_at(settings))
         if len(rows) == len(self.rows):
             return self
-        omitted = ", ".join(dict.fromkeys(row.label for row in self.rows if side not in row.grids))
-        return replace(self, rows=rows, note=f"{self.note} A grid of {side} x {side} has no row {omitted}.".strip())
+        omitted = ", ".join(dict.fromkeys(row.label for row in self.rows if not row.is_at(settings)))
+        place = f"Scale {settings.scale}, with a grid of {settings.grid} x {settings.grid},"
+        return replace(self, rows=rows, note=f"{self.note} {place} has no row {omitted}.".strip())
 
     def table(
         self, records: pd.DataFrame, comparisons: Comparisons, split: str = "val", published: Published | None = None

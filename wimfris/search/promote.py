@@ -1,4 +1,4 @@
-"""From a trial to a variant: `wimfris promote TRIAL --as NAME` adds its settings to params.yaml's `extended`."""
+"""From a trial to a variant of its scale: `wimfris promote TRIAL --as NAME` adds its settings to params.yaml."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,11 @@ def promoted(params: Params, searches: Sequence[Evidence]) -> dict[str, str]:
 
 
 def promote(trial: str, name: str) -> Params:
-    """Add the settings of a finished trial to `extended` under this name; return the new parameters.
+    """Add the settings of a finished trial to `scales.<scale>.variants` under this name; return the new parameters.
 
-    The variant is trained as long as any other. Raises UserError, and leaves the file unchanged, if there is no such
-    trial, if it did not finish, or if a variant has this name or these settings.
+    They are of this scale alone, because a learning rate that suits one scale says nothing of another. The variant is
+    trained as long as any other. Raises UserError, and leaves the file unchanged, if there is no such trial, if it did
+    not finish, or if a variant has this name or these settings.
     """
     params = read_params()
     source = _find(trial, FOLDER / params.settings().folder.name)
@@ -41,7 +42,7 @@ def promote(trial: str, name: str) -> Params:
         raise UserError(f"--as {name}: params.yaml has a variant of this name; use another one")
     path = Path("params.yaml")
     before = path.read_text(encoding="utf-8")
-    write_text(path, _with_variant(before, name, source["overrides"], trial))
+    write_text(path, _with_variant(before, params.scale, name, source["overrides"], trial))
     try:
         return read_params()
     except UserError:
@@ -58,11 +59,29 @@ def _find(name: str, folder: Path) -> Trial:
     return trials[name]
 
 
-def _with_variant(text: str, name: str, overrides: Mapping[str, Any], trial: str) -> str:
-    """Return the file with one more line at the end of `extended`; every other byte stays."""
-    block = re.search(r"(?m)^extended:[ \t]*(?:#.*)?\n(?:(?:[ \t]+.*|[ \t]*)\n)*?(?=^\S|\Z)", text)
-    if block is None:
-        raise UserError("params.yaml: no section `extended` with one variant per line; add the variant by hand")
-    line = yaml.safe_dump(overrides, default_flow_style=True, sort_keys=False, width=10**6).strip()
-    end = block.start() + len(block.group().rstrip())
-    return f"{text[:end]}\n  {name}: {line}  # promoted from trial {trial}{text[end:]}"
+def _with_variant(text: str, scale: str, name: str, overrides: Mapping[str, Any], trial: str) -> str:
+    """Return the file with one more line at the end of `scales.<scale>.variants`; every other byte stays."""
+    lines = text.splitlines(keepends=True)
+    own = _block(lines, range(len(lines)), 0, "scales")
+    own = own and _block(lines, own, 2, scale)
+    if not own:
+        raise UserError(f"params.yaml: no section scales.{scale} of indented lines; add the variant by hand")
+    content = yaml.safe_dump(overrides, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    added = f"      {name}: {content}  # promoted from trial {trial}\n"
+    variants = _block(lines, own, 4, "variants")
+    end = (variants or own).stop
+    return "".join([*lines[:end], "" if variants else "    variants:\n", added, *lines[end:]])
+
+
+def _block(lines: Sequence[str], within: range, indent: int, key: str) -> range | None:
+    """Return the lines below a key, from the first to the last that is indented further; None without them."""
+    heads = (n for n in within if re.match(rf" {{{indent}}}{re.escape(key)}:\s*(&\w+\s*)?(#.*)?$", lines[n]))
+    start = end = next(heads, within.stop) + 1
+    for n in range(start, within.stop):
+        depth = len(lines[n]) - len(lines[n].lstrip(" "))
+        if not lines[n].strip() or lines[n].lstrip().startswith("#"):
+            continue
+        if depth <= indent:
+            break
+        end = n + 1
+    return range(start, end) if end > start else None

@@ -273,7 +273,7 @@ def studies(evidence: Evidence) -> str:
         if isinstance(study, Study) and not study.is_at(params.scale):
             known = set()
             params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
-        here = study.at_grid(params.settings().grid) if isinstance(study, Study) else study
+        here = study.at(params.settings()) if isinstance(study, Study) else study
         beyond = [name for name in variants_of(here, params) if name in params.beyond]
         runs = [str(run) for name in beyond for run in params.runs_of(name)]
         cell = f"{len(known.intersection(runs))} of {len(runs)}" if runs else DASH
