@@ -1,9 +1,11 @@
 """How long runs take: recorded times say how variants compare, the first steps how fast this machine is."""
 
+import json
 import os
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from wimfris.matrix.costs import EVALUATION, Costs, Progress, duration, recorded_seconds, wall_seconds
@@ -72,7 +74,22 @@ def test_a_shortened_trial_costs_its_share_of_the_epochs(tmp_path: Path, monkeyp
     params = read_params(Path(__file__).parents[2] / "params.yaml")
     folder = tmp_path / params.settings().folder / "core" / "lora-0"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"settings": {"variant": "lora"}, "wall_seconds": 100}')
+    manifest = {"settings": {"variant": "lora"}, "wall_seconds": 100, "device": "C", "cpu_capability": "AVX2"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.chdir(tmp_path)
     recorded = recorded_seconds(params, [Run("tune_lora_00", 100), Run("tune_lora_00_whole", 100)])
     assert recorded == {"lora": 100, "tune_lora_00": 25, "tune_lora_00_whole": 100}
+
+
+def test_times_of_one_processor_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor with the most runs of `full`; a variant with few runs there costs what runs there usually cost."""
+    params = read_params(Path(__file__).parents[2] / "params.yaml")
+    rows = [("full", "fast", 5.0), ("full", "fast", 6.0), ("full", "fast", 7.0), ("full", "slow", 20.0)]
+    rows += [("none", "fast", minutes) for minutes in (1.0, 3.0, 2.0)]
+    rows += [("kernels_555", "slow", 43.0), ("msa", "fast", 30.0)]
+    frame = pd.DataFrame(rows, columns=["variant", "device", "minutes"]).assign(cpu_capability="")
+    (tmp_path / "reports" / "records").mkdir(parents=True)
+    frame.to_csv(tmp_path / "reports" / "records" / f"{params.settings().folder.name}-runs.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    seconds = recorded_seconds(params, [])
+    assert seconds == {"full": 360, "none": 120, "kernels_555": 300, "msa": 300}

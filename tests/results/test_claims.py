@@ -283,7 +283,7 @@ def test_a_metric_that_runs_lack_is_not_measured() -> None:
         assert judged[1].reason == "not measured: these runs lack the column right_object; train them again"
         assert len(summary(judged)) == 3 and details(judged[1], plan, comparisons).empty
         assert needs(plan, judged, SIDE) == []
-        assert without_estimate(plan, judged, SIDE) == ["objects", "masks"]
+        assert list(without_estimate(plan, judged, SIDE)) == ["objects", "masks"]
 
 
 def test_the_metric_is_part_of_the_plan() -> None:
@@ -417,10 +417,11 @@ def test_one_seed_of_each_system_is_enough_for_a_plan() -> None:
     judged = judge(PLAN, compared_once, "scenes", "tiny", SIDE, figures=FIGURES)
     planned = {need.verdict.claim.name for need in needs(PLAN, judged, SIDE)}
     assert {"mta_helps", "kernels_best"} <= planned
-    assert without_estimate(PLAN, judged, SIDE) == ["spread_best"]
+    assert without_estimate(PLAN, judged, SIDE) == {"spread_best": "not run: the last layers"}
     lone = compared(records[records["seed"] == 0], emphasis(0.0, (0, 1, 2)))
     judged = judge(PLAN, lone, "scenes", "tiny", SIDE, figures=FIGURES)
     assert {need.verdict.claim.name for need in needs(PLAN, judged, SIDE)} == {"emphasis_falls"}
+    assert "one seed each" in without_estimate(PLAN, judged, SIDE)["mta_helps"]
 
 
 @pytest.mark.slow

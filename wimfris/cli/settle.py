@@ -1,7 +1,9 @@
 """`wimfris settle`: what the open claims need, what that costs, and the runs that settle them."""
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +13,10 @@ from rich.table import Table
 
 from wimfris.errors import UserError, suggestion
 from wimfris.files import write_text
+from wimfris.matrix.costs import recorded_seconds
 from wimfris.results.evidence import Evidence
 from wimfris.results.plan import Plan
-from wimfris.results.settle import Need, SettlePlan
+from wimfris.results.settle import Need, SettlePlan, cheapest, needs, smallest_budget, without_estimate
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
@@ -44,8 +47,9 @@ def settle(
         if name not in names:
             raise UserError(f"settle {name}: no such claim; {suggestion(name, names, 'claims')}")
     minutes = None if budget is None else parse_budget(budget)
-    open_claims, left_out, best = _plan(params, plan, wanted, minutes)
-    _print(plan, open_claims, best, left_out, _base_hours(params) if base else None)
+    state = _state(params, plan, wanted)
+    best = state.cheapest(minutes)
+    _print(state, best, minutes, _base_hours(params) if base else None)
     if not (run or dry_run) or not best.looks:
         return
     if dry_run:
@@ -88,39 +92,55 @@ def with_extra_seeds(params: Params, plan: Plan, seeds: Mapping[str, int]) -> Pa
     return params.model_copy(update={"extra_seeds": extra})
 
 
-def _plan(
-    params: Params, plan: Plan, wanted: Sequence[str], budget: float | None
-) -> tuple[list[Need], list[str], SettlePlan]:
-    """Return what the open ones of the wanted claims need, those without an estimate, and the cheapest plan.
+class _Default(dict[str, float]):
+    """Minutes by system; an unknown system costs what runs usually cost."""
 
-    The scatter over seeds is that of all claims, wanted or not.
-    """
+    usual = 0.0
+
+    def __missing__(self, _: str) -> float:
+        return self.usual
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the wanted claims need, and what runs cost."""
+
+    plan: Plan
+    every: bool  # whether all claims are wanted
+    open_claims: list[Need]
+    left_out: dict[str, str]  # open claims without an estimate -> what they lack
+    decided: dict[str, str]  # the other wanted claims -> the verdict and its reason
+    minutes: Mapping[str, float]  # of one core, by system
+    ready: dict[str, int]  # confirmatory seeds, by system
+
+    def cheapest(self, budget: float | None) -> SettlePlan:
+        """Return the cheapest plan, within a budget in minutes of one core."""
+        return cheapest(self.plan, self.open_claims, self.minutes, self.ready, budget)
+
+
+def _state(params: Params, plan: Plan, wanted: Sequence[str]) -> _State:
+    """Return the state of the wanted claims, by default of all. The scatter over seeds is that of all claims."""
     from wimfris.results.claims import judge_place
     from wimfris.results.comparisons import read_comparisons
     from wimfris.results.evidence import read_evidence
-    from wimfris.results.settle import cheapest, needs, without_estimate
 
     settings = params.settings()
-    evidence = read_evidence(params)
     verdicts = judge_place(params, plan, read_comparisons(settings.folder.name))
     names = wanted or [one.claim.name for one in verdicts]
     open_claims = [need for need in needs(plan, verdicts, settings.grid) if need.verdict.claim.name in names]
-    left_out = [name for name in without_estimate(plan, verdicts, settings.grid) if name in names]
-    return open_claims, left_out, cheapest(plan, open_claims, _minutes(evidence), _ready(plan, evidence), budget)
+    left_out = without_estimate(plan, verdicts, settings.grid)
+    left_out = {name: reason for name, reason in left_out.items() if name in names}
+    others = {*names} - {need.verdict.claim.name for need in open_claims} - left_out.keys()
+    decided = {one.claim.name: f"{one.decision}: {one.reason}" for one in verdicts if one.claim.name in others}
+    ready = _ready(plan, read_evidence(params))
+    return _State(plan, not wanted, open_claims, left_out, decided, _minutes(params), ready)
 
 
-class _Default(dict[str, float]):
-    """Minutes by system; an unknown system costs what runs cost on average."""
-
-    mean = 0.0
-
-    def __missing__(self, _: str) -> float:
-        return self.mean
-
-
-def _minutes(evidence: Evidence) -> Mapping[str, float]:
-    minutes = _Default(evidence.runs.groupby("variant")["minutes"].mean())
-    minutes.mean = float(evidence.runs["minutes"].mean())
+def _minutes(params: Params) -> Mapping[str, float]:
+    recorded = recorded_seconds(params, [])
+    threads = params.settings().train.threads
+    minutes = _Default({name: threads * seconds / 60 for name, seconds in recorded.items()})
+    minutes.usual = statistics.median(minutes.values()) if minutes else 0.0
     return minutes
 
 
@@ -164,7 +184,7 @@ def _run(plan: Plan, wanted: Sequence[str], best: SettlePlan, jobs: int | None) 
         params = declare_extra_seeds({name: plan.confirmatory.seeds[:n] for name, n in numbers.items()})
         _train(params, _runs(plan, best, look), jobs)
         print(*refresh_comparisons(read_params()), sep="\n")
-        still, _, _ = _plan(params, plan, wanted, None)
+        still = _state(params, plan, wanted).open_claims
         left = [need for need in still if best.looks.get(need.verdict.claim.name, 0) > look]
         if not left:
             break
@@ -182,35 +202,57 @@ def _base_hours(params: Params) -> float:
     return run_cost.cost(settings, timed, run_cost.volume(settings)).seconds / 3600
 
 
-def _print(
-    plan: Plan, open_claims: Sequence[Need], best: SettlePlan, left_out: Sequence[str], base_hours: float | None
-) -> None:
-    if left_out:
-        print(f"no estimate yet for {', '.join(left_out)}: each needs a run of every system that it compares")
-    if not open_claims:
-        print(f"no {'other ' if left_out else ''}claim is open: each one is decided, or at its last look")
+def _print(state: _State, best: SettlePlan, budget: float | None, base_hours: float | None) -> None:
+    for name, reason in state.left_out.items():
+        print(f"{name}: no estimate yet; {reason}")
+    for name, verdict in state.decided.items():
+        print(f"{name}: {verdict}")
+    if not state.open_claims:
+        if state.every:
+            print(f"no {'other ' if state.left_out else ''}claim is open: each one is decided, or at its last look")
         return
-    first, final = plan.confirmatory.looks
-    columns = ("claim", f"chance by {first} seeds", f"by {final}", "80% needs", "in the plan")
-    table = Table(*columns, box=None, title=f"Open claims, plan {plan.hash}")
-    for need in open_claims:
+    first, final = state.plan.confirmatory.looks
+    columns = ("claim", f"chance by {first} seeds", f"by {final}", "for an 80% chance", "in the plan")
+    title = f"Open claims, plan {state.plan.hash}: the chance of a verdict"
+    table = Table(*columns, box=None, title=title)
+    for need in state.open_claims:
         wanted = "more than 192 seeds"
         if need.seeds is not None:
-            wanted = f"{need.seeds} seeds" + (" (no look has them)" if need.seeds > final else "")
+            wanted = f"{need.seeds} seeds"
         elif need.images:
-            wanted = f"{need.images[0]} seeds and {need.images[1]} images"
+            wanted = f"{need.images[0]} seeds, {need.images[1]} images"
         looks = enumerate((first, final), start=1)
         chances = ["taken" if need.verdict.look >= k else f"{100 * need.chances[n]:.0f}%" for k, n in looks]
         taken = best.looks.get(need.verdict.claim.name)
         table.add_row(need.verdict.claim.name, *chances, wanted, f"{taken} seeds" if taken else "-")
     Console().print(table)
+    print(f"The last look is at {final} seeds. Costs are those of recorded runs on one processor.")
+    print(_summary(state, best, budget))
     runs = sum(best.seeds.values())
-    print(
-        f"the plan: {runs} confirmatory runs of {len(best.seeds)} systems, {best.minutes / 60:.1f} core hours for "
-        f"those that are missing; {best.decided:.1f} of {len(open_claims)} open claims decided on average"
-    )
     if base_hours is not None:
         print(f"at scale base: {runs * base_hours:.0f} hours of this device ({base_hours:.1f} a run)")
+
+
+def _summary(state: _State, best: SettlePlan, budget: float | None) -> str:
+    """Return the plan in a sentence, or why it is empty."""
+    number = len(state.open_claims)
+    if best.looks:
+        return (
+            f"the plan: {sum(best.seeds.values())} confirmatory runs of {len(best.seeds)} systems, "
+            f"{best.minutes / 60:.1f} core hours for those that are missing; it decides {best.decided:.1f} of {number} "
+            "open claims on average"
+        )
+    if budget is not None:
+        smallest = smallest_budget(state.plan, state.open_claims, state.minutes, state.ready)
+        if smallest is None:
+            return "no plan: no look has a chance of 5% to decide an open claim"
+        name, minutes = smallest
+        return f"no plan fits the budget: the cheapest look, of {name}, costs {minutes / 60:.1f} core hours"
+    whole = state.cheapest(float("inf"))
+    return (
+        f"no plan: no look gives an open claim an 80% chance. All looks together would cost {whole.minutes / 60:.1f} "
+        f"core hours and decide {whole.decided:.1f} of {number} claims on average; --budget 6h plans a part of them"
+    )
 
 
 VERBS = (settle,)

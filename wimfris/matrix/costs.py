@@ -7,13 +7,15 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
 
+FEW = 3  # runs of a variant from which on its own median is used
 EVALUATION = 1.1  # a whole run takes this many times its training steps; measured at scale tiny
 
 
@@ -132,29 +134,45 @@ class Costs:
 
 
 def recorded_seconds(params: Params, runs: Sequence[Run]) -> dict[str, float]:
-    """Return variant -> median seconds of a run at this data set and scale, from the committed evidence and from the
-    runs of this checkout. A tuning run among `runs` that is not recorded takes its share of the epochs of its variant.
+    """Return variant -> seconds of a run at this data set and scale, from the committed evidence and from the runs of
+    this checkout.
+
+    Only runs of one processor are compared, the one with the most runs of `full`. A variant has the median of its runs
+    there, and the median of all runs there if it has fewer than `FEW`: one run on a busy machine may take four times as
+    long. A tuning run among `runs` takes its share of the epochs of its variant.
     """
-    folder = params.settings().folder
-    seconds: dict[str, list[float]] = {}
-    for path in sorted(Path("reports", "records").glob(f"{folder.name}-*runs.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                seconds.setdefault(row["variant"], []).append(60 * float(row["minutes"]))
-    for path in sorted(folder.glob("*/*/manifest.json")):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            seconds.setdefault(manifest["settings"]["variant"], []).append(float(manifest["wall_seconds"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    medians = {variant: statistics.median(values) for variant, values in seconds.items()}
+    recorded = list(_recorded_runs(params.settings().folder))
+    if not recorded:
+        return {}
+    processors = Counter((processor, variant == "full") for variant, processor, _ in recorded)
+    where = max((one for one, _ in processors), key=lambda one: (processors[one, True], processors[one, False]))
+    there = [(variant, seconds) for variant, processor, seconds in recorded if processor == where]
+    usual = statistics.median(seconds for _, seconds in there)
+    medians = {}
+    for name in dict.fromkeys(variant for variant, _, _ in recorded):
+        own = [seconds for variant, seconds in there if variant == name]
+        medians[name] = statistics.median(own) if len(own) >= FEW else usual
     declared = {*params.variants, *params.beyond}
     for variant in {run.variant for run in runs} - declared - medians.keys():
         base = params.tuned[variant][0]
-        if base in medians:
-            own, whole = (params.settings(name).train.epochs for name in (variant, base))
-            medians[variant] = medians[base] * own / whole
+        own_epochs, whole = (params.settings(name).train.epochs for name in (variant, base))
+        medians[variant] = medians.get(base, usual) * own_epochs / whole
     return medians
+
+
+def _recorded_runs(folder: Path) -> Iterator[tuple[str, tuple[str, str], float]]:
+    """Yield the variant, the processor and the seconds of the runs in the evidence and in this checkout."""
+    for path in sorted(Path("reports", "records").glob(f"{folder.name}-*runs.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                yield row["variant"], (row["device"], row["cpu_capability"]), 60 * float(row["minutes"])
+    for path in sorted(folder.glob("*/*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            processor = (manifest["device"], manifest["cpu_capability"])
+            yield manifest["settings"]["variant"], processor, float(manifest["wall_seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,11 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
     return open_claims
 
 
-def without_estimate(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[str]:
-    """Return the open claims that `needs` leaves out: they lack runs, or a scatter over seeds."""
-    return [one.claim.name for one in _open(plan, verdicts) if not _estimated(plan, one, verdicts, side)]
+def without_estimate(plan: Plan, verdicts: Sequence[Verdict], side: int) -> dict[str, str]:
+    """Return the open claims that `needs` leaves out, and what each one lacks."""
+    left_out = [one for one in _open(plan, verdicts) if not _estimated(plan, one, verdicts, side)]
+    scatter = "its systems have one seed each, and no other claim has more"
+    return {one.claim.name: scatter if _complete(plan, one, side) else one.reason for one in left_out}
 
 
 def cheapest(
@@ -117,6 +119,19 @@ def cheapest(
     return SettlePlan(looks, {name: n for name, n in seeds.items() if n}, float(spent[best]), float(total[best]))
 
 
+def smallest_budget(
+    plan: Plan, open_claims: Sequence[Need], minutes: Mapping[str, float], ready: Mapping[str, int]
+) -> tuple[str, float] | None:
+    """Return the claim whose cheapest worthwhile look costs least, and its minutes of one core; None without one."""
+    costs = {}
+    for need in open_claims:
+        looks = [n for n in plan.confirmatory.looks if need.chances[n] >= _WORTH]
+        for n in looks[:1]:
+            missing = ((name, max(n - ready.get(name, 0), 0)) for name in need.systems)
+            costs[need.verdict.claim.name] = sum(minutes[name] * number for name, number in missing)
+    return min(costs.items(), key=lambda item: item[1]) if costs else None
+
+
 def _open(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Return the verdicts that runs can still decide."""
     last = len(plan.confirmatory.looks)
@@ -127,8 +142,13 @@ def _open(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
 def _estimated(plan: Plan, verdict: Verdict, verdicts: Sequence[Verdict], side: int) -> bool:
     """Say whether every comparison of a claim has an estimate, and something tells the scatter over seeds."""
     rows, column = verdict.rows, "seed_variance" if isinstance(verdict.claim, Falls) else "image_variance"
-    complete = len(rows) == max(len(plan.systems_of(verdict.claim, side)) - 1, 1)
-    return complete and all(np.isfinite(row[column]) for row in rows) and bool(_scatters(verdicts, rows[0]["metric"]))
+    known = _complete(plan, verdict, side) and all(np.isfinite(row[column]) for row in rows)
+    return known and bool(_scatters(verdicts, rows[0]["metric"]))
+
+
+def _complete(plan: Plan, verdict: Verdict, side: int) -> bool:
+    """Say whether every system of a claim has a run."""
+    return len(verdict.rows) == max(len(plan.systems_of(verdict.claim, side)) - 1, 1)
 
 
 def _pooled_scatter(verdicts: Sequence[Verdict], metric: str) -> float:
