@@ -42,7 +42,7 @@ def test_dry_run_names_the_missing_runs(folder: Path, capsys: pytest.CaptureFixt
 
 def test_no_train_without_evidence_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no-train") == 2
-    assert "example: no current evidence of full-0, full-1, none-0, none-1; train them" in capsys.readouterr().err
+    assert "example: no current evidence of any of its 4 runs; train them" in capsys.readouterr().err
 
 
 def test_missing_runs_are_trained_and_added_and_seeds_only_print(
@@ -67,7 +67,9 @@ def test_missing_runs_are_trained_and_added_and_seeds_only_print(
     assert "Example" in capsys.readouterr().out
     assert not (folder / "reports" / "tables").exists(), "a narrowed study only prints"
     assert run("--no-train", "--seeds", "0") == 0
-    assert run("--no-train", "--gaps") == 0
+    capsys.readouterr()
+    assert run("--no-train") == 0
+    assert "the evidence holds 2 of its 4 runs" in capsys.readouterr().out
 
 
 def test_a_study_of_another_scale_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +89,6 @@ def test_a_failed_run_gives_exit_code_1(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--gaps",), "--gaps goes with --no-train"),
         (("--seeds", "0,x"), "--seeds must be whole numbers separated by commas"),
         (("--seeds", "9"), "--seeds 9: example has the seeds 0, 1"),
         (("--scale", "huge"), "scale must be one of"),

@@ -93,9 +93,10 @@ SHELL = (
     "python studies/window_three.py",
     'make verify RUNS="full-0 none-1"',
     "python studies/search.py",
-    "wimfris promote window_tpe_0003 --as candidate",
+    "wimfris promote all_tpe_parameters_0004 --as candidate",
     "wimfris matrix --variants full,candidate",
-    "python studies/search.py --no-train",
+    "wimfris gather --variants full,candidate",
+    "python studies/search.py --space all --no-train",
     "dvc repro studies/dvc.yaml:search",
     "git checkout reports",
     "git checkout params.yaml",
@@ -388,7 +389,9 @@ def before(command: str, folder: Path) -> str:
     if command.startswith("wimfris promote "):
         content = json.loads((folder / "reports" / "search" / "scenes-smoke" / "window-tpe.json").read_text())
         trial = next(trial["name"] for trial in content["trials"] if trial["state"] == "complete")
-        return command.replace("window_tpe_0003", trial)
+        return command.replace("all_tpe_parameters_0004", trial)  # the only search of this clone
+    if command == "python studies/search.py --space all --no-train":
+        return command.replace(" --space all", "")
     return command
 
 

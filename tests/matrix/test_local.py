@@ -167,7 +167,12 @@ def test_selected_runs(matrix: Any) -> None:
     more = params.model_copy(update={"extra_seeds": {"full": [10]}})
     assert select_runs(more, ["full"], [10]) == [Run("full", 10)], "an extra seed"
     assert Run("full", 10) not in select_runs(more, ["full"])
-    with pytest.raises(UserError, match=r"^--variants nobody: not declared in params.yaml, which has full, none$"):
+    assert Run("full", 10) not in select_runs(more, ["full", "gate_none"]), "a variant asks for no extra seed"
+    with pytest.raises(UserError, match=r"run none-10: 10 is not a seed of none; declare it as extra_seeds"):
+        select_runs(more, ["full", "none"], [10])
+    with pytest.raises(
+        UserError, match=r"^--variants nobody: not declared in params.yaml; the variants are full, none"
+    ):
         select_runs(params, ["nobody"])
     with pytest.raises(UserError, match=r"^--seeds 7: not declared"):
         select_runs(params, None, [7])

@@ -95,9 +95,14 @@ def _report(params: Params, space: str, *, write: bool) -> None:
     )
     for section in report.sections:
         print_section(section, ONLY_IN_FILES)
+    declared = {trial: variant for variant, trial in variants.items()}
     for search in searches:
         if trial := best(search):
-            print(f"best by {method(search)}: {trial['name']}; confirm it: `wimfris promote {trial['name']} --as NAME`")
+            name = trial["name"]
+            advice = f"confirm it: `wimfris promote {name} --as NAME`"
+            if name in declared:
+                advice = f"it is the variant {declared[name]}"
+            print(f"best by {method(search)}: {name}; {advice}")
     if write:
         paths = write_report(f"search-{space}", f"Search: {space}", folder, report)
         print(f"search-{space}: {', '.join(map(str, paths))}")

@@ -47,23 +47,23 @@ def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argpar
     parser.add_argument("--seeds", help="only these seeds, separated by commas. The study then only prints its table")
     parser.add_argument("--jobs", type=int, help="runs at once; by default as many as fit on the machine")
     parser.add_argument("--dry-run", action="store_true", help="list the runs that would be trained, and their time")
-    parser.add_argument("--no-train", action="store_true", help="print the tables from the present evidence")
-    parser.add_argument("--gaps", action="store_true", help="with --no-train: leave rows without runs empty")
+    parser.add_argument("--no-train", action="store_true", help="print the tables of the present evidence; gaps stay")
     return parser.parse_args(arguments)
 
 
 def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     params = read_params().at_scale(options.scale)
     study = _here(study, params)
-    if options.gaps and not options.no_train:
-        raise UserError("--gaps goes with --no-train; without it the missing runs are trained")
-    runs = _select(study, params, options.seeds, options.gaps)
+    runs = _select(study, params, options.seeds, gaps=options.no_train)
     missing = _missing(params, runs)
+    if options.no_train and missing == runs != []:
+        raise UserError(
+            f"{study.name}: no current evidence of any of its {len(runs)} runs; train them, without --no-train"
+        )
+    print(f"{study.name}: the evidence holds {len(runs) - len(missing)} of its {len(runs)} runs")
     if options.dry_run:
         _train(params, missing, options.jobs, dry_run=True)
         return 0
-    if missing and options.no_train and not options.gaps:
-        raise UserError(f"{study.name}: no current evidence of {_listed(missing)}; train them, without --no-train")
     failed = 0 if options.no_train else _train(params, missing, options.jobs)
     if missing and options.scale and not options.no_train:  # the study prints comparisons, and no stage computes these
         print(*refresh_comparisons(read_params()), sep="\n")
@@ -114,16 +114,11 @@ def _missing(params: Params, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if str(run) not in present]
 
 
-def _listed(runs: Sequence[Run]) -> str:
-    return ", ".join(map(str, runs))
-
-
 def _train(params: Params, missing: Sequence[Run], jobs: int | None, *, dry_run: bool = False) -> int:
     """Train the missing runs and add them to the evidence. Return how many failed."""
     from wimfris.matrix.local import train_runs
 
     if not missing:
-        print("the evidence holds every run of this study")
         return 0
     trained, failures = train_runs(params, missing, jobs, dry_run=dry_run)
     if trained:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wimfris.errors import UserError
+from wimfris.errors import UserError, suggestion
 from wimfris.matrix.board import Board, Failure, Work
 from wimfris.matrix.costs import cores, default_jobs, duration, estimate, gpus
 from wimfris.matrix.dvc_files import repair
@@ -29,23 +29,29 @@ Launch = Callable[[Params, Sequence[Run], int, Stop], Board]
 def select_runs(
     params: Params, variants: Sequence[str] | None = None, seeds: Sequence[int] | None = None, extended: bool = False
 ) -> list[Run]:
-    """Return the runs of params.yaml, narrowed to these variants and seeds. The runs beyond the core come last, where
-    `extended`, a variant or an extra seed asks for them.
+    """Return the runs of params.yaml, narrowed to these variants and seeds. Runs beyond the core come last, where
+    `extended` or a variant asks for them, and runs of extra seeds where `extended` or a seed does.
 
-    Raises UserError where a variant or seed is not declared.
+    Raises UserError where a variant, a seed or a seed of a variant is not declared.
     """
     extra = {run.seed for run in params.extra_runs()} - set(params.seeds)
-    beyond = extended or bool(params.beyond.keys() & set(variants or ()) or extra & set(seeds or ()))
-    runs = params.all_runs() if beyond else params.runs()
-    for option, wanted, known in (
-        ("--variants", variants, list(dict.fromkeys(run.variant for run in runs))),
-        ("--seeds", seeds, sorted({run.seed for run in runs})),
-    ):
-        for value in wanted or ():
-            if value not in known:
-                raise UserError(
-                    f"{option} {value}: not declared in params.yaml, which has {', '.join(map(str, known))}"
-                )
+    runs = params.runs()
+    if extended or params.beyond.keys() & set(variants or ()) or extra & set(seeds or ()):
+        runs += params.extended_runs()
+    if extended or extra & set(seeds or ()):
+        runs += params.extra_runs()
+    known = [*params.variants, *params.beyond]
+    for name in variants or ():
+        if name not in known:
+            raise UserError(f"--variants {name}: not declared in params.yaml; {suggestion(name, known, 'variants')}")
+    seeds_known = sorted({run.seed for run in runs})
+    for seed in seeds or ():
+        if seed not in seeds_known:
+            raise UserError(
+                f"--seeds {seed}: not declared in params.yaml, which has {', '.join(map(str, seeds_known))}"
+            )
+    for run in (Run(name, seed) for name in variants or () for seed in seeds or ()):
+        params.settings_of(run)
     return [run for run in runs if (not variants or run.variant in variants) and (not seeds or run.seed in seeds)]
 
 

@@ -124,9 +124,10 @@ class Evidence:
         missing = [name for name in names if name not in set(self.runs["run"])]
         if missing:
             shown = ", ".join(missing[:3]) + f" and {len(missing) - 3} more" * (len(missing) > 3)
+            variants = ",".join(dict.fromkeys(Run.parse(name).variant for name in missing))
             raise UserError(
-                f"no evidence of {shown} with the present settings; restore params.yaml, or train them with "
-                "`wimfris matrix` and run `dvc repro`"
+                f"no evidence of {shown} with the present settings; restore params.yaml, or train with "
+                f"`wimfris matrix --variants {variants}`, then `wimfris gather --variants {variants}`"
             )
         return self.select(names)
 
