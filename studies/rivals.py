@@ -13,7 +13,7 @@ is of scale tiny alone.
 from wimfris.cli.study import main
 from wimfris.results.comparison import Row, Study
 
-EQUAL, ENDS, TUNED = "equal parameters", "the two ends", "tuned"
+EQUAL, ENDS, TUNED = "equal parameters", "frozen and fine-tuned", "tuned"
 TINY = ("tiny",)  # the scale whose trials the tuned rows have their settings from
 FULL_TUNED = Row("MSA + MTA", "full_tuned", block=TUNED, scales=TINY)
 

@@ -33,7 +33,15 @@ from wimfris.results.studies import load_study, variants_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-LEFT_OUT = ("seeds", "n", "SD", "Pr@0.5", "Pr@0.7", "Pr@0.9", "better in")  # columns that the terminal does not show
+LEFT_OUT = (
+    "seeds",
+    "n",
+    "SD",
+    "Pr@0.5",
+    "Pr@0.7",
+    "Pr@0.9",
+    "P(improvement)",
+)  # columns that the terminal does not show
 
 
 def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoReturn:

@@ -64,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
             failed = _train(params, trial_runs(tuning, families), options)
             failed += _train(params, whole_runs(params, families, read_tuning(params, file)), options)
     if options.dry_run:
+        if not options.recipe:
+            print(f"then the {tuning.best} best trials of each family are trained at full length, seeds {tuning.seeds}")
         return 0
     frame = read_tuning(params, file)
     if frame.empty:

@@ -232,8 +232,8 @@ def _rates_section(rates: pd.DataFrame, place: str) -> Section:
     cells["nominal"] = [DASH if kind == NETWORKS else f"{100 * UNADJUSTED:.1f}" for kind in rates["kind"]]
     note = (
         "Percent, with the binomial interval of Clopper and Pearson. Two networks of one function are two networks: "
-        "the interval for these seeds may separate them, and no verdict rests on it. Halves of seeds need four seeds; "
-        f"{HALVES} halvings of one function count as one comparison."
+        "the interval for these seeds may separate them, and no verdict rests on it. Halves of seeds need four seeds. "
+        f"{HALVES} halvings of one function count as one comparison, and its number separated is their mean."
     )
     return Section(
         f"How often one function is separated from itself: {place}", note, cells, left=("compared",), guide=True

@@ -32,8 +32,8 @@ from wimfris.results.statistics import Estimate, estimate, linearise, resample
 from wimfris.runs.records import CASE, SPLITS
 
 FOOT = (
-    "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts. The interval of all "
-    "sentences for any seed stands in the studies' tables."
+    "All intervals have the level 95%, uncorrected. Strata are exploratory and have no verdicts. The row of all "
+    "sentences has no interval for any seed, because studies decide such comparisons, from seeds of their own."
 )
 LARGE = (0.025, 0.065)  # shares of the image where medium and large begin: between the built-in set's three sizes
 

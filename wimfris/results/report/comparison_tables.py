@@ -18,7 +18,10 @@ from wimfris.results.statistics import POWER
 
 _LEFT = ("block", "row", "verdict", "tier", "trust")
 _POWER = f"{POWER:.0%}"
-_SEEDS = "After a look, a difference is of its compared seeds, and mIoU of the seeds in the title."
+_SEEDS = (
+    "After a look, diff, its intervals and P(improvement) are of the compared seeds. Other numbers are of the seeds in "
+    "the title."
+)
 _CHANGES = "An exploratory verdict may change when seeds or rows are added."
 
 
@@ -115,7 +118,7 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
         cells[name] = percent(table[column])
     for threshold in (50, 70, 90):
         cells[LABELS[f"pr{threshold}"]] = percent(table[f"pr{threshold}"])
-    cells["better in"] = percent(table["improvement"])
+    cells["P(improvement)"] = percent(table["improvement"])
     if "parameters" in table:
         cells["trained"] = [DASH if pd.isna(number) else f"{number:,}" for number in table["parameters"]]
     for name, column, form in (("minutes", "minutes", ".1f"), ("GiB", "memory_gib", ".2f")):
