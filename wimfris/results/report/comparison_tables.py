@@ -42,7 +42,9 @@ def sections(study: Study, tables: Sequence[pd.DataFrame], origin: Origin = Orig
         place += f", seeds {seeds}" + (f", evidence {origin.release}" if origin.release else "")
         caveat = built_in_note(first["dataset"], first["scale"])
         baselines = sorted(set(table["baseline"]))
-        note = f"Baseline: {baselines[0] if len(baselines) == 1 else 'named in each row'}."
+        note = (
+            f"Baseline: {baselines[0] if len(baselines) == 1 else 'full, or the one that the row or its block names'}."
+        )
         own = next((one for one in study.further if one.title == first["family"]), study)
         if own.note and (own is not study or not shown):
             note += f" {own.note}"
