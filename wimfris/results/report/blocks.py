@@ -215,6 +215,23 @@ def systems(evidence: Evidence) -> str:
     )
 
 
+def tuned(evidence: Evidence) -> str:
+    """Return each family of adapters with the training settings of the scale and with its tuned ones, on val."""
+    params, scores, rows = evidence.params, 100 * evidence.val_scores, []
+    for family in params.tuning.families.values():
+        own = f"{family.variant}_tuned"
+        known = own in params.extended
+        rate = f"{params.settings(own).train.learning_rate:g}" if known else DASH
+        cells = [f"`{family.variant}`", rate]
+        for name in (family.variant, own):
+            of = scores[scores.index.isin([(name, params.seeds[0])])]
+            cells.append(f"{of.iloc[0]:.1f}" if len(of) else DASH)
+        rows.append(cells)
+    common = f"{params.settings().train.learning_rate:g}"
+    header = ["family", "tuned learning rate", f"mIoU at {common}", "mIoU, tuned"]
+    return f"Split val, seed {params.seeds[0]}.\n\n{pipe_table(header, rows)}"
+
+
 def attestations(evidence: Evidence) -> str:
     """Return the committed runs that were trained again, and how far they are from the evidence."""
     path = evidence.reports / "attestations.csv"
@@ -361,6 +378,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "scales": scales,
     "seeds": seeds,
     "systems": systems,
+    "tuned": tuned,
     "attestations": attestations,
     "window": window,
     **{name: _of_benchmarks(block) for name, block in BENCHMARK_BLOCKS.items()},
