@@ -109,7 +109,7 @@ def test_rows_of_equal_settings_point_to_one_run() -> None:
     assert variants("placement")["", "spread (full)"] == "full"
     assert variants("neck")["WIMFRIS's adapters", "HMF"] == "full"
     assert variants("neck")["WIMFRIS's adapters", "no neck"] == "no_neck"
-    assert variants("rivals")["the two ends", "frozen"] == "none"
+    assert variants("rivals")["frozen and fine-tuned", "frozen"] == "none"
 
 
 def test_the_families_of_fusion_are_corrected_apart() -> None:

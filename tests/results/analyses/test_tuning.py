@@ -118,7 +118,8 @@ def test_the_table_says_whether_params_yaml_has_the_best_values(params: Params) 
     assert (
         measured.variant_with(adopted, "lora", best) == "lora" and measured.variant_with(params, "lora", best) is None
     )
-    declared = params.model_copy(update={"everywhere": params.everywhere | {"lora_tuned": nested(best)}})
+    own = {params.scale: {"variants": {"lora_tuned": nested(best)}}}
+    declared = params.model_copy(update={"scales": merge(params.scales, own)})
     assert measured.variant_with(declared, "lora", best) == "lora_tuned"
 
 
