@@ -36,7 +36,7 @@ check: setup ## lint and the fast tests, golden smoke runs among them: 90 second
 	$(BIN)/ruff format --check --quiet
 	$(PYTEST) -m "not slow and not long" -q --ignore=tests/slow
 
-test: setup ## the test suite: 12 minutes on 2 cores
+test: setup ## the test suite: 6 to 12 minutes on 2 cores
 	$(PYTEST) -m "not long"
 
 test-slow: setup ## the rest: the pipeline by DVC, kills, long simulations, browsers

@@ -167,6 +167,7 @@ def test_selected_runs(matrix: Any) -> None:
     more = params.model_copy(update={"extra_seeds": {"full": [10]}})
     assert select_runs(more, ["full"], [10]) == [Run("full", 10)], "an extra seed"
     assert Run("full", 10) not in select_runs(more, ["full"])
+    assert select_runs(more, None, [0, 10]) == [Run("full", 0), Run("none", 0), Run("full", 10)], "of no other variant"
     assert Run("full", 10) not in select_runs(more, ["full", "gate_none"]), "a variant asks for no extra seed"
     with pytest.raises(UserError, match=r"run none-10: 10 is not a seed of none; declare it as extra_seeds"):
         select_runs(more, ["full", "none"], [10])

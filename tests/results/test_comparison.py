@@ -259,13 +259,15 @@ def test_natural_data_carry_no_caveat() -> None:
 
 def test_rows_that_mean_nothing_at_a_scale_are_left_out() -> None:
     params = read_params(Path(__file__).parents[2] / "params.yaml")
-    tiny, small = params.at_scale("tiny").settings(), params.at_scale("small").settings()
+    tiny, small = params.at_scale("tiny"), params.at_scale("small")
     study = Study("w", "W", "?", "!", (Row("4x4", "full"), Row("8x8", "window_8", grids=range(9, 100))))
     here = study.at(tiny)
-    assert here.variants == ["full"] and here.note == "Scale tiny, with a grid of 8 x 8, has no row 8x8."
+    assert here.variants == ["full"] and here.note == "A grid of 8 x 8 has no row 8x8."
     assert study.at(small) is study
-    study = Study("r", "R", "?", "!", (Row("LoRA", "lora"), Row("tuned", "lora_tuned", scales=("tiny",))))
-    assert study.at(tiny) is study and study.at(small).variants == ["full", "lora"]
+    study = Study("r", "R", "?", "!", (Row("LoRA", "lora"), Row("LoRA", "lora_tuned", block="tuned")))
+    here = study.at(small)
+    assert study.at(tiny) is study and here.variants == ["full", "lora"]
+    assert here.note == 'Scale small has no row of "tuned".'
 
 
 def test_a_grid_shows_every_block_by_label() -> None:

@@ -177,6 +177,23 @@ def test_a_trial_becomes_a_variant(project: Path) -> None:
     assert list(yaml.safe_load(Path("params.yaml").read_text())["scales"]["tiny"]["variants"])[-2:] == ["best", "again"]
 
 
+def test_a_trial_becomes_the_first_variant_of_a_scale(project: Path) -> None:
+    """Of a scale at the end of a file without a last newline; a mapping in one line is left to the user."""
+    path = Path("params.yaml")
+    content = yaml.safe_load(path.read_text())
+    own = content["scales"]["tiny"].pop("variants")
+    scales = content.pop("scales")
+    content["scales"] = {name: scales[name] for name in sorted(scales, key=lambda name: name == "tiny")}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False).rstrip()
+    assert own and not text.endswith("\n")
+    path.write_text(text)
+    params = promote("window_tpe_0001", "best")
+    assert params.extended["best"] == window(2, layers=(2,))
+    path.write_text(f"{text}\n    variants: {{}}\n")
+    with pytest.raises(UserError, match=r"scales.tiny.variants has no variant on a line of its own"):
+        promote("window_tpe_0001", "best")
+
+
 @pytest.mark.parametrize(
     ("trial", "name", "message"),
     [

@@ -252,6 +252,17 @@ def test_extra_seeds_add_runs_beyond_the_declared_ones(tmp_path: Path) -> None:
     assert read_params(write_params(tmp_path, extra_seeds={})).extra_runs() == []
 
 
+def test_extra_seeds_of_a_variant_of_one_scale_leave_the_others_alone(tmp_path: Path) -> None:
+    own = {"other": {"train": {"epochs": 1}}}
+    here = {"scales__smoke__variants": own, "extra_seeds": {"other": [7]}, "explorer": ["full", "other"]}
+    params = read_params(write_params(tmp_path, **here))
+    assert params.extra_runs() == [Run("other", 7)] and len(params.explorer_runs()) == 2
+    tiny = params.at_scale("tiny")
+    assert tiny.extra_runs() == [] and [run.variant for run in tiny.explorer_runs()] == ["full"]
+    assert "other" in tiny.of_other_scales() and "other" not in params.of_other_scales()
+    assert read_params(write_params(tmp_path, **here, scale="tiny")).extra_runs() == []
+
+
 def test_placement_puts_adapters_in_consecutive_layers() -> None:
     assert placed((1, 3, 5, 7, 9, 11), "spread", 12) == (1, 3, 5, 7, 9, 11)
     assert placed((1, 3, 5, 7, 9, 11), "early", 12) == (0, 1, 2, 3, 4, 5)

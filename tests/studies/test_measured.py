@@ -9,7 +9,7 @@ import pytest
 from wimfris.cli.study import write_study
 from wimfris.errors import UserError
 from wimfris.measure import decay, efficiency
-from wimfris.results.measured import Measured, origin_note, read_measure, write_measure
+from wimfris.results.measured import CEILING, Measured, origin_note, read_measure, write_measure
 from wimfris.settings.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,16 @@ def test_a_measurement_of_other_settings_is_refused(tmp_path: Path) -> None:
     model = settings.model.model_copy(update={"hmf": settings.model.hmf.model_copy(update={"window": 2})})
     with pytest.raises(UserError, match=r"decay\.csv: of other settings \(model\.hmf\.window was 4 and is 2\)"):
         read_measure(settings.model_copy(update={"model": model}), "decay.csv", tmp_path)
+
+
+def test_scores_without_a_model_depend_on_the_data_alone(tmp_path: Path) -> None:
+    settings = read_params(ROOT / "params.yaml").settings()
+    write_measure(pd.DataFrame({"a": [1]}), settings, CEILING, tmp_path)
+    train = settings.train.model_copy(update={"learning_rate": 1.0})
+    assert list(read_measure(settings.model_copy(update={"train": train}), CEILING, tmp_path)["a"]) == [1]
+    data = settings.data.model_copy(update={"image_size": 32})
+    with pytest.raises(UserError, match=r"data\.image_size was 64 and is 32\); .*`wimfris ceiling --write`"):
+        read_measure(settings.model_copy(update={"data": data}), CEILING, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["decay.csv", "strata-labels.parquet"])

@@ -45,7 +45,7 @@ def test_a_study_names_what_exists(name: str) -> None:
     published = read_published(ROOT / "reports/published.csv")
     assert declared.name == name and declared.baseline == "full" and declared.question and declared.paper
     assert set(declared.variants) <= params.variants.keys() | params.beyond.keys()
-    for variant in declared.at(params.settings()).variants:
+    for variant in declared.at(params).variants:
         params.settings(variant)
     keys = {key[:3] for key in published}
     for family in (declared, *declared.further):
@@ -95,9 +95,9 @@ def test_table_2_has_the_named_systems_of_a_data_set_with_more(committed: Path) 
 
 def test_windows_as_large_as_the_grid_are_left_out() -> None:
     windows, params = study("window_size"), read_params(ROOT / "params.yaml")
-    tiny = windows.at(params.at_scale("tiny").settings())
+    tiny = windows.at(params.at_scale("tiny"))
     assert "window_8" not in tiny.variants and "8x8" in tiny.note
-    small = windows.at(params.at_scale("small").settings())
+    small = windows.at(params.at_scale("small"))
     assert [row.label for row in small.rows][:4] == ["2x2", "4x4 (full)", "8x8", "no window"]
 
 

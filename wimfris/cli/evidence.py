@@ -176,7 +176,7 @@ def reproduction() -> None:
     params = read_params()
     study = load_study("core")
     assert isinstance(study, Study)
-    result = compare(params, study.at(params.settings()))
+    result = compare(params, study.at(params))
     if result is None:
         print("reports/ holds the committed evidence itself: no result of this machine to compare; run `make repro`")
         return
@@ -204,7 +204,7 @@ def release(name: Annotated[str, typer.Argument(help="The release's name, for ex
 
 
 def promote(
-    trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example window_tpe_0003.")],
+    trial: Annotated[str, typer.Argument(help="A finished trial of a search, for example all_tpe_parameters_0004.")],
     name: Annotated[str, typer.Option("--as", help="The variant's name.")],
 ) -> None:
     """Add the settings of a trial to params.yaml as a variant of its scale, to train it from other seeds."""

@@ -92,8 +92,8 @@ def ceiling(
     import torch
 
     from wimfris.data.index import read_index
-    from wimfris.measure.target_resolution import FILE, scores_without_model
-    from wimfris.results.measured import write_measure
+    from wimfris.measure.target_resolution import scores_without_model
+    from wimfris.results.measured import CEILING, write_measure
     from wimfris.results.report.markdown import SHORT, numbers
 
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def ceiling(
         table.add_row(row["split"], str(row["n"]), row["mask"], *numbers(row, SHORT))
     Console().print(table)
     if write:
-        write_measure(scores, settings, FILE)
+        write_measure(scores, settings, CEILING)
 
 
 VERBS = (doctor, profile, estimate, ceiling)

@@ -1,7 +1,6 @@
 """`wimfris settle`: what the open claims need, what that costs, and the runs that settle them."""
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +91,6 @@ def with_extra_seeds(params: Params, plan: Plan, seeds: Mapping[str, int]) -> Pa
     return params.model_copy(update={"extra_seeds": extra})
 
 
-class _Default(dict[str, float]):
-    """Minutes by system; an unknown system costs what runs usually cost."""
-
-    usual = 0.0
-
-    def __missing__(self, _: str) -> float:
-        return self.usual
-
-
 @dataclass(frozen=True)
 class _State:
     """What the wanted claims need, and what runs cost."""
@@ -109,8 +99,9 @@ class _State:
     every: bool  # whether all claims are wanted
     open_claims: list[Need]
     left_out: dict[str, str]  # open claims without an estimate -> what they lack
-    decided: dict[str, str]  # the other wanted claims -> the verdict and its reason
-    minutes: Mapping[str, float]  # of one core, by system
+    closed: dict[str, str]  # the other wanted claims -> the verdict and its reason
+    minutes: Mapping[str, float]  # of one core or GPU, by system
+    unit: str  # of the costs: core hours or GPU hours
     ready: dict[str, int]  # confirmatory seeds, by system
 
     def cheapest(self, budget: float | None) -> SettlePlan:
@@ -131,17 +122,17 @@ def _state(params: Params, plan: Plan, wanted: Sequence[str]) -> _State:
     left_out = without_estimate(plan, verdicts, settings.grid)
     left_out = {name: reason for name, reason in left_out.items() if name in names}
     others = {*names} - {need.verdict.claim.name for need in open_claims} - left_out.keys()
-    decided = {one.claim.name: f"{one.decision}: {one.reason}" for one in verdicts if one.claim.name in others}
+    closed = {one.claim.name: f"{one.decision}: {one.reason}" for one in verdicts if one.claim.name in others}
     ready = _ready(plan, read_evidence(params))
-    return _State(plan, not wanted, open_claims, left_out, decided, _minutes(params), ready)
+    unit = "core hours" if settings.train.device == "cpu" else "GPU hours"
+    return _State(plan, not wanted, open_claims, left_out, closed, _minutes(params), unit, ready)
 
 
-def _minutes(params: Params) -> Mapping[str, float]:
-    recorded = recorded_seconds(params, [])
-    threads = params.settings().train.threads
-    minutes = _Default({name: threads * seconds / 60 for name, seconds in recorded.items()})
-    minutes.usual = statistics.median(minutes.values()) if minutes else 0.0
-    return minutes
+def _minutes(params: Params) -> dict[str, float]:
+    """Return the minutes of a run by system: of one core, or of a GPU."""
+    train = params.settings().train
+    threads = train.threads if train.device == "cpu" else 1
+    return {name: threads * seconds / 60 for name, seconds in recorded_seconds(params, []).items()}
 
 
 def _ready(plan: Plan, evidence: Evidence) -> dict[str, int]:
@@ -205,7 +196,7 @@ def _base_hours(params: Params) -> float:
 def _print(state: _State, best: SettlePlan, budget: float | None, base_hours: float | None) -> None:
     for name, reason in state.left_out.items():
         print(f"{name}: no estimate yet; {reason}")
-    for name, verdict in state.decided.items():
+    for name, verdict in state.closed.items():
         print(f"{name}: {verdict}")
     if not state.open_claims:
         if state.every:
@@ -239,19 +230,19 @@ def _summary(state: _State, best: SettlePlan, budget: float | None) -> str:
     if best.looks:
         return (
             f"the plan: {sum(best.seeds.values())} confirmatory runs of {len(best.seeds)} systems, "
-            f"{best.minutes / 60:.1f} core hours for those that are missing; it decides {best.decided:.1f} of {number} "
-            "open claims on average"
+            f"{best.minutes / 60:.1f} {state.unit} for those that are missing; it decides {best.decided:.1f} of "
+            f"{number} open claims on average"
         )
     if budget is not None:
         smallest = smallest_budget(state.plan, state.open_claims, state.minutes, state.ready)
         if smallest is None:
             return "no plan: no look has a chance of 5% to decide an open claim"
         name, minutes = smallest
-        return f"no plan fits the budget: the cheapest look, of {name}, costs {minutes / 60:.1f} core hours"
+        return f"no plan fits the budget: the cheapest look, of {name}, costs {minutes / 60:.1f} {state.unit}"
     whole = state.cheapest(float("inf"))
     return (
         f"no plan: no look gives an open claim an 80% chance. All looks together would cost {whole.minutes / 60:.1f} "
-        f"core hours and decide {whole.decided:.1f} of {number} claims on average; --budget 6h plans a part of them"
+        f"{state.unit} and decide {whole.decided:.1f} of {number} claims on average; --budget 6h plans a part of them"
     )
 
 

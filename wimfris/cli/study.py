@@ -33,15 +33,8 @@ from wimfris.results.studies import load_study, variants_of
 from wimfris.settings.params import Params, read_params
 from wimfris.settings.run import Run
 
-LEFT_OUT = (
-    "seeds",
-    "n",
-    "SD",
-    "Pr@0.5",
-    "Pr@0.7",
-    "Pr@0.9",
-    "P(improvement)",
-)  # columns that the terminal does not show
+# columns that the terminal does not show
+LEFT_OUT = ("seeds", "n", "SD", "Pr@0.5", "Pr@0.7", "Pr@0.9", "P(improvement)")
 
 
 def main(study: Study | Measured, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -62,13 +55,14 @@ def _options(study: Study | Measured, arguments: Sequence[str] | None) -> argpar
 def _run(study: Study | Measured, options: argparse.Namespace) -> int:
     params = read_params().at_scale(options.scale)
     study = _here(study, params)
-    runs = _select(study, params, options.seeds, gaps=options.no_train)
+    runs = _select(study, params, options.seeds, declared_only=options.no_train)
     missing = _missing(params, runs)
-    if options.no_train and missing == runs != []:
+    if options.no_train and runs and len(missing) == len(runs):
         raise UserError(
             f"{study.name}: no current evidence of any of its {len(runs)} runs; train them, without --no-train"
         )
-    print(f"{study.name}: the evidence holds {len(runs) - len(missing)} of its {len(runs)} runs")
+    if runs:
+        print(f"{study.name}: the evidence holds {len(runs) - len(missing)} of its {len(runs)} runs")
     if options.dry_run:
         _train(params, missing, options.jobs, dry_run=True)
         return 0
@@ -91,13 +85,13 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
     if not study.is_at(params.scale):
         scales = " or ".join(study.scales)
         raise UserError(f"study {study.name} must run at scale {scales}, which has its variants; add --scale {scales}")
-    return study.at(params.settings())
+    return study.at(params)
 
 
-def _select(study: Study | Measured, params: Params, seeds: str | None, gaps: bool) -> list[Run]:
+def _select(study: Study | Measured, params: Params, seeds: str | None, declared_only: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
     wanted = variants_of(study, params)
-    variants = [name for name in wanted if not gaps or name in params.variants | params.beyond]
+    variants = [name for name in wanted if not declared_only or name in params.variants | params.beyond]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]
@@ -145,7 +139,7 @@ def _reproduce(study: Study | Measured) -> int:
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"`{' '.join(command[2:])}` failed, see above")
     params = read_params()
-    _print(_report(study, params, _select(study, params, None, gaps=True)))
+    _print(_report(study, params, _select(study, params, None, declared_only=True)))
     print(f"{study.name}: {', '.join(map(str, paths_of(study.name, params.settings().folder.name)))}")
     return 0
 
@@ -175,7 +169,7 @@ def paths_of(name: str, folder: str, reports: Path = REPORTS) -> list[Path]:
 def write_study(name: str, params: Params) -> list[Path]:
     """Write the report of a study from the evidence; rows without evidence stay empty. Return its files."""
     study = _here(load_study(name), params)
-    report = _report(study, params, _select(study, params, None, gaps=True)).report
+    report = _report(study, params, _select(study, params, None, declared_only=True)).report
     further = study.pictures if isinstance(study, Study) else ()
     folder = params.settings().folder.name
     paths = write_report(name, study.title, folder, report, further)

@@ -8,9 +8,10 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from wimfris.settings.params import Params
 from wimfris.settings.run import Run
@@ -139,40 +140,50 @@ def recorded_seconds(params: Params, runs: Sequence[Run]) -> dict[str, float]:
 
     Only runs of one processor are compared, the one with the most runs of `full`. A variant has the median of its runs
     there, and the median of all runs there if it has fewer than `FEW`: one run on a busy machine may take four times as
-    long. A tuning run among `runs` takes its share of the epochs of its variant.
+    long. A tuning run among `runs` takes its share of the epochs of its variant. Empty where nothing is recorded.
     """
-    recorded = list(_recorded_runs(params.settings().folder))
+    declared = {*params.variants, *params.beyond}
+    recorded = [one for one in _recorded_runs(params.settings().folder).values() if one.variant in declared]
     if not recorded:
         return {}
-    processors = Counter((processor, variant == "full") for variant, processor, _ in recorded)
+    processors = Counter((one.processor, one.variant == "full") for one in recorded)
     where = max((one for one, _ in processors), key=lambda one: (processors[one, True], processors[one, False]))
-    there = [(variant, seconds) for variant, processor, seconds in recorded if processor == where]
-    usual = statistics.median(seconds for _, seconds in there)
+    there = [one for one in recorded if one.processor == where]
+    usual = statistics.median(one.seconds for one in there)
     medians = {}
-    for name in dict.fromkeys(variant for variant, _, _ in recorded):
-        own = [seconds for variant, seconds in there if variant == name]
-        medians[name] = statistics.median(own) if len(own) >= FEW else usual
-    declared = {*params.variants, *params.beyond}
-    for variant in {run.variant for run in runs} - declared - medians.keys():
+    for variant in declared:
+        own = [one.seconds for one in there if one.variant == variant]
+        medians[variant] = statistics.median(own) if len(own) >= FEW else usual
+    for variant in {run.variant for run in runs} - declared:
         base = params.tuned[variant][0]
         own_epochs, whole = (params.settings(name).train.epochs for name in (variant, base))
-        medians[variant] = medians.get(base, usual) * own_epochs / whole
+        medians[variant] = medians[base] * own_epochs / whole
     return medians
 
 
-def _recorded_runs(folder: Path) -> Iterator[tuple[str, tuple[str, str], float]]:
-    """Yield the variant, the processor and the seconds of the runs in the evidence and in this checkout."""
+class _Recorded(NamedTuple):
+    variant: str
+    processor: tuple[str, str]  # device and instruction set
+    seconds: float
+
+
+def _recorded_runs(folder: Path) -> dict[str, _Recorded]:
+    """Return the runs of the evidence and of this checkout, by name; those of this checkout come first."""
+    runs = {}
     for path in sorted(Path("reports", "records").glob(f"{folder.name}-*runs.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                yield row["variant"], (row["device"], row["cpu_capability"]), 60 * float(row["minutes"])
+                processor = (row["device"], row["cpu_capability"])
+                runs[row["run"]] = _Recorded(row["variant"], processor, 60 * float(row["minutes"]))
     for path in sorted(folder.glob("*/*/manifest.json")):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            processor = (manifest["device"], manifest["cpu_capability"])
-            yield manifest["settings"]["variant"], processor, float(manifest["wall_seconds"])
+            processor = (str(manifest.get("device", "")), str(manifest.get("cpu_capability", "")))
+            recorded = _Recorded(manifest["settings"]["variant"], processor, float(manifest["wall_seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        runs[path.parent.name] = recorded
+    return runs
 
 
 @dataclass(frozen=True)

@@ -34,24 +34,25 @@ def select_runs(
 
     Raises UserError where a variant, a seed or a seed of a variant is not declared.
     """
-    extra = {run.seed for run in params.extra_runs()} - set(params.seeds)
-    runs = params.runs()
-    if extended or params.beyond.keys() & set(variants or ()) or extra & set(seeds or ()):
-        runs += params.extended_runs()
-    if extended or extra & set(seeds or ()):
-        runs += params.extra_runs()
     known = [*params.variants, *params.beyond]
     for name in variants or ():
         if name not in known:
             raise UserError(f"--variants {name}: not declared in params.yaml; {suggestion(name, known, 'variants')}")
-    seeds_known = sorted({run.seed for run in runs})
+    if variants and seeds:
+        asked = {Run(name, seed) for name in variants for seed in seeds}
+        for run in asked:
+            params.settings_of(run)
+        return [run for run in params.all_runs() if run in asked]
+    extra = params.extra_runs()
+    runs = params.runs()
+    if extended or params.beyond.keys() & set(variants or ()):
+        runs += params.extended_runs()
+    if extended or {run.seed for run in extra} & set(seeds or ()):
+        runs += extra
+    declared = sorted({run.seed for run in runs})
     for seed in seeds or ():
-        if seed not in seeds_known:
-            raise UserError(
-                f"--seeds {seed}: not declared in params.yaml, which has {', '.join(map(str, seeds_known))}"
-            )
-    for run in (Run(name, seed) for name in variants or () for seed in seeds or ()):
-        params.settings_of(run)
+        if seed not in declared:
+            raise UserError(f"--seeds {seed}: not declared in params.yaml, which has {', '.join(map(str, declared))}")
     return [run for run in runs if (not variants or run.variant in variants) and (not seeds or run.seed in seeds)]
 
 

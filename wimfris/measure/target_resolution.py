@@ -19,7 +19,6 @@ from wimfris.data.protocol import CRIS_THRESHOLD, PROTOCOLS
 from wimfris.metrics import summarise
 from wimfris.settings.schema import Settings
 
-FILE = "ceiling.csv"  # under reports/measures/<set>-<scale>/
 GUESS = "a random object"
 SURE = 1e-4  # distance of the probabilities from 0 and 1
 FIT_STEPS, SHARPNESS = 60, 20.0

@@ -5,7 +5,7 @@ reports/comparisons. Each split has a table of its own. `wimfris.results.report.
 `wimfris.results.report.comparison_figure` draws them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from wimfris.results.formats import Section
 from wimfris.results.published import BUILT_IN, PAPERS_SET, TRUST, Figure, Published, read_published
 from wimfris.results.scores import COMPARED, METRICS, by_seed, check_comparable, own_sentences
 from wimfris.runs.records import SPLITS
-from wimfris.settings.schema import Settings
+from wimfris.settings.params import Params
 
 _QUOTED = ("difference", "these_low", "these_high", "low", "high", "error")
 _COUNTS = ("seeds", "n", "images", "look", "parameters")
@@ -37,11 +37,6 @@ class Row:
     system: str = "WIMFRIS-B"  # in published.csv; at scale `large` its -L
     against: "Row | None" = None  # the baseline of this row; by default the study's
     grids: range = range(1, 1000)  # the sides of the encoder's grid at which the row is meaningful
-    scales: tuple[str, ...] = ()  # that have its variant; by default all
-
-    def is_at(self, settings: Settings) -> bool:
-        """Return whether the row is meaningful at the scale of these settings."""
-        return settings.grid in self.grids and (not self.scales or settings.scale in self.scales)
 
 
 @dataclass(frozen=True)
@@ -85,17 +80,22 @@ class Study:
         """Return whether the scale has the variants of the study."""
         return not self.scales or scale in self.scales
 
-    def at(self, settings: Settings) -> "Study":
-        """Return the study with the rows that are meaningful at the scale of these settings; a note names the rest.
+    def at(self, params: Params) -> "Study":
+        """Return the study with the rows of the scale of these params; a note names the rest.
 
-        The side of the encoder's grid is 8 at scale tiny, 16 at small, and 32 at base and large.
+        A scale has no row whose variant belongs to other scales, nor one that means nothing on its grid. The side of
+        the encoder's grid is 8 at scale tiny, 16 at small, and 32 at base and large.
         """
-        rows = tuple(row for row in self.rows if row.is_at(settings))
-        if len(rows) == len(self.rows):
+        elsewhere = params.of_other_scales()
+        side = params.settings().grid
+        of_grid = [row for row in self.rows if side not in row.grids]
+        of_scale = [row for row in self.rows if row.variant in elsewhere]
+        if not of_grid and not of_scale:
             return self
-        omitted = ", ".join(dict.fromkeys(row.label for row in self.rows if not row.is_at(settings)))
-        place = f"Scale {settings.scale}, with a grid of {settings.grid} x {settings.grid},"
-        return replace(self, rows=rows, note=f"{self.note} {place} has no row {omitted}.".strip())
+        rows = tuple(row for row in self.rows if row not in of_grid and row not in of_scale)
+        omitted = [(f"A grid of {side} x {side}", of_grid), (f"Scale {params.scale}", of_scale)]
+        notes = [f"{place} has no row {_listed(part, rows)}." for place, part in omitted if part]
+        return replace(self, rows=rows, note=" ".join([self.note, *notes]).strip())
 
     def table(
         self, records: pd.DataFrame, comparisons: Comparisons, split: str = "val", published: Published | None = None
@@ -168,6 +168,13 @@ class Study:
             cells |= {"published_gain": gain, "difference_of_differences": difference - gain}
             cells["trust"] = max(figure.trust, reference.trust, key=TRUST.index)
         return cells
+
+
+def _listed(rows: Sequence[Row], others: Sequence[Row]) -> str:
+    """Return the labels of rows, and the name of a block alone where the others have no row of it."""
+    blocks = {row.block for row in others}
+    names = [row.label if row.block in blocks else f'of "{row.block}"' for row in rows]
+    return "; ".join(dict.fromkeys(names))
 
 
 def _quoted(comparisons: Comparisons, variant: str, baseline: str, split: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Evidence:
             variants = ",".join(dict.fromkeys(Run.parse(name).variant for name in missing))
             raise UserError(
                 f"no evidence of {shown} with the present settings; restore params.yaml, or train with "
-                f"`wimfris matrix --variants {variants}`, then `wimfris gather --variants {variants}`"
+                f"`wimfris matrix --variants {variants}`, then `dvc repro` (the core) or `wimfris gather` (other runs)"
             )
         return self.select(names)
 

@@ -71,6 +71,8 @@ class Measured:
 
 
 ORIGIN = "origin.json"
+CEILING = "ceiling.csv"  # `wimfris ceiling --write`
+WITHOUT_MODEL = {CEILING: ("data", "encoders", "evaluate")}  # file -> the sections of the settings that decide it
 
 
 def measure_path(name: str, file: str, reports: Path = REPORTS) -> Path:
@@ -98,12 +100,15 @@ def write_measure(frame: pd.DataFrame, settings: Settings, file: str, reports: P
 def read_measure(settings: Settings, file: str, reports: Path = REPORTS) -> pd.DataFrame:
     """Read a measurement. Raises UserError where its file is missing, or was measured with other settings of `full`."""
     path = measure_path(settings.folder.name, file, reports)
+    command = "wimfris ceiling --write" if file == CEILING else "wimfris measure"
     if not path.is_file():
-        raise UserError(f"{path}: no such measurement; restore it with git, or make it with `wimfris measure`")
+        raise UserError(f"{path}: no such measurement; restore it with git, or make it with `{command}`")
     origin = _origins(settings, reports).get(file)
     changed = ["nothing records its settings"] if origin is None else differences(settings, origin["settings"])
+    if origin is not None and file in WITHOUT_MODEL:
+        changed = [one for one in changed if one.partition(".")[0] in WITHOUT_MODEL[file]]
     if changed:
-        raise UserError(f"{path}: of other settings ({changed[0]}); measure again with `wimfris measure`")
+        raise UserError(f"{path}: of other settings ({changed[0]}); measure again with `{command}`")
     return read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
 
 
@@ -113,7 +118,7 @@ def origin_note(settings: Settings, files: Sequence[str], reports: Path = REPORT
     origins = [recorded[file] for file in files]
     commits = dict.fromkeys(f"{(one['commit'] or 'unknown')[:7]}{'+' if one['dirty'] else ''}" for one in origins)
     code = _code(settings)
-    changed = any(one["code"] != code for one in origins)
+    changed = any(recorded[file]["code"] != code for file in files if file not in WITHOUT_MODEL)
     return f"Measured at commit {' and '.join(commits)}." + " The code of the model has changed since." * changed
 
 

@@ -13,9 +13,8 @@ def refresh_comparisons(params: Params) -> list[str]:
     plan, studies, lines = read_plan(), load_studies(), []
     for name in evidence_names():
         here = params.at_name(name)
-        settings = here.settings()
-        pairs = study_pairs(studies, plan, settings) | dict.fromkeys(control_pairs(here), False)
-        comparisons = compute_comparisons(read_evidence(here), plan, pairs, settings.grid, here.controls)
+        pairs = study_pairs(studies, plan, here) | dict.fromkeys(control_pairs(here), False)
+        comparisons = compute_comparisons(read_evidence(here), plan, pairs, here.settings().grid, here.controls)
         before = read_comparisons(name) if comparisons_path(name).is_file() else None
         path, counts = write_comparisons(comparisons, name), (len(comparisons.primary), len(comparisons.exploratory))
         lines.append(f"{path}: {counts[0]} primary and {counts[1]} exploratory comparisons")

@@ -77,8 +77,11 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
 def without_estimate(plan: Plan, verdicts: Sequence[Verdict], side: int) -> dict[str, str]:
     """Return the open claims that `needs` leaves out, and what each one lacks."""
     left_out = [one for one in _open(plan, verdicts) if not _estimated(plan, one, verdicts, side)]
-    scatter = "its systems have one seed each, and no other claim has more"
-    return {one.claim.name: scatter if _complete(plan, one, side) else one.reason for one in left_out}
+    scatter = {True: "it needs two seeds of its system", False: "no claim has a system with two seeds"}
+    return {
+        one.claim.name: scatter[isinstance(one.claim, Falls)] if _complete(plan, one, side) else one.reason
+        for one in left_out
+    }
 
 
 def cheapest(
@@ -125,9 +128,8 @@ def smallest_budget(
     """Return the claim whose cheapest worthwhile look costs least, and its minutes of one core; None without one."""
     costs = {}
     for need in open_claims:
-        looks = [n for n in plan.confirmatory.looks if need.chances[n] >= _WORTH]
-        for n in looks[:1]:
-            missing = ((name, max(n - ready.get(name, 0), 0)) for name in need.systems)
+        if look := next((n for n in plan.confirmatory.looks if need.chances[n] >= _WORTH), 0):
+            missing = ((name, max(look - ready.get(name, 0), 0)) for name in need.systems)
             costs[need.verdict.claim.name] = sum(minutes[name] * number for name, number in missing)
     return min(costs.items(), key=lambda item: item[1]) if costs else None
 

@@ -11,7 +11,6 @@ from wimfris.results.differences import Pair
 from wimfris.results.measured import Measured
 from wimfris.results.plan import Plan
 from wimfris.settings.params import Params
-from wimfris.settings.schema import Settings
 
 STUDIES = Path("studies")
 OF_THEIR_OWN = ("search", "tuning")  # files of studies/ without a constant STUDY
@@ -43,14 +42,15 @@ def variants_of(study: Study | Measured, params: Params) -> list[str]:
     return study.variants_of(params) if isinstance(study, Measured) else study.variants
 
 
-def study_pairs(studies: Sequence[Study | Measured], plan: Plan, settings: Settings) -> dict[Pair, bool]:
+def study_pairs(studies: Sequence[Study | Measured], plan: Plan, params: Params) -> dict[Pair, bool]:
     """Return the comparisons of the studies and of the plan's further variants, each once, whichever way round.
 
-    settings: of `full`. The value says whether only studies that the plan does not list have the comparison.
+    params: at the data set and scale of the comparisons. The value says whether only studies that the plan does not
+    list have the comparison.
     """
     pairs: dict[Pair, bool] = dict.fromkeys(((name, "full") for name in plan.exploratory.variants), False)
     for study in studies:
-        for pair in study.at(settings).pairs if isinstance(study, Study) else ():
+        for pair in study.at(params).pairs if isinstance(study, Study) else ():
             known = pair[::-1] if pair[::-1] in pairs else pair
             pairs[known] = pairs.get(known, True) and study.name not in plan.exploratory.studies
     return pairs

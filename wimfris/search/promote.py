@@ -61,14 +61,17 @@ def _find(name: str, folder: Path) -> Trial:
 
 def _with_variant(text: str, scale: str, name: str, overrides: Mapping[str, Any], trial: str) -> str:
     """Return the file with one more line at the end of `scales.<scale>.variants`; every other byte stays."""
-    lines = text.splitlines(keepends=True)
+    lines = (text if text.endswith("\n") else f"{text}\n").splitlines(keepends=True)
+    key = f"scales.{scale}.variants"
     own = _block(lines, range(len(lines)), 0, "scales")
     own = own and _block(lines, own, 2, scale)
     if not own:
-        raise UserError(f"params.yaml: no section scales.{scale} of indented lines; add the variant by hand")
+        raise UserError(f"params.yaml: no section scales.{scale} of indented lines; add the variant to {key} by hand")
+    variants = _block(lines, own, 4, "variants")
+    if not variants and any(lines[n].startswith("    variants:") for n in own):
+        raise UserError(f"params.yaml: {key} has no variant on a line of its own; add the variant by hand")
     content = yaml.safe_dump(overrides, default_flow_style=True, sort_keys=False, width=10**6).strip()
     added = f"      {name}: {content}  # promoted from trial {trial}\n"
-    variants = _block(lines, own, 4, "variants")
     end = (variants or own).stop
     return "".join([*lines[:end], "" if variants else "    variants:\n", added, *lines[end:]])
 

@@ -132,11 +132,16 @@ class Params(Section):
         require("full" in self.variants, "variants", allowed, f"only {', '.join(self.variants)}")
         return self
 
+    def _of_any_scale(self) -> list[str]:
+        """Return the names of all variants and controls, those of other scales included."""
+        own = (name for content in self.scales.values() for name in content.get("variants", {}))
+        return list(dict.fromkeys([*self.variants, *self.beyond, *own]))
+
     @model_validator(mode="after")
     def _check_extra_seeds(self) -> "Params":
-        known = [*self.variants, *self.beyond]
+        known, here = self._of_any_scale(), [*self.variants, *self.beyond]
         for variant, seeds in self.extra_seeds.items():
-            require(variant in known, "the variant of extra_seeds", f"one of {', '.join(known)}", variant)
+            require(variant in known, "the variant of extra_seeds", f"one of {', '.join(here)}", variant)
             key, declared = f"extra_seeds.{variant}", self._seeds_of(variant)
             require(len(set(seeds)) == len(seeds), key, "distinct", seeds)
             require(not set(seeds) & set(declared), key, f"seeds other than the declared {declared}", seeds)
@@ -144,11 +149,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_explorer(self) -> "Params":
-        known, systems = [*self.variants, *self.beyond], self.explorer
+        known, here, systems = self._of_any_scale(), [*self.variants, *self.beyond], self.explorer
         require(len(systems) <= SYSTEMS, "explorer", f"a list of at most {SYSTEMS} systems", len(systems))
         require(len(set(systems)) == len(systems), "explorer", "distinct", systems)
         for variant in systems:
-            require(variant in known, "a system of explorer", f"one of {', '.join(known)}", variant)
+            require(variant in known, "a system of explorer", f"one of {', '.join(here)}", variant)
         return self
 
     def with_protocol(self, protocol: str | None) -> "Params":
@@ -169,6 +174,10 @@ class Params(Section):
             controls[name] = merge((self.variants | self.extended)[control["same_as"]], own)
         return self.extended | controls
 
+    def of_other_scales(self) -> set[str]:
+        """Return the names of the variants that other scales have and this one lacks."""
+        return {*self._of_any_scale()} - self.variants.keys() - self.beyond.keys()
+
     def runs(self) -> list[Run]:
         """Return the runs of the core: every variant with every seed."""
         return [run for variant in self.variants for run in self.runs_of(variant)]
@@ -178,12 +187,13 @@ class Params(Section):
         return [run for variant in self.beyond for run in self.runs_of(variant)]
 
     def extra_runs(self) -> list[Run]:
-        """Return the runs with extra seeds, of core and extended variants."""
-        return [Run(variant, seed) for variant, seeds in self.extra_seeds.items() for seed in seeds]
+        """Return the runs with extra seeds, of the variants that the scale has."""
+        here = self.variants | self.beyond
+        return [Run(name, seed) for name, seeds in self.extra_seeds.items() if name in here for seed in seeds]
 
     def explorer_runs(self) -> list[Run]:
         """Return the runs whose masks the evidence keeps: the first seed of each system of `explorer`."""
-        return [self.runs_of(variant)[0] for variant in self.explorer]
+        return [self.runs_of(name)[0] for name in self.explorer if name in self.variants | self.beyond]
 
     def all_runs(self) -> list[Run]:
         """Return the core, extended and extra runs, each once."""
@@ -211,7 +221,7 @@ class Params(Section):
     def _seeds_of(self, variant: str) -> list[int]:
         if variant in self.variants:
             return self.seeds
-        if variant in self.beyond:
+        if variant in self._of_any_scale():
             return self.extended_seeds
         return self.tuning.recipe.seeds if variant.startswith("recipe_") else self.tuning.seeds
 

@@ -145,7 +145,7 @@ def test_a_figure_draws_the_comparisons(committed: Path, files: dict[str, Compar
     params: Params = read_params(committed / "params.yaml")
     study = load_study("window_size", committed / "studies")
     assert isinstance(study, Study)
-    study = study.at(params.settings())
+    study = study.at(params)
     runs = [str(run) for variant in study.variants for run in params.runs_of(variant)]
     records = read_evidence(params, committed / "reports").select(runs).records
     published = read_published(committed / "reports" / "published.csv")

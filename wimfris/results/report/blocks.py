@@ -22,7 +22,7 @@ from wimfris.results.csv_files import read_csv
 from wimfris.results.evidence import Evidence as Records
 from wimfris.results.evidence import evidence_names, read_evidence
 from wimfris.results.formats import DASH, interval, level_text
-from wimfris.results.measured import origin_note, read_measure
+from wimfris.results.measured import CEILING, origin_note, read_measure
 from wimfris.results.plan import Construction, read_plan
 from wimfris.results.releases import processors, release_of, short_commits
 from wimfris.results.report.benchmark_blocks import BENCHMARK_BLOCKS
@@ -217,19 +217,21 @@ def systems(evidence: Evidence) -> str:
 
 def tuned(evidence: Evidence) -> str:
     """Return each family of adapters with the training settings of the scale and with its tuned ones, on val."""
-    params, scores, rows = evidence.params, 100 * evidence.val_scores, []
+    params, scores, seed = evidence.params, 100 * evidence.val_scores, evidence.params.seeds[0]
+    runs = evidence.runs.set_index(["variant", "seed"])
+    columns = {"settings of the scale": "", "tuned": "_tuned"}
+    rows, made = [], []
     for family in params.tuning.families.values():
-        own = f"{family.variant}_tuned"
-        known = own in params.extended
-        rate = f"{params.settings(own).train.learning_rate:g}" if known else DASH
-        cells = [f"`{family.variant}`", rate]
-        for name in (family.variant, own):
-            of = scores[scores.index.isin([(name, params.seeds[0])])]
-            cells.append(f"{of.iloc[0]:.1f}" if len(of) else DASH)
-        rows.append(cells)
-    common = f"{params.settings().train.learning_rate:g}"
-    header = ["family", "tuned learning rate", f"mIoU at {common}", "mIoU, tuned"]
-    return f"Split val, seed {params.seeds[0]}.\n\n{pipe_table(header, rows)}"
+        names = [f"{family.variant}{ending}" for ending in columns.values()]
+        cells = [f"{scores[name, seed]:.1f}" if (name, seed) in scores.index else DASH for name in names]
+        rows.append([f"`{family.variant}`", *cells])
+    for title, ending in columns.items():
+        keys = [(f"{family.variant}{ending}", seed) for family in params.tuning.families.values()]
+        there = runs.loc[[key for key in keys if key in runs.index]]
+        places = sorted(set(short_commits(there["commit"]) + " " + processors(there)))
+        made.append(f"{title.capitalize()}: trained at {', '.join(places)}.")
+    table = pipe_table(["family", *(f"mIoU, {title}" for title in columns)], rows)
+    return f"Split val, seed {seed}. {' '.join(made)}\n\n{table}"
 
 
 def attestations(evidence: Evidence) -> str:
@@ -269,14 +271,14 @@ def splits(evidence: Evidence) -> str:
 
 
 def bounds(evidence: Evidence) -> str:
-    """Return the val scores between which the full model's lies: of a guess, and of the true masks as it draws them."""
+    """Return the val scores around the full model's: of a guess, and of the true masks, drawn at the logits' size."""
     settings = evidence.params.settings()
-    scores = read_measure(settings, "ceiling.csv", evidence.reports)
+    scores = read_measure(settings, CEILING, evidence.reports)
     scores = scores[scores["split"] == "val"]
     header = ["mask", *(METRICS[metric] for metric in SHORT)]
     rows = [[row["mask"], *numbers(row, SHORT)] for row in scores.to_dict("records")]
     rows.insert(1, ["prediction of `full`", *numbers(_val_of_core(evidence)["full"], SHORT)])
-    note = origin_note(settings, ["ceiling.csv"], evidence.reports)
+    note = origin_note(settings, [CEILING], evidence.reports)
     return f"Split val, {scores['n'].iloc[0]} sentences. {note}\n\n{pipe_table(header, rows)}"
 
 
@@ -290,7 +292,7 @@ def studies(evidence: Evidence) -> str:
         if isinstance(study, Study) and not study.is_at(params.scale):
             known = set()
             params, link = params.model_copy(update={"scale": study.scales[0]}), f"only at scale {study.scales[0]}"
-        here = study.at(params.settings()) if isinstance(study, Study) else study
+        here = study.at(params) if isinstance(study, Study) else study
         beyond = [name for name in variants_of(here, params) if name in params.beyond]
         runs = [str(run) for name in beyond for run in params.runs_of(name)]
         cell = f"{len(known.intersection(runs))} of {len(runs)}" if runs else DASH

@@ -209,7 +209,7 @@ class Results:
         params, evidence = self.evidence[place]
         every = self.declared[place].records
         records = every[(every["split"] == split) & every["variant"].isin(study.variants)]
-        study = study.at(params.settings())
+        study = study.at(params)
         present = set(study.variants) & set(records["variant"].unique())
         if place != self.place and 2 * len(present) <= len(study.variants):
             return  # another scale, which lacks most of the study
