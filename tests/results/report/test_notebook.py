@@ -68,7 +68,7 @@ def test_missing_runs_are_named_by_variant() -> None:
     params = read_params(ROOT / "params.yaml").model_copy(update={"seeds": [0, 1, 2]})
     missing = missing_runs(pd.DataFrame({"run": ["full-0", "mta-1"]}), params, ["full", "mta"])
     assert list(map(str, missing)) == ["full-1", "full-2", "mta-0", "mta-2"]
-    assert "full (seeds 1 2), mta (seeds 0 2)" in missing_html(missing, "scenes-tiny")
+    assert "seeds 1 2 of full; seeds 0 2 of mta" in missing_html(missing, "scenes-tiny")
     assert missing_html([], "scenes-tiny") == ""
 
 

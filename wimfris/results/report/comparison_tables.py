@@ -22,6 +22,7 @@ _SEEDS = (
     "After a look, diff, its intervals and P(improvement) are of the compared seeds. Other numbers are of the seeds in "
     "the title."
 )
+MOST_NAMED = 4  # rows without a verdict that a sentence names
 _CHANGES = "An exploratory verdict may change when seeds or rows are added."
 
 
@@ -137,17 +138,19 @@ def answer(table: pd.DataFrame) -> str:
     names += np.where(table["tier"] == PRIMARY, " [primary]", "")
     listed = {verdict: "; ".join(names[table["verdict"] == verdict]) for verdict in ("higher", "lower", "undecided")}
     listed = {verdict: rows for verdict, rows in listed.items() if rows}
-    single = "; ".join(names[(table["verdict"] == "") & (table["tier"] != "") & table["difference"].notna()])
-    if single:
-        listed["no verdict, because a system has one seed"] = single
-    if not listed:
+    single = names[(table["verdict"] == "") & (table["tier"] != "") & table["difference"].notna()]
+    if not listed and single.empty:
         return ""
     baselines = sorted(set(table["baseline"]))
     other = baselines[0] if len(baselines) == 1 else "the baseline of its row"
-    text = " ".join(f"{verdict.capitalize()}: {rows}." for verdict, rows in listed.items())
+    sentences = [f"{verdict.capitalize()}: {rows}." for verdict, rows in listed.items()]
+    if len(single) > MOST_NAMED:
+        sentences.append(f"No verdict for {len(single)} rows, because a system has one seed.")
+    elif len(single):
+        sentences.append(f"No verdict, because a system has one seed: {'; '.join(single)}.")
     first = table.iloc[0]
     where = f"At scale {first['scale']}, mIoU on {first['split']} compared with {other}"
-    return f"{where}; exploratory unless marked primary. {text}"
+    return f"{where}; exploratory unless marked primary. {' '.join(sentences)}"
 
 
 def _intervals(low: pd.Series, high: pd.Series) -> list[str]:

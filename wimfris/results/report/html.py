@@ -87,12 +87,15 @@ def folded(title: str, content: str) -> str:
 
 def missing_html(runs: Sequence[Run], name: str) -> str:
     """Return a notice that the evidence of a set and scale (`name`) lacks these runs; empty if there are none."""
+    if not runs:
+        return ""
     seeds: dict[str, list[str]] = {}
     for run in runs:
         seeds.setdefault(run.variant, []).append(str(run.seed))
-    missing = ", ".join(f"{variant} (seeds {' '.join(numbers)})" for variant, numbers in seeds.items())
-    if not runs:
-        return ""
+    groups: dict[str, list[str]] = {}
+    for variant, numbers in seeds.items():
+        groups.setdefault(" ".join(numbers), []).append(variant)
+    missing = "; ".join(f"seeds {numbers} of {', '.join(variants)}" for numbers, variants in groups.items())
     return notice(
         f"Not in the evidence of {name}: {missing}. A row uses the seeds that are there, and is empty without any."
     )
