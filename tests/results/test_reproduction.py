@@ -32,7 +32,7 @@ def checkout(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def compare() -> Reproduction | None:
+def compare() -> Reproduction | str:
     study = load_study("core")
     assert isinstance(study, Study)
     return reproduction(read_params(), study)
@@ -54,7 +54,14 @@ def retrain(folder: Path, scale: dict[str, float], fingerprint: str | None = Non
 
 
 def test_a_clone_is_no_reproduction(checkout: Path) -> None:
-    assert compare() is None
+    assert "the committed evidence itself" in str(compare())
+
+
+def test_without_committed_evidence_there_is_nothing_to_compare(checkout: Path) -> None:
+    """As at a scale or data set of one's own, at the end of `make repro`."""
+    subprocess.run(["git", "rm", "-r", "-q", "--cached", "reports/records"], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "none"], check=True)
+    assert compare() == f"the last commit has no evidence of {CORE} to compare with"
 
 
 def test_the_same_bits_from_another_training_are_a_reproduction(checkout: Path) -> None:

@@ -177,8 +177,8 @@ def reproduction() -> None:
     study = load_study("core")
     assert isinstance(study, Study)
     result = compare(params, study.at(params))
-    if result is None:
-        print("reports/ holds the committed evidence itself: no result of this machine to compare; run `make repro`")
+    if isinstance(result, str):
+        print(result)
         return
     moved = result.verdict_lines() or ["none"]
     for line in result.notes():

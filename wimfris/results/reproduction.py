@@ -16,7 +16,7 @@ from scipy import stats
 from wimfris.errors import UserError
 from wimfris.results.comparison import Study
 from wimfris.results.comparisons import Comparisons, read_comparisons
-from wimfris.results.evidence import REPORTS, Evidence, read_evidence
+from wimfris.results.evidence import REPORTS, Evidence, evidence_names, read_evidence
 from wimfris.results.formats import Section
 from wimfris.results.releases import release_of
 from wimfris.results.scores import by_seed
@@ -99,24 +99,26 @@ class Reproduction:
         return [f"{row.split}, {row.system}: {row.committed}, here {row.here}" for row in self.moved.itertuples()]
 
 
-def reproduction(params: Params, study: Study, reports: Path = REPORTS) -> Reproduction | None:
-    """Compare the core's evidence in `reports` with that of the last commit; None where it is the same evidence, so
-    that no clone passes for a reproduction.
+def reproduction(params: Params, study: Study, reports: Path = REPORTS) -> Reproduction | str:
+    """Compare the core's evidence in `reports` with that of the last commit, or say why there is nothing to compare:
+    nothing is committed, or it is the same evidence, so that no clone passes for a reproduction.
 
-    Raises UserError where one of them is missing, or outside a git repository.
+    Raises UserError where `reports` has no evidence, or outside a git repository.
     """
-    names = [str(run) for run in params.runs()]
-    with committed_reports() as folder:
-        before = read_evidence(params, folder).select(names)
-        quoted = read_comparisons(params.settings().folder.name, folder)
-        release = release_of(params.settings().folder.name, folder)
+    name, names = params.settings().folder.name, [str(run) for run in params.runs()]
     here = read_evidence(params, reports).select(names)
+    with committed_reports() as folder:
+        if name not in evidence_names(folder):
+            return f"the last commit has no evidence of {name} to compare with"
+        before = read_evidence(params, folder).select(names)
+        quoted = read_comparisons(name, folder)
+        release = release_of(name, folder)
     shared = sorted(set(before.runs["run"]) & set(here.runs["run"]))
     if not shared:
-        raise UserError("no run of the core is in both the committed evidence and reports/; run `make repro`")
+        return f"no run of the core of {name} is both in reports/ and, with these settings, in the last commit"
     before, here = before.select(shared), here.select(shared)
     if before.runs.equals(here.runs):  # a run that was trained again has another commit or time
-        return None
+        return "reports/ holds the committed evidence itself: no result of this machine to compare; run `make repro`"
     merged = before.runs.merge(here.runs, on="run", suffixes=("_committed", "_here"))
     return Reproduction(
         release,
@@ -125,21 +127,27 @@ def reproduction(params: Params, study: Study, reports: Path = REPORTS) -> Repro
         changed=int((merged["fingerprint_committed"] != merged["fingerprint_here"]).sum()),
         equal=int((merged["records_committed"] == merged["records_here"]).sum()),
         systems=_systems(before, here, study),
-        verdicts=_verdicts(quoted, read_comparisons(params.settings().folder.name, reports), study),
+        verdicts=_verdicts(quoted, read_comparisons(name, reports), study),
     )
 
 
 @contextmanager
 def committed_reports() -> Iterator[Path]:
     """Yield a folder with reports/ as committed. Raises UserError outside a git repository."""
-    command = ["git", "archive", "HEAD", *(str(REPORTS / name) for name in COMMITTED)]
-    result = subprocess.run(command, capture_output=True, check=False)
+    paths = _git("ls-tree", "--name-only", "HEAD", *(str(REPORTS / name) for name in COMMITTED)).decode().splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        if paths:
+            with tarfile.open(fileobj=BytesIO(_git("archive", "HEAD", *paths))) as archive:
+                archive.extractall(folder, filter="data")
+        yield Path(folder) / REPORTS
+
+
+def _git(*command: str) -> bytes:
+    result = subprocess.run(["git", *command], capture_output=True, check=False)
     if result.returncode:
         reason = result.stderr.decode("utf-8", "replace").strip()
         raise UserError(f"the committed evidence cannot be read ({reason}); clone the repository with git")
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(result.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-        yield Path(folder) / REPORTS
+    return result.stdout
 
 
 def _systems(before: Evidence, here: Evidence, study: Study) -> pd.DataFrame:
