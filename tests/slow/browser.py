@@ -15,6 +15,10 @@ import pytest
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
 
+SETTLED = """
+const done = arguments[arguments.length - 1];
+requestAnimationFrame(() => setTimeout(() => done(null), 50));
+"""
 RUNS_OUT = """
 const width = document.documentElement.clientWidth;
 return [...document.querySelectorAll('main *, nav *')]
@@ -67,8 +71,10 @@ class Browser:
         self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": values})
 
     def open(self, address: str) -> None:
+        """Load a page, and wait until it has scrolled to the fragment of its address."""
         self._call("POST", "/url", {"url": "about:blank"})
         self._call("POST", "/url", {"url": address})
+        self.run(SETTLED, wait=True)
 
     def run(self, script: str, *values: Any, wait: bool = False) -> Any:
         return self._call("POST", f"/execute/{'async' if wait else 'sync'}", {"script": script, "args": values})
