@@ -115,7 +115,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 
 def test_the_page_names_its_gaps(page: str) -> None:
     assert "Not in the evidence of scenes-" in page
-    assert ": seeds 2 of full; seeds 0 1 2 of window_1" in page  # of window_size
+    assert ": seeds 2 of full, no_window; seeds 0 1 2 of window_1" in page  # of window_size
     assert "gallery.png has not been drawn" in page and "ccccccccc and changes" in page
     assert "undecided (not run)" in page and "by construction" in page
     assert "import Results" not in page
