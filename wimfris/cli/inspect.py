@@ -94,13 +94,13 @@ def ceiling(
     from wimfris.data.index import read_index
     from wimfris.measure.target_resolution import scores_without_model
     from wimfris.results.measured import CEILING, write_measure
-    from wimfris.results.report.markdown import SHORT, numbers
+    from wimfris.results.report.markdown import METRICS, SHORT, numbers
 
     torch.set_num_threads(1)
     settings = params_at(scale, data).settings()
     scores = scores_without_model(settings, read_index(settings.folder / "index" / "index.parquet"))
     title = f"{settings.folder.name}: scores without a model, masks drawn at {4 * settings.grid} x {4 * settings.grid}"
-    table = Table("split", "n", "mask", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", title=f"{title}, percent")
+    table = Table("split", "n", "mask", *(METRICS[name] for name in SHORT), title=f"{title}, percent")
     for row in scores.to_dict("records"):
         table.add_row(row["split"], str(row["n"]), row["mask"], *numbers(row, SHORT))
     Console().print(table)

@@ -219,8 +219,8 @@ def _print(state: _State, best: SettlePlan, budget: float | None, base_hours: fl
     Console().print(table)
     print(f"The last look is at {final} seeds. Costs are those of recorded runs on one processor.")
     print(_summary(state, best, budget))
-    runs = sum(best.seeds.values())
     if base_hours is not None:
+        runs = sum(best.seeds.values())
         print(f"at scale base: {runs * base_hours:.0f} hours of this device ({base_hours:.1f} a run)")
 
 

@@ -91,7 +91,7 @@ def _here(study: Study | Measured, params: Params) -> Study | Measured:
 def _select(study: Study | Measured, params: Params, seeds: str | None, declared_only: bool) -> list[Run]:
     """Return the runs of the study, each once. Raises UserError where a variant is impossible or no run is left."""
     wanted = variants_of(study, params)
-    variants = [name for name in wanted if not declared_only or name in params.variants | params.beyond]
+    variants = [name for name in wanted if not declared_only or name in params.all_variants]
     for variant in variants:
         params.settings(variant)
     runs = [run for variant in variants for run in params.runs_of(variant)]

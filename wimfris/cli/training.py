@@ -24,7 +24,7 @@ def code(scale: ScaleOption = None, data: DataOption = None) -> None:
     from wimfris.runs.fingerprint import variant_content
 
     params = params_at(scale, data)
-    for variant in (*params.variants, *params.beyond):
+    for variant in params.all_variants:
         settings = params.settings(variant)
         text = json.dumps(variant_content(settings), indent=1, sort_keys=True)
         write_text(settings.folder / "code" / f"{variant}.json", text + "\n")

@@ -142,7 +142,7 @@ def recorded_seconds(params: Params, runs: Sequence[Run]) -> dict[str, float]:
     there, and the median of all runs there if it has fewer than `FEW`: one run on a busy machine may take four times as
     long. A tuning run among `runs` takes its share of the epochs of its variant. Empty where nothing is recorded.
     """
-    declared = {*params.variants, *params.beyond}
+    declared = params.all_variants
     recorded = [one for one in _recorded_runs(params.settings().folder).values() if one.variant in declared]
     if not recorded:
         return {}
@@ -154,7 +154,7 @@ def recorded_seconds(params: Params, runs: Sequence[Run]) -> dict[str, float]:
     for variant in declared:
         own = [one.seconds for one in there if one.variant == variant]
         medians[variant] = statistics.median(own) if len(own) >= FEW else usual
-    for variant in {run.variant for run in runs} - declared:
+    for variant in {run.variant for run in runs} - declared.keys():
         base = params.tuned[variant][0]
         own_epochs, whole = (params.settings(name).train.epochs for name in (variant, base))
         medians[variant] = medians[base] * own_epochs / whole
@@ -201,7 +201,6 @@ def estimate(params: Params, runs: Sequence[Run], jobs: int) -> Estimate | None:
     recorded = recorded_seconds(params, runs)
     if not recorded:
         return None
-    usual = statistics.median(recorded.values())
-    seconds = [recorded.get(run.variant, usual) for run in runs]
+    seconds = [recorded[run.variant] for run in runs]
     threads = params.settings().train.threads
     return Estimate(sum(seconds) * threads / 60, wall_seconds(seconds, jobs) / 60)

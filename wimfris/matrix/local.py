@@ -34,12 +34,12 @@ def select_runs(
 
     Raises UserError where a variant, a seed or a seed of a variant is not declared.
     """
-    known = [*params.variants, *params.beyond]
+    known = params.all_variants
     for name in variants or ():
         if name not in known:
             raise UserError(f"--variants {name}: not declared in params.yaml; {suggestion(name, known, 'variants')}")
     if variants and seeds:
-        asked = {Run(name, seed) for name in variants for seed in seeds}
+        asked = [Run(name, seed) for name in variants for seed in seeds]
         for run in asked:
             params.settings_of(run)
         return [run for run in params.all_runs() if run in asked]

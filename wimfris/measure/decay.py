@@ -48,7 +48,7 @@ def measure_decay(params: Params) -> None:
     rows, images = index[index["split"] == SPLIT], source_images(settings)
     summaries, curves = [], []
     for variant in (*VARIANTS, *BEYOND):
-        if variant in BEYOND and variant not in params.variants | params.beyond:
+        if variant in BEYOND and variant not in params.all_variants:
             continue
         settings = params.settings(variant)
         runs = params.runs_of(variant)

@@ -59,7 +59,7 @@ def measure_efficiency(params: Params, repetitions: int = REPETITIONS, note: str
     quartiles _q1 and _q3; images_per_second_<batch>; memory_mb_<batch or step>. Those from `machine` on are left out
     with 0 repetitions. Raises UserError where the device is missing.
     """
-    systems = [variant for variant in SYSTEMS if variant in params.variants | params.beyond]
+    systems = [variant for variant in SYSTEMS if variant in params.all_variants]
     timings: dict[str, list[Timings]] = {variant: [] for variant in systems}
     for number in range(ROUNDS if repetitions else 0):
         for variant in systems:

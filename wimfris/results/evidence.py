@@ -116,8 +116,7 @@ class Evidence:
 
     def declared(self, params: Params) -> "Evidence":
         """Return the evidence without extra seeds, which decide claims and enter no table of results."""
-        variants = (*params.variants, *params.beyond)
-        return self.select([str(run) for variant in variants for run in params.runs_of(variant)])
+        return self.select([str(run) for variant in params.all_variants for run in params.runs_of(variant)])
 
     def require(self, names: Sequence[str]) -> "Evidence":
         """Return the evidence of these runs alone. Raises UserError where one of them is not current evidence."""

@@ -77,11 +77,14 @@ def needs(plan: Plan, verdicts: Sequence[Verdict], side: int) -> list[Need]:
 def without_estimate(plan: Plan, verdicts: Sequence[Verdict], side: int) -> dict[str, str]:
     """Return the open claims that `needs` leaves out, and what each one lacks."""
     left_out = [one for one in _open(plan, verdicts) if not _estimated(plan, one, verdicts, side)]
-    scatter = {True: "it needs two seeds of its system", False: "no claim has a system with two seeds"}
-    return {
-        one.claim.name: scatter[isinstance(one.claim, Falls)] if _complete(plan, one, side) else one.reason
-        for one in left_out
-    }
+    return {one.claim.name: _lack(plan, one, side) for one in left_out}
+
+
+def _lack(plan: Plan, verdict: Verdict, side: int) -> str:
+    if not _complete(plan, verdict, side):
+        return verdict.reason
+    one_system = isinstance(verdict.claim, Falls)
+    return "it needs two seeds of its system" if one_system else "no claim has a system with two seeds"
 
 
 def cheapest(

@@ -38,7 +38,7 @@ def promote(trial: str, name: str) -> Params:
         raise UserError(f"{trial}: {source['state']}; only a finished trial can be promoted")
     if not re.fullmatch(r"\w+", name):
         raise UserError(f"--as {name}: use only letters, digits and _")
-    if name in params.variants | params.beyond:
+    if name in params.all_variants:
         raise UserError(f"--as {name}: params.yaml has a variant of this name; use another one")
     path = Path("params.yaml")
     before = path.read_text(encoding="utf-8")

@@ -135,11 +135,11 @@ class Params(Section):
     def _of_any_scale(self) -> list[str]:
         """Return the names of all variants and controls, those of other scales included."""
         own = (name for content in self.scales.values() for name in content.get("variants", {}))
-        return list(dict.fromkeys([*self.variants, *self.beyond, *own]))
+        return list(dict.fromkeys([*self.all_variants, *own]))
 
     @model_validator(mode="after")
     def _check_extra_seeds(self) -> "Params":
-        known, here = self._of_any_scale(), [*self.variants, *self.beyond]
+        known, here = self._of_any_scale(), self.all_variants
         for variant, seeds in self.extra_seeds.items():
             require(variant in known, "the variant of extra_seeds", f"one of {', '.join(here)}", variant)
             key, declared = f"extra_seeds.{variant}", self._seeds_of(variant)
@@ -149,7 +149,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_explorer(self) -> "Params":
-        known, here, systems = self._of_any_scale(), [*self.variants, *self.beyond], self.explorer
+        known, here, systems = self._of_any_scale(), self.all_variants, self.explorer
         require(len(systems) <= SYSTEMS, "explorer", f"a list of at most {SYSTEMS} systems", len(systems))
         require(len(set(systems)) == len(systems), "explorer", "distinct", systems)
         for variant in systems:
@@ -174,9 +174,14 @@ class Params(Section):
             controls[name] = merge((self.variants | self.extended)[control["same_as"]], own)
         return self.extended | controls
 
+    @property
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """Return the overrides of the variants and controls that the scale has."""
+        return self.variants | self.beyond
+
     def of_other_scales(self) -> set[str]:
         """Return the names of the variants that other scales have and this one lacks."""
-        return {*self._of_any_scale()} - self.variants.keys() - self.beyond.keys()
+        return {*self._of_any_scale()} - self.all_variants.keys()
 
     def runs(self) -> list[Run]:
         """Return the runs of the core: every variant with every seed."""
@@ -188,12 +193,13 @@ class Params(Section):
 
     def extra_runs(self) -> list[Run]:
         """Return the runs with extra seeds, of the variants that the scale has."""
-        here = self.variants | self.beyond
+        here = self.all_variants
         return [Run(name, seed) for name, seeds in self.extra_seeds.items() if name in here for seed in seeds]
 
     def explorer_runs(self) -> list[Run]:
         """Return the runs whose masks the evidence keeps: the first seed of each system of `explorer`."""
-        return [self.runs_of(name)[0] for name in self.explorer if name in self.variants | self.beyond]
+        here = self.all_variants
+        return [self.runs_of(name)[0] for name in self.explorer if name in here]
 
     def all_runs(self) -> list[Run]:
         """Return the core, extended and extra runs, each once."""
@@ -214,7 +220,7 @@ class Params(Section):
         The first one of a list is the original, the others are its controls.
         """
         groups: dict[str, list[str]] = {}
-        for name in (*self.variants, *self.beyond):
+        for name in self.all_variants:
             groups.setdefault(function(self.settings(name)), []).append(name)
         return [group for group in groups.values() if len(group) > 1]
 
@@ -258,7 +264,7 @@ class Params(Section):
         """Return the settings of a variant at the current scale. Raises UserError, in one line, if they are invalid."""
         if self.scale not in self.scales:
             raise self._error("scale", f"scale must be one of {', '.join(self.scales)}, got {self.scale}")
-        known = self.variants | self.beyond
+        known = self.all_variants
         if variant not in known and variant in self.tuned:
             base, changes = self.tuned[variant]
             short = self.tuning.shortened(variant, self.scale)

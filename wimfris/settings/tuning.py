@@ -23,6 +23,11 @@ class Family(Section):
     variant: Name
     ranges: Annotated[dict[str, Range], Field(min_length=1)]
 
+    @property
+    def tuned_variant(self) -> str:
+        """The name of the variant with the settings of its best trial, where a scale has one."""
+        return f"{self.variant}_tuned"
+
 
 class Recipe(Section):
     """Candidates for the recipe of one scale: name -> overrides, each trained as `variants` from `seeds`."""

@@ -156,8 +156,8 @@ def variant_with(params: Params, family: str, values: dict[str, float]) -> str |
     """Return the variant of params.yaml that has these values (dotted keys): the family's, or the one whose name ends
     with `_tuned`. None if neither has them.
     """
-    base = params.tuning.families[family].variant
-    for name in (base, f"{base}_tuned"):
+    declared = params.tuning.families[family]
+    for name in (declared.variant, declared.tuned_variant):
         if name in params.variants | params.extended:
             settings = flat(params.settings(name).model_dump(mode="json"))
             if all(settings[key] == value for key, value in values.items()):

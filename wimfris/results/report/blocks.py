@@ -217,20 +217,19 @@ def systems(evidence: Evidence) -> str:
 
 def tuned(evidence: Evidence) -> str:
     """Return each family of adapters with the training settings of the scale and with its tuned ones, on val."""
-    params, scores, seed = evidence.params, 100 * evidence.val_scores, evidence.params.seeds[0]
-    runs = evidence.runs.set_index(["variant", "seed"])
-    columns = {"settings of the scale": "", "tuned": "_tuned"}
-    rows, made = [], []
-    for family in params.tuning.families.values():
-        names = [f"{family.variant}{ending}" for ending in columns.values()]
-        cells = [f"{scores[name, seed]:.1f}" if (name, seed) in scores.index else DASH for name in names]
-        rows.append([f"`{family.variant}`", *cells])
-    for title, ending in columns.items():
-        keys = [(f"{family.variant}{ending}", seed) for family in params.tuning.families.values()]
+    families, seed = list(evidence.params.tuning.families.values()), evidence.params.seeds[0]
+    scores, runs = 100 * evidence.val_scores, evidence.runs.set_index(["variant", "seed"])
+    groups = {
+        "settings of the scale": [(family.variant, seed) for family in families],
+        "tuned": [(family.tuned_variant, seed) for family in families],
+    }
+    columns, made = [[f"`{family.variant}`" for family in families]], []
+    for title, keys in groups.items():
+        columns.append([f"{scores[key]:.1f}" if key in scores.index else DASH for key in keys])
         there = runs.loc[[key for key in keys if key in runs.index]]
         places = sorted(set(short_commits(there["commit"]) + " " + processors(there)))
         made.append(f"{title.capitalize()}: trained at {', '.join(places)}.")
-    table = pipe_table(["family", *(f"mIoU, {title}" for title in columns)], rows)
+    table = pipe_table(["family", *(f"mIoU, {title}" for title in groups)], zip(*columns, strict=True))
     return f"Split val, seed {seed}. {' '.join(made)}\n\n{table}"
 
 
