@@ -48,6 +48,15 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
         read_measure(read_params(ROOT / "params.yaml").settings(), "decay.csv", tmp_path)
 
 
+def test_a_truncated_origin_is_one_line(tmp_path: Path) -> None:
+    settings = read_params(ROOT / "params.yaml").settings()
+    write_measure(pd.DataFrame({"a": [1]}), settings, "decay.csv", tmp_path)
+    origin = tmp_path / "measures" / settings.folder.name / "origin.json"
+    origin.write_text(origin.read_text()[:100])
+    with pytest.raises(UserError, match=r"origin\.json: not a JSON file; restore it"):
+        read_measure(settings, "decay.csv", tmp_path)
+
+
 def test_a_measurement_of_other_settings_is_refused(tmp_path: Path) -> None:
     settings = read_params(ROOT / "params.yaml").settings()
     write_measure(pd.DataFrame({"a": [1]}), settings, "decay.csv", tmp_path)

@@ -124,7 +124,10 @@ def origin_note(settings: Settings, files: Sequence[str], reports: Path = REPORT
 
 def _origins(settings: Settings, reports: Path) -> dict[str, Any]:
     path = measure_path(settings.folder.name, ORIGIN, reports)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: not a JSON file; restore it with `git checkout`") from None
 
 
 def _code(settings: Settings) -> str:
